@@ -1,0 +1,187 @@
+"""Configuration of an IR3DE router: its shape, its choices and the experts that it routes to."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+VARIANTS = ("top-k", "all", "avg")
+
+EXPERT_KEYS = (
+    "name",
+    "model",
+    "revision",
+    "gguf_file",
+    "dtype",
+    "system_prompt",
+    "generation",
+    "cost",
+)
+
+# An expert's name is also the name of its statistics file, so it must be safe on every file system.
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
+
+
+def check_expert_name(name: Any) -> str:
+    """Returns `name` if it can name an expert, else raises.
+
+    Args:
+        name (`Any`): 1 to 64 of the characters `A-Z a-z 0-9 . _ -`, the first a letter or digit, the last no dot, and
+            no name that Windows reserves (`con`, `nul`, `com1`, ...).
+
+    Raises:
+        ValueError: `name` is anything else.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.split(".")[0].lower() in _RESERVED:
+        raise ValueError(
+            f"{name!r} cannot name an expert: expected 1 to 64 letters, digits, '.', '_' or '-', starting with a letter"
+            " or digit, because the name is also a file name. Rename the domain, for example 'civil-law'."
+        )
+    return name
+
+
+def check_expert(spec: Any) -> dict[str, Any]:
+    """Returns a copy of an expert's spec without its empty entries, or raises.
+
+    Args:
+        spec (`Any`): a mapping with `name` and, where the expert is to generate, its `model`; see [`IR3DEConfig`].
+
+    Raises:
+        ValueError: a key is unknown (the nearest valid one is named), or a value is of the wrong kind.
+    """
+    if not isinstance(spec, dict) or "name" not in spec:
+        raise ValueError(f"An expert is a mapping with at least a `name`, such as {{'name': 'math'}}; got {spec!r}.")
+    name = check_expert_name(spec["name"])
+    for key in spec:
+        if key not in EXPERT_KEYS:
+            near = difflib.get_close_matches(str(key), EXPERT_KEYS, n=1)
+            hint = f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(EXPERT_KEYS)}."
+            raise ValueError(f"Expert {name!r} has the unknown key {key!r}. {hint}")
+    clean = {key: value for key, value in spec.items() if value is not None}
+    for key in ("model", "revision", "gguf_file", "dtype", "system_prompt"):
+        if key in clean and not isinstance(clean[key], str):
+            raise ValueError(f"`{key}` of expert {name!r} must be a string, got {clean[key]!r}.")
+    if not isinstance(clean.get("generation", {}), dict):
+        raise ValueError(f"`generation` of expert {name!r} must be a mapping of generation options.")
+    if not is_number(clean.get("cost", 0)) or clean.get("cost", 0) < 0:
+        raise ValueError(f"`cost` of expert {name!r} must be a number of at least 0, got {clean['cost']!r}.")
+    if clean.keys() & {"revision", "gguf_file", "dtype"} and "model" not in clean:
+        raise ValueError(f"Expert {name!r} gives details of a model but no `model`: add its Hub id or folder.")
+    return clean
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite real number (a bool is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class IR3DEConfig(PreTrainedConfig):
+    """
+    Configuration of an [`IR3DEModel`].
+
+    Args:
+        vocab_size (`int`): V, the number of rows of the token embeddings.
+        hidden_size (`int`): h, the number of columns of the token embeddings.
+        experts (`list[dict]`): one spec a domain, kept sorted by name, so that the same set of experts is the same
+            router whatever the order of the edits that led to it. Keys: `name`; `model` (Hub id or folder of a causal
+            LM), `revision`, `gguf_file`, `dtype`; `system_prompt`; `generation` (default options of its generation);
+            `cost`.
+        variant (`str`): how the tokens of a prompt decide (section 3.2): `"top-k"` (the `num_votes` tokens of lowest
+            entropy vote), `"all"` (every token votes) or `"avg"` (the mean embedding decides).
+        num_votes (`int`): k, how many tokens vote in `"top-k"`.
+        regularization (`float`): lambda of the ridge regression, in the units of the (balanced) sums.
+        balance (`bool`): divide each domain's sums by its number of rows, so that no domain outweighs another.
+        bias (`bool`): append a column of ones to the embeddings.
+        normalize_columns (`bool`): divide each column of W by its norm, as the authors' code does.
+        max_length (`int`): tokens of a prompt that count, from its beginning.
+        embedding_model (`str`, *optional*): where the embeddings came from.
+        embedding_revision (`str`, *optional*): its revision.
+        embedding_gguf_file (`str`, *optional*): its GGUF file, where the weights are GGUF.
+        fingerprint (`str`, *optional*): of tokenizer and embeddings; statistics of another one are refused.
+        evaluation (`dict`, *optional*): what was measured when the router was fitted.
+
+    Example:
+
+    ```python
+    >>> from ir3de import IR3DEConfig
+    >>> config = IR3DEConfig(vocab_size=49152, hidden_size=576, experts=[{"name": "math"}, {"name": "law"}])
+    >>> config.id2label
+    {0: 'law', 1: 'math'}
+
+    ```
+    """
+
+    model_type = "ir3de"
+
+    vocab_size: int = 0
+    hidden_size: int = 0
+    experts: list[dict[str, Any]] | None = None
+    variant: str = "top-k"
+    num_votes: int = 10
+    regularization: float | int = 1e-5
+    balance: bool = True
+    bias: bool = True
+    normalize_columns: bool = False
+    max_length: int = 1024
+    embedding_model: str | None = None
+    embedding_revision: str | None = None
+    embedding_gguf_file: str | None = None
+    fingerprint: str | None = None
+    evaluation: dict[str, Any] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self.set_experts(self.experts or [])
+        kwargs.update(id2label=self.id2label, label2id=self.label2id)
+        self.check()
+        super().__post_init__(**kwargs)
+
+    @property
+    def expert_names(self) -> list[str]:
+        """The experts' names in the order of the columns of W."""
+        return [expert["name"] for expert in self.experts or []]
+
+    def set_experts(self, experts: list[dict[str, Any]]) -> None:
+        """Sets the experts and the labels that follow from them.
+
+        Raises:
+            ValueError: a spec is malformed, or two names are the same on a file system that ignores case.
+        """
+        clean = sorted((check_expert(expert) for expert in experts), key=lambda expert: expert["name"])
+        folded: dict[str, str] = {}
+        for name in (expert["name"] for expert in clean):
+            if name.lower() in folded:
+                raise ValueError(
+                    f"Two experts are named {folded[name.lower()]!r} and {name!r}: names must differ by more than case."
+                    " Rename one of them."
+                )
+            folded[name.lower()] = name
+        self.experts = clean
+        self.id2label = dict(enumerate(self.expert_names))
+        self.label2id = {name: index for index, name in self.id2label.items()}
+
+    def check(self, **overrides: Any) -> None:
+        """Checks the fields; the model calls it again because overrides at load time bypass the constructor.
+
+        Args:
+            overrides (*optional*): values of a single call that stand in for the config's.
+
+        Raises:
+            ValueError: a field is out of range; the message names the field, the value and what is expected.
+        """
+        variant = overrides.get("variant", self.variant)
+        if variant not in VARIANTS:
+            raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+        for field in ("num_votes", "max_length"):
+            value = overrides.get(field, getattr(self, field))
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{field}` must be a whole number of at least 1, got {value!r}.")
+        if not is_number(self.regularization) or self.regularization <= 0:
+            raise ValueError(
+                f"`regularization` (lambda) must be a number above 0, got {self.regularization!r}: without it"
+                " A + lambda I need not be invertible."
+            )

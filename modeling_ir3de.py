@@ -1,0 +1,420 @@
+"""The router as a transformers model: embeddings, W, the token table, the statistics behind W, and their files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils.generic import ModelOutput
+from transformers.utils.hub import cached_file
+
+from .card_ir3de import CARD_NAME, update_card
+from .configuration_ir3de import IR3DEConfig
+from .route_selector_ir3de import mean_logits, most_certain, vote_logits
+from .statistics_ir3de import DomainStatistics, check_token_ids, fingerprint, read_header
+from .token_router_ir3de import TokenTable, solve, token_table
+
+STATISTICS_FOLDER = "statistics"
+PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
+_PADDED_TOKENS = 1 << 18  # tokens, padding included, that are routed in one pass
+_HUB_KEYS = ("cache_dir", "local_files_only", "token", "subfolder")
+
+
+@dataclass
+class IR3DEOutput(ModelOutput):
+    """
+    What the router says of a batch of prompts.
+
+    Args:
+        loss (`torch.Tensor` of shape `()`, *optional*): cross-entropy, where `labels` were given.
+        logits (`torch.Tensor` of shape `(batch, domains)`): scores of the domains, float64; the arg max is the route
+            and the softmax a distribution over the experts.
+        entropies (`torch.Tensor` of shape `(batch, tokens)`, *optional*): in nats, +inf for padding.
+        votes (`torch.Tensor` of shape `(batch, tokens)`, *optional*): each token's arg max.
+        counted (`torch.Tensor` of shape `(batch, tokens)`, *optional*): true for the tokens that decided.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
+    votes: torch.Tensor | None = None
+    counted: torch.Tensor | None = None
+
+
+class IR3DEModel(PreTrainedModel):
+    """
+    A linear token router over frozen token embeddings (arXiv 2606.06098).
+
+    W is solved from the statistics of each domain. It may instead be trained with `labels`, as any transformers
+    model; the next [`IR3DEModel.fit`] replaces what training found by the closed form.
+
+    Args:
+        config ([`IR3DEConfig`]): with at least one expert.
+
+    Raises:
+        ValueError: the config has no experts, no embeddings, or a field out of range.
+    """
+
+    config_class = IR3DEConfig
+    config: IR3DEConfig
+    base_model_prefix = "ir3de"
+    main_input_name = "input_ids"
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["token_router"]  # type: ignore[misc]
+
+    def __init__(self, config: IR3DEConfig) -> None:
+        config.check()
+        experts = config.expert_names
+        if not experts or config.vocab_size < 1 or config.hidden_size < 1:
+            raise ValueError(
+                f"A router needs experts and embeddings, but the config has {len(experts)} experts, vocab_size"
+                f" {config.vocab_size} and hidden_size {config.hidden_size}. Fit one with `ir3de fit`."
+            )
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens.requires_grad_(False)
+        self.token_router = nn.Linear(config.hidden_size, len(experts), bias=config.bias)
+        self._table: tuple[object, TokenTable] | None = None
+        self._statistics: dict[str, DomainStatistics] | None = None
+        self._tokenizer: Any = None
+        self._origin: dict[str, Any] | None = None
+        self.post_init()
+
+    # Routing: section 3.2.
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        variant: str | None = None,
+        num_votes: int | None = None,
+        output_tokens: bool = False,
+    ) -> IR3DEOutput:
+        """Routes a batch of prompts.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch, tokens)`): token ids, padded on either side.
+            attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*): 0 for padding, which never counts.
+            labels (`torch.Tensor` of shape `(batch,)`, *optional*): index of each prompt's domain. Gives a `loss`
+                that is differentiable in W: over tokens where tokens vote, over prompts where their mean decides.
+            variant (`str`, *optional*): instead of the config's.
+            num_votes (`int`, *optional*): instead of the config's.
+            output_tokens (`bool`): also return `entropies`, `votes` and `counted`.
+
+        Raises:
+            ValueError: a prompt has no tokens, a token id has no embedding, or an option is out of range.
+        """
+        variant = self.config.variant if variant is None else variant
+        num_votes = self.config.num_votes if num_votes is None else num_votes
+        self.config.check(variant=variant, num_votes=num_votes)
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        check_token_ids(input_ids, self.config.vocab_size)
+        check_not_empty(mask)
+        table, rows = self.token_table, input_ids
+        if labels is not None:  # a table of this batch's tokens alone, through which gradients flow to W
+            token_ids, rows = input_ids.unique(return_inverse=True)
+            table = self._score(self.embed_tokens.weight[token_ids])
+        if variant == "avg":
+            logits, counted = mean_logits(table.logits[rows], mask), mask
+        else:
+            k = num_votes if variant == "top-k" else mask.shape[1]
+            voters, counts = most_certain(table.entropies[rows], mask, k)
+            logits = vote_logits(table.logits[rows.gather(1, voters)], counts)
+            counted = torch.zeros_like(mask).scatter(1, voters, counts)
+        output = IR3DEOutput(logits=logits)
+        if labels is not None and variant == "avg":
+            output.loss = F.cross_entropy(logits, labels)
+        elif labels is not None:
+            output.loss = F.cross_entropy(table.logits[rows[mask]], labels.unsqueeze(1).expand_as(rows)[mask])
+        if output_tokens:
+            output.entropies = table.entropies[rows].masked_fill(~mask, torch.inf)
+            output.votes = table.logits.argmax(dim=1)[rows]
+            output.counted = counted
+        return output
+
+    @staticmethod
+    def passes(
+        token_ids: torch.Tensor, lengths: torch.Tensor
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Splits prompts of any lengths into as few padded batches as memory allows, like lengths together.
+
+        Args:
+            token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
+            lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt, at least 1.
+
+        Yields:
+            indices of the prompts in a batch, its `input_ids` and its `attention_mask`, padded on the right.
+        """
+        starts = lengths.cumsum(0) - lengths
+        rest = lengths.argsort(descending=True)
+        while len(rest):
+            longest = int(lengths[rest[0]])
+            prompts, rest = rest.tensor_split([max(1, _PADDED_TOKENS // max(1, longest))])
+            positions = torch.arange(longest, device=lengths.device)
+            mask = positions < lengths[prompts, None]
+            yield prompts, token_ids[(starts[prompts, None] + positions).clamp(max=len(token_ids) - 1)], mask
+
+    @property
+    def token_table(self) -> TokenTable:
+        """The token table of the present W, made on first use and again whenever E or W has changed."""
+        state = [(p.data_ptr(), p._version, p.device) for p in self.parameters()]
+        if self._table is None or self._table[0] != state:
+            with torch.no_grad():
+                self._table = state, self._score(self.embed_tokens.weight)
+        return self._table[1]
+
+    def _score(self, embeddings: torch.Tensor) -> TokenTable:
+        return token_table(embeddings, self.token_router.weight, self.token_router.bias)
+
+    # Fitting: section 3.1.
+
+    @classmethod
+    def from_statistics(
+        cls, config: IR3DEConfig, embeddings: torch.Tensor, statistics: Mapping[str, DomainStatistics], tokenizer: Any
+    ) -> IR3DEModel:
+        """Makes a router from the statistics of its domains.
+
+        Args:
+            config ([`IR3DEConfig`]): its experts are the domains.
+            embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings that the statistics were collected with.
+            statistics (`Mapping[str, DomainStatistics]`): of each domain.
+            tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings; saved with the router.
+
+        Raises:
+            ValueError: domains and experts differ, or statistics, tokenizer and embeddings do not belong together.
+        """
+        config.fingerprint = feature_space(tokenizer, embeddings)
+        config.vocab_size, config.hidden_size = embeddings.shape
+        model = cls(config)
+        model.embed_tokens.weight = nn.Parameter(embeddings.detach().clone(), requires_grad=False)
+        model._tokenizer = tokenizer
+        model.fit(statistics)
+        model.eval()
+        return model
+
+    def fit(self, statistics: Mapping[str, DomainStatistics] | None = None) -> None:
+        """Solves W from the statistics, its own or those given, which then become its own.
+
+        Args:
+            statistics (`Mapping[str, DomainStatistics]`, *optional*): of each expert's domain.
+
+        Raises:
+            ValueError: domains and experts differ, or a domain's statistics are of another feature space. The router
+                is as before.
+        """
+        statistics = dict(self.statistics if statistics is None else statistics)
+        names = self.config.expert_names
+        if set(statistics) != set(names):
+            raise ValueError(
+                f"Statistics and experts must name the same domains: no statistics for"
+                f" {sorted(set(names) - set(statistics))}, no expert for {sorted(set(statistics) - set(names))}."
+            )
+        for name in names:
+            check_feature_space(name, statistics[name], self.config)
+        config = self.config
+        W = solve(
+            (statistics[name].gram for name in names),
+            config.regularization,
+            config.balance,
+            config.bias,
+            config.normalize_columns,
+        )
+        with torch.no_grad():
+            self.token_router.weight.copy_(W[: config.hidden_size].T)
+            if config.bias:
+                self.token_router.bias.copy_(W[-1])
+        self._statistics = statistics
+
+    @property
+    def statistics(self) -> dict[str, DomainStatistics]:
+        """The statistics of each domain; those of a loaded router are read on first use."""
+        if self._statistics is None:
+            self._statistics = {
+                name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
+                for name in self.config.expert_names
+            }
+        return self._statistics
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer that belongs to the embeddings; that of a loaded router is read on first use."""
+        if self._tokenizer is None:
+            origin = dict(self._require_origin())
+            self._tokenizer = AutoTokenizer.from_pretrained(origin.pop("path"), trust_remote_code=False, **origin)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    # Files.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a router from a folder or the Hub; see [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: config and weights disagree, or weights or statistics are missing, truncated or not finite.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        model: Any
+        info: Any
+        try:
+            model, info = super().from_pretrained(  # type: ignore[misc]
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} are damaged, or do not fit its config.json (does it"
+                f" name as many experts as W has columns?): fetch both again. Cause: {error}"
+            ) from error
+        if info["missing_keys"]:
+            raise ValueError(
+                f"The weights of {pretrained_model_name_or_path} lack {sorted(info['missing_keys'])}: fetch"
+                " model.safetensors again."
+            )
+        if not all(bool(parameter.isfinite().all()) for parameter in model.token_router.parameters()):
+            raise ValueError(f"W of {pretrained_model_name_or_path} holds NaN or infinity: fit the router again.")
+        hub = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
+        revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
+        model._origin = {"path": str(pretrained_model_name_or_path), "revision": revision, **hub}
+        if os.path.isdir(pretrained_model_name_or_path):
+            for name in model.config.expert_names:
+                read_header(model._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes a complete repository: config, weights, statistics, tokenizer, code and card.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder; made if missing.
+            push_to_hub (`bool`): push it afterwards, to `repo_id` (the folder's name by default).
+            kwargs (*optional*): of [`~transformers.PreTrainedModel.save_pretrained`] and [`IR3DEModel.push_to_hub`].
+        """
+        # Imported here because the pipeline must travel with the model, not because the model needs it.
+        from .pipeline_ir3de import CUSTOM_PIPELINES
+
+        hub = {key: kwargs.pop(key) for key in _PUSH_KEYS if key in kwargs}
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file: give a folder to save the router in.")
+        statistics, tokenizer = self.statistics, self.tokenizer  # read both before anything is written
+        self.config.custom_pipelines = CUSTOM_PIPELINES
+        super().save_pretrained(folder, *args, **kwargs)
+        tokenizer.save_pretrained(folder)
+        files = {name: folder / STATISTICS_FOLDER / f"{name}.safetensors" for name in statistics}
+        (folder / STATISTICS_FOLDER).mkdir(exist_ok=True)
+        for stale in set((folder / STATISTICS_FOLDER).glob("*.safetensors")) - set(files.values()):
+            stale.unlink()
+        for name, domain in statistics.items():
+            domain.save(files[name])
+        update_card(folder / CARD_NAME, self.config, {name: domain.rows for name, domain in statistics.items()})
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Uploads the complete repository as one commit.
+
+        Args:
+            repo_id (`str`): on the Hub; created if missing.
+            commit_message (`str`, *optional*): title of the commit.
+            commit_description (`str`, *optional*): its text.
+            private (`bool`, *optional*): whether a new repository is private.
+            token (`bool` or `str`, *optional*): as in huggingface_hub; by default the login.
+            revision (`str`, *optional*): branch to push to.
+            create_pr (`bool`): open a pull request instead.
+            kwargs (*optional*): of [`~transformers.PreTrainedModel.save_pretrained`].
+
+        Returns:
+            `huggingface_hub.CommitInfo`: with `commit_url`, `oid` and, for a pull request, `pr_url`.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as folder:
+            if api.file_exists(repo_id, CARD_NAME, revision=revision):  # what people wrote in the card stays
+                api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder)
+            self.save_pretrained(folder, **kwargs)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=commit_message or "Upload IR3DE router",
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=[".cache/*"],
+                delete_patterns=[f"{STATISTICS_FOLDER}/*"],
+            )
+
+    def _require_origin(self) -> dict[str, Any]:
+        if self._origin is None:
+            raise ValueError(
+                "This router was neither fitted nor loaded, so it has no statistics and no tokenizer. Make it with"
+                " `IR3DEModel.from_statistics` or `from_pretrained`."
+            )
+        return self._origin
+
+    def _fetch(self, filename: str) -> str:
+        """The local path of a file of the repository that the router was loaded from."""
+        origin = dict(self._require_origin())
+        path = origin.pop("path")
+        if os.path.isdir(path):
+            return str(Path(path, origin.get("subfolder", ""), filename))
+        return str(cached_file(path, filename, **origin))
+
+
+def check_not_empty(mask: torch.Tensor) -> None:
+    """Raises ValueError where a prompt of the batch has no tokens: `mask` is of shape `(batch, tokens)`."""
+    empty = (~mask.any(dim=1)).nonzero()
+    if len(empty):
+        raise ValueError(f"Prompt {int(empty[0])} of the batch has no tokens, only padding: nothing to route on.")
+
+
+def feature_space(tokenizer: Any, embeddings: torch.Tensor) -> str:
+    """The fingerprint of a tokenizer with its embeddings.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the embeddings have rows.
+    """
+    if len(tokenizer) > len(embeddings):
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens and the embeddings {len(embeddings)} rows: they do not belong"
+            " together. Take both from the same model."
+        )
+    return fingerprint(tokenizer.get_vocab(), tokenizer(PROBE, add_special_tokens=False)["input_ids"], embeddings)
+
+
+def check_feature_space(name: str, statistics: DomainStatistics, config: IR3DEConfig) -> None:
+    """Raises ValueError where a domain's statistics are not of the router's feature space."""
+    if (statistics.fingerprint, statistics.size) != (config.fingerprint, config.hidden_size + 1):
+        raise ValueError(
+            f"The statistics of {name!r} are of feature space {statistics.fingerprint} with {statistics.size} columns;"
+            f" this router's is {config.fingerprint} with {config.hidden_size + 1}. Collect them again with its"
+            " tokenizer and embeddings."
+        )
+
+
+_PUSH_KEYS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")
+
+IR3DEConfig.register_for_auto_class()
+IR3DEModel.register_for_auto_class("AutoModel")

@@ -1,0 +1,280 @@
+"""The `ir3de-routing` pipeline: text or chat in, route, generate with the chosen expert, record out."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoModel, GenerationConfig, Pipeline, TextGenerationPipeline
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .experts_ir3de import ExpertPool, Prompt
+
+TASK = "ir3de-routing"
+# What config.json says, so that `pipeline` finds this file in a repository.
+CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_ir3de.IR3DERoutingPipeline", "pt": ["AutoModel"], "type": "text"}}
+
+_ROUTED_AT_ONCE = 1024  # prompts of a generator that are read at a time where nothing is generated
+
+
+class IR3DERoutingPipeline(Pipeline):
+    """
+    Routes prompts to experts and lets the chosen expert answer.
+
+    Args:
+        model ([`IR3DEModel`]): the router.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): by default the one that was saved with the router.
+        expert_kwargs (`dict`, *optional*): how experts are loaded: `device`, and whatever
+            `AutoModelForCausalLM.from_pretrained` takes, such as `dtype` or `device_map`. By default experts run where
+            the router does.
+        kwargs (*optional*): of [`~transformers.Pipeline`], and options of a call that shall hold for every call.
+    """
+
+    model: Any
+    tokenizer: Any
+    _registered_impl: ClassVar[dict[str, Any]]
+    _load_tokenizer: Any = True
+    _load_processor: Any = False
+    _load_image_processor: Any = False
+    _load_video_processor: Any = False
+    _load_feature_extractor: Any = False
+
+    def __init__(
+        self, model: Any, tokenizer: Any = None, expert_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(model=model, tokenizer=tokenizer or model.tokenizer, **kwargs)
+        self.experts = ExpertPool(model.config.experts, **{"device": self.device, **(expert_kwargs or {})})
+
+    def __call__(  # type: ignore[override]
+        self, inputs: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
+    ) -> Any:
+        """Routes, and generates unless told not to.
+
+        Args:
+            inputs (`str`, chat, or list, generator or data set of them): a chat is a list of messages
+                `{"role": ..., "content": ...}`; it is routed on its last user message.
+            batch_size (`int`, *optional*): prompts that an expert answers at once, by default all of a list. Of a
+                generator or data set it is also the number of prompts read at a time, by default one.
+            num_workers (`int`, *optional*): for compatibility; there are none.
+            generate (`bool`, *optional*, defaults to `True`): let the chosen expert answer.
+            explain (`bool`, *optional*, defaults to `False`): add `tokens` to each record.
+            variant (`str`, *optional*): instead of the config's.
+            num_votes (`int`, *optional*): instead of the config's.
+            kwargs (*optional*): options of the expert's text-generation pipeline, such as `max_new_tokens`.
+
+        Returns:
+            `dict`, or a list or iterator of them: `expert`; its `score`; `ranking`, every expert with its score, best
+            first; `generated_text`; and with `explain` `tokens`, each with its text (`token`), its `entropy` in nats,
+            its `vote` and whether it was `counted`.
+
+        Raises:
+            TypeError: an input is neither text nor chat, or an option is unknown.
+            ValueError: a prompt is empty, or an option is out of range. Nothing has been generated then.
+        """
+        options = self._merge(kwargs)
+        options[2].setdefault("batch_size", batch_size or self._batch_size)
+        if isinstance(inputs, str) or _is_chat(inputs):
+            return self._run([inputs], *options)[0]
+        if isinstance(inputs, (list, tuple)):
+            return self._run(list(inputs), *options)
+        if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):  # a data set
+            return self._run_lazily((inputs[i] for i in range(len(inputs))), *options)
+        if isinstance(inputs, Iterable):
+            return self._run_lazily(inputs, *options)
+        raise TypeError(f"Expected text, a chat, or a list, generator or data set of them; got {inputs!r}.")
+
+    def stream(self, prompt: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
+        """Routes a prompt and streams the chosen expert's answer; closing the iterator stops the generation.
+
+        Args:
+            prompt (`str` or chat): one prompt.
+            kwargs (*optional*): of a call.
+
+        Yields:
+            `dict`: first the route (`event` is `"route"`, with `expert`, `score` and `ranking`), then pieces of the
+            answer (`"text"`, with `text`), at last the complete record (`"record"`).
+        """
+        preprocess, forward, postprocess = self._merge(kwargs)
+        record = self._run([prompt], preprocess, forward, {**postprocess, "generate": False})[0]
+        self.experts.check([record["expert"]])
+        yield {"event": "route", **record}
+        pieces = []
+        for piece in self.experts.stream(record["expert"], _check_prompt(prompt, 0), **postprocess["generation"]):
+            pieces.append(piece)
+            yield {"event": "text", "text": piece}
+        yield {"event": "record", **record, "generated_text": "".join(pieces)}
+
+    def _merge(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """The options of this pipeline under those of a call, by stage."""
+        preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
+        generation = {**self._postprocess_params.get("generation", {}), **postprocess.pop("generation", {})}
+        return (
+            {**self._preprocess_params, **preprocess},
+            {**self._forward_params, **forward},
+            {**self._postprocess_params, **postprocess, "generation": generation},
+        )
+
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        """Sorts options by stage; what is not ours goes to the experts, if they know it."""
+        preprocess = {key: kwargs[key] for key in ("explain",) if key in kwargs}
+        forward: dict[str, Any] = {key: kwargs.pop(key) for key in ("explain", "variant", "num_votes") if key in kwargs}
+        postprocess = {key: kwargs.pop(key) for key in ("generate",) if key in kwargs}
+        known = _generation_options()
+        for key in kwargs.keys() - known:
+            near = difflib.get_close_matches(key, [*known, "generate", "explain", "variant", "num_votes"], n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"{key!r} is neither an option of ir3de-routing nor of text-generation.{hint}")
+        return preprocess, forward, {**postprocess, **({"generation": kwargs} if kwargs else {})}
+
+    def _run(self, prompts: list[Any], *options: dict[str, Any]) -> list[dict[str, Any]]:
+        return self.run_single(prompts, *options) if prompts else []  # type: ignore[no-any-return]
+
+    def _run_lazily(self, prompts: Iterable[Any], *options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        at_once = options[2]["batch_size"] or (1 if options[2].get("generate", True) else _ROUTED_AT_ONCE)
+        prompts = iter(prompts)
+        while batch := list(islice(prompts, at_once)):
+            yield from self._run(batch, *options)
+
+    def preprocess(self, prompts: list[Any], explain: bool = False) -> dict[str, Any]:  # type: ignore[override]
+        """Checks and tokenizes: all ids in a row (`token_ids`), `lengths`, and to explain the `pieces` of text."""
+        prompts = [_check_prompt(prompt, index) for index, prompt in enumerate(prompts)]
+        texts = [_routed_text(prompt) for prompt in prompts]
+        # Cut here, not by the tokenizer, whose truncation would stay switched on and be saved with it.
+        encoding = self.tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=explain, verbose=False
+        )
+        token_ids = [ids[: self.model.config.max_length] for ids in encoding["input_ids"]]
+        for index, ids in enumerate(token_ids):
+            if not ids:
+                raise ValueError(f"Prompt {index} is empty ({prompts[index]!r}): there is nothing to route on.")
+        pieces = [_pieces(*pair) for pair in zip(texts, encoding["offset_mapping"], strict=True)] if explain else None
+        return {
+            "prompts": prompts,
+            "pieces": pieces,
+            "token_ids": torch.tensor(list(chain.from_iterable(token_ids))),
+            "lengths": torch.tensor([len(ids) for ids in token_ids]),
+        }
+
+    def _forward(self, inputs: dict[str, Any], explain: bool = False, **choice: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Routes all prompts together: `logits`, and to explain each token's entropy, vote and whether it counted."""
+        lengths = inputs["lengths"]
+        logits = torch.empty(len(lengths), len(self.model.config.experts), dtype=torch.float64, device=lengths.device)
+        votes: list[Any] = [None] * len(lengths)
+        for prompts, input_ids, mask in self.model.passes(inputs["token_ids"], lengths):
+            output = self.model(input_ids, mask, output_tokens=explain, **choice)
+            logits[prompts] = output.logits
+            for i, prompt in enumerate(prompts.tolist() if explain else ()):
+                fields = (output.entropies, output.votes, output.counted)
+                votes[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
+        return {"prompts": inputs["prompts"], "pieces": inputs["pieces"], "logits": logits, "votes": votes}
+
+    def postprocess(  # type: ignore[override]
+        self,
+        outputs: dict[str, Any],
+        generate: bool = True,
+        batch_size: int | None = None,
+        generation: dict[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Turns logits into records, in input order, and lets each expert answer its share in one call."""
+        names = self.model.config.expert_names
+        scores, order = outputs["logits"].softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        records: list[dict[str, Any]] = []
+        for row_scores, row_order in zip(scores.tolist(), order.tolist(), strict=True):
+            ranking = [{"expert": names[i], "score": score} for i, score in zip(row_order, row_scores, strict=True)]
+            records.append({**ranking[0], "ranking": ranking})
+        if outputs["pieces"] is not None:
+            for record, pieces, fields in zip(records, outputs["pieces"], outputs["votes"], strict=True):
+                record["tokens"] = [
+                    {"token": piece, "entropy": entropy, "vote": names[vote], "counted": counted}
+                    for piece, entropy, vote, counted in zip(pieces, *fields, strict=False)
+                ]
+        if generate:
+            self._answer(records, outputs["prompts"], batch_size, generation or {})
+        return records
+
+    def _answer(
+        self, records: list[dict[str, Any]], prompts: list[Prompt], batch_size: int | None, generation: dict[str, Any]
+    ) -> None:
+        """Adds `generated_text` to each record: one call an expert, whatever the order of the prompts."""
+        shares: dict[str, list[int]] = defaultdict(list)
+        for index, record in enumerate(records):
+            shares[record["expert"]].append(index)
+        self.experts.check(list(shares))
+        for name, indices in shares.items():
+            answers = self.experts.generate(name, [prompts[i] for i in indices], batch_size, **generation)
+            for index, answer in zip(indices, answers, strict=True):
+                records[index]["generated_text"] = answer
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
+        """Saves the router as [`IR3DEModel.save_pretrained`] does, with this pipeline's tokenizer."""
+        self.model.tokenizer = self.tokenizer
+        self.model.save_pretrained(save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
+        """Uploads the router as [`IR3DEModel.push_to_hub`] does, with this pipeline's tokenizer."""
+        self.model.tokenizer = self.tokenizer
+        return self.model.push_to_hub(repo_id, **kwargs)
+
+
+def _is_chat(inputs: Any) -> bool:
+    return isinstance(inputs, (list, tuple)) and bool(inputs) and isinstance(inputs[0], dict)
+
+
+def _check_prompt(prompt: Any, index: int) -> Prompt:
+    """Returns a prompt as text or as a list of messages, or raises TypeError."""
+    prompt = getattr(prompt, "messages", prompt)  # transformers' Chat
+    if isinstance(prompt, str):
+        return prompt
+    if not _is_chat(prompt):
+        raise TypeError(f"Prompt {index} is {prompt!r}: expected text, or a chat, which is a list of messages.")
+    for message in prompt:
+        if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+            raise TypeError(f"Prompt {index} has the message {message!r}: a message has a `role` and a `content`.")
+    return list(prompt)
+
+
+def _routed_text(prompt: Prompt) -> str:
+    """The text that a prompt is routed on: of a chat, its last user message, or its last message if none is."""
+    if isinstance(prompt, str):
+        return prompt
+    message = next((message for message in reversed(prompt) if message["role"] == "user"), prompt[-1])
+    content = message["content"]
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, (list, tuple)) else []
+    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+
+
+def _pieces(text: str, offsets: list[tuple[int, int]]) -> list[str]:
+    """The text of each token, such that together they give back the prompt up to its last token."""
+    pieces, end = [], 0
+    for _, stop in offsets:
+        pieces.append(text[end : max(end, stop)])
+        end = max(end, stop)
+    return pieces
+
+
+def _generation_options() -> set[str]:
+    """Names of the options that a text-generation pipeline and `generate` take."""
+    stages = (TextGenerationPipeline._sanitize_parameters, TextGenerationPipeline._forward)
+    named = {name for stage in stages for name in inspect.signature(stage).parameters}
+    extra = {"streamer", "stopping_criteria", "logits_processor", "assistant_model", "prefix_allowed_tokens_fn"}
+    options = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    return (options | named | extra) - {"self", "model_inputs", "generate_kwargs", "kwargs"}
+
+
+def _register() -> None:
+    """Registers the task; code loaded from a repository leaves a registration that exists as it is."""
+    supported = PIPELINE_REGISTRY.supported_tasks
+    if __name__.startswith("transformers_modules") and TASK in supported:
+        IR3DERoutingPipeline._registered_impl = {TASK: {**supported[TASK], "impl": IR3DERoutingPipeline}}
+    else:
+        PIPELINE_REGISTRY.register_pipeline(TASK, IR3DERoutingPipeline, pt_model=(AutoModel,), type="text")
+
+
+_register()

@@ -1,0 +1,31 @@
+"""The `ir3de` command: one subcommand a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ir3de.scripts import evaluate, fit, quickstart, route
+
+COMMANDS = {"fit": fit, "evaluate": evaluate, "quickstart": quickstart, "route": route}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a subcommand; bad input ends with one line on standard error and exit code 2."""
+    parser = argparse.ArgumentParser(prog="ir3de", description="A linear router for domain-expert language models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        summary = (module.__doc__ or "").strip().split("\n")[0].split(": ", 1)[1]
+        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+    args = parser.parse_args(arguments)
+    try:
+        return COMMANDS[args.command].run(args)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"ir3de {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

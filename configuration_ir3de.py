@@ -9,7 +9,10 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-VARIANTS = ("top-k", "all", "avg")
+from .token_router_ir3de import FeatureMap
+
+VARIANTS = ("top-k", "all", "avg", "prompt")
+FEATURE_MAPS = ("identity", "unit", "rff")
 
 EXPERT_KEYS = (
     "name",
@@ -92,17 +95,27 @@ class IR3DEConfig(PreTrainedConfig):
             LM), `revision`, `gguf_file`, `dtype`; `system_prompt`; `generation` (default options of its generation);
             `cost`.
         variant (`str`): how the tokens of a prompt decide (section 3.2): `"top-k"` (the `num_votes` tokens of lowest
-            entropy vote), `"all"` (every token votes) or `"avg"` (the mean embedding decides).
+            entropy vote), `"all"` (every token votes) or `"avg"` (the mean embedding decides); or `"prompt"`, where W
+            is fitted on a row a prompt instead of a row a token.
         num_votes (`int`): k, how many tokens vote in `"top-k"`.
-        regularization (`float`): lambda of the ridge regression, in the units of the (balanced) sums.
+        regularization (`float`): lambda of the ridge regression on token rows, in the units of the (balanced) sums.
+        prompt_regularization (`float`, *optional*): lambda of the ridge regression on prompt rows, which are always
+            balanced and have no bias; by default a thousandth of the mean diagonal of A.
+        token_noise (`float`): rho, how much random loss of single tokens the prompt rows are fitted to withstand.
         balance (`bool`): divide each domain's sums by its number of rows, so that no domain outweighs another.
         bias (`bool`): append a column of ones to the embeddings.
         normalize_columns (`bool`): divide each column of W by its norm, as the authors' code does.
+        feature_map (`str`): what a token's features are: `"identity"`, its embedding; `"unit"`, the embedding less the
+            vocabulary's mean, scaled to length one; `"rff"`, random Fourier features of the latter.
+        num_features (`int`): F, the number of random features, even.
+        length_scale (`float`): of the Gaussian kernel that the random features stand for.
+        feature_seed (`int`): of the random features, which are rebuilt from it.
         max_length (`int`): tokens of a prompt that count, from its beginning.
         embedding_model (`str`, *optional*): where the embeddings came from.
         embedding_revision (`str`, *optional*): its revision.
         embedding_gguf_file (`str`, *optional*): its GGUF file, where the weights are GGUF.
         fingerprint (`str`, *optional*): of tokenizer and embeddings; statistics of another one are refused.
+        calibration (`dict`, *optional*): `temperature` and `spread` that make scores probabilities.
         evaluation (`dict`, *optional*): what was measured when the router was fitted.
 
     Example:
@@ -124,14 +137,21 @@ class IR3DEConfig(PreTrainedConfig):
     variant: str = "top-k"
     num_votes: int = 10
     regularization: float | int = 1e-5
+    prompt_regularization: float | int | None = None
+    token_noise: float | int = 1
     balance: bool = True
     bias: bool = True
     normalize_columns: bool = False
+    feature_map: str = "identity"
+    num_features: int = 4096
+    length_scale: float | int = 1.4142135623730951
+    feature_seed: int = 0
     max_length: int = 1024
     embedding_model: str | None = None
     embedding_revision: str | None = None
     embedding_gguf_file: str | None = None
     fingerprint: str | None = None
+    calibration: dict[str, float] | None = None
     evaluation: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -144,6 +164,11 @@ class IR3DEConfig(PreTrainedConfig):
     def expert_names(self) -> list[str]:
         """The experts' names in the order of the columns of W."""
         return [expert["name"] for expert in self.experts or []]
+
+    @property
+    def features(self) -> FeatureMap:
+        """The feature map that the fields describe."""
+        return FeatureMap(self.feature_map, self.num_features, float(self.length_scale), self.feature_seed)
 
     def set_experts(self, experts: list[dict[str, Any]]) -> None:
         """Sets the experts and the labels that follow from them.
@@ -180,8 +205,16 @@ class IR3DEConfig(PreTrainedConfig):
             value = overrides.get(field, getattr(self, field))
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{field}` must be a whole number of at least 1, got {value!r}.")
-        if not is_number(self.regularization) or self.regularization <= 0:
-            raise ValueError(
-                f"`regularization` (lambda) must be a number above 0, got {self.regularization!r}: without it"
-                " A + lambda I need not be invertible."
-            )
+        for field in ("regularization", "prompt_regularization", "length_scale"):
+            value = getattr(self, field)
+            if (not is_number(value) or value <= 0) and not (field == "prompt_regularization" and value is None):
+                raise ValueError(
+                    f"`{field}` must be a number above 0, got {value!r}: without a positive lambda A + lambda I need"
+                    " not be invertible, and without a positive scale there is no kernel."
+                )
+        if not is_number(self.token_noise) or self.token_noise < 0:
+            raise ValueError(f"`token_noise` (rho) must be a number of at least 0, got {self.token_noise!r}.")
+        if self.feature_map not in FEATURE_MAPS:
+            raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}; got {self.feature_map!r}.")
+        if not isinstance(self.num_features, int) or self.num_features < 2 or self.num_features % 2:
+            raise ValueError(f"`num_features` must be an even number of at least 2, got {self.num_features!r}.")

@@ -132,7 +132,15 @@ class ExpertPool:
             chat = [{"role": "system", "content": spec["system_prompt"]}, *chat]
         if tokenizer.chat_template is not None:
             return chat
-        return "\n\n".join(str(message["content"]) for message in chat)
+        return "\n\n".join(text_of(message["content"]) for message in chat)
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, which is text or a list of parts; images and the like have none."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, (list, tuple)) else []
+    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
 def _with_prompt(prompt: Prompt, answer: str) -> Prompt:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,13 +20,13 @@ from transformers.utils.hub import cached_file
 
 from .card_ir3de import CARD_NAME, update_card
 from .configuration_ir3de import IR3DEConfig
-from .route_selector_ir3de import mean_logits, most_certain, vote_logits
+from .route_selector_ir3de import MEANS, TokenTable, contributions, select
 from .statistics_ir3de import DomainStatistics, check_token_ids, fingerprint, read_header
-from .token_router_ir3de import TokenTable, solve, token_table
+from .token_router_ir3de import FeatureMap, entropy, mean_diagonal, solve, token_noise
 
 STATISTICS_FOLDER = "statistics"
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
-_PADDED_TOKENS = 1 << 18  # tokens, padding included, that are routed in one pass
+_CHUNK = 8192  # rows of the vocabulary that are scored at a time
 _HUB_KEYS = ("cache_dir", "local_files_only", "token", "subfolder")
 
 
@@ -42,6 +42,8 @@ class IR3DEOutput(ModelOutput):
         entropies (`torch.Tensor` of shape `(batch, tokens)`, *optional*): in nats, +inf for padding.
         votes (`torch.Tensor` of shape `(batch, tokens)`, *optional*): each token's arg max.
         counted (`torch.Tensor` of shape `(batch, tokens)`, *optional*): true for the tokens that decided.
+        contributions (`torch.Tensor` of shape `(batch, tokens, domains)`, *optional*): what each token adds to each
+            domain. Over the tokens they sum to the logits where a mean decides, and to their softmax where tokens vote.
     """
 
     loss: torch.Tensor | None = None
@@ -49,6 +51,7 @@ class IR3DEOutput(ModelOutput):
     entropies: torch.Tensor | None = None
     votes: torch.Tensor | None = None
     counted: torch.Tensor | None = None
+    contributions: torch.Tensor | None = None
 
 
 class IR3DEModel(PreTrainedModel):
@@ -69,7 +72,7 @@ class IR3DEModel(PreTrainedModel):
     config: IR3DEConfig
     base_model_prefix = "ir3de"
     main_input_name = "input_ids"
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["token_router"]  # type: ignore[misc]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["token_router", "prompt_router"]  # type: ignore[misc]
 
     def __init__(self, config: IR3DEConfig) -> None:
         config.check()
@@ -80,10 +83,12 @@ class IR3DEModel(PreTrainedModel):
                 f" {config.vocab_size} and hidden_size {config.hidden_size}. Fit one with `ir3de fit`."
             )
         super().__init__(config)
+        width = config.features.width(config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_tokens.requires_grad_(False)
-        self.token_router = nn.Linear(config.hidden_size, len(experts), bias=config.bias)
-        self._table: tuple[object, TokenTable] | None = None
+        self.token_router = nn.Linear(width, len(experts), bias=config.bias)
+        self.prompt_router = nn.Linear(width, len(experts), bias=False)
+        self._derived: dict[str, tuple[object, Any]] = {}
         self._statistics: dict[str, DomainStatistics] | None = None
         self._tokenizer: Any = None
         self._origin: dict[str, Any] | None = None
@@ -109,7 +114,7 @@ class IR3DEModel(PreTrainedModel):
                 that is differentiable in W: over tokens where tokens vote, over prompts where their mean decides.
             variant (`str`, *optional*): instead of the config's.
             num_votes (`int`, *optional*): instead of the config's.
-            output_tokens (`bool`): also return `entropies`, `votes` and `counted`.
+            output_tokens (`bool`): also return `entropies`, `votes`, `counted` and `contributions`.
 
         Raises:
             ValueError: a prompt has no tokens, a token id has no embedding, or an option is out of range.
@@ -120,61 +125,53 @@ class IR3DEModel(PreTrainedModel):
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         check_token_ids(input_ids, self.config.vocab_size)
         check_not_empty(mask)
-        table, rows = self.token_table, input_ids
-        if labels is not None:  # a table of this batch's tokens alone, through which gradients flow to W
-            token_ids, rows = input_ids.unique(return_inverse=True)
-            table = self._score(self.embed_tokens.weight[token_ids])
-        if variant == "avg":
-            logits, counted = mean_logits(table.logits[rows], mask), mask
-        else:
-            k = num_votes if variant == "top-k" else mask.shape[1]
-            voters, counts = most_certain(table.entropies[rows], mask, k)
-            logits = vote_logits(table.logits[rows.gather(1, voters)], counts)
-            counted = torch.zeros_like(mask).scatter(1, voters, counts)
-        output = IR3DEOutput(logits=logits)
-        if labels is not None and variant == "avg":
-            output.loss = F.cross_entropy(logits, labels)
+        router = self.prompt_router if variant == "prompt" else self.token_router
+        if labels is None:
+            table, ids = self.token_table(variant), input_ids
+        else:  # a table of this batch's tokens alone, through which gradients flow to W
+            token_ids, ids = input_ids.unique(return_inverse=True)
+            logits = router(self._features(self.embed_tokens.weight[token_ids]))
+            table = TokenTable(logits, entropy(logits))
+        selection = select(table, ids, mask, variant, num_votes)
+        output = IR3DEOutput(logits=selection.logits)
+        if labels is not None and variant in MEANS:
+            output.loss = F.cross_entropy(selection.logits, labels)
         elif labels is not None:
-            output.loss = F.cross_entropy(table.logits[rows[mask]], labels.unsqueeze(1).expand_as(rows)[mask])
+            output.loss = F.cross_entropy(table.logits[ids[mask]], labels.unsqueeze(1).expand_as(ids)[mask])
         if output_tokens:
-            output.entropies = table.entropies[rows].masked_fill(~mask, torch.inf)
-            output.votes = table.logits.argmax(dim=1)[rows]
-            output.counted = counted
+            output.entropies = table.entropies[ids].masked_fill(~mask, torch.inf)
+            output.votes = table.logits[ids].argmax(dim=2)
+            output.counted = selection.counted
+            output.contributions = contributions(table, ids, mask, variant, selection)
         return output
 
-    @staticmethod
-    def passes(
-        token_ids: torch.Tensor, lengths: torch.Tensor
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Splits prompts of any lengths into as few padded batches as memory allows, like lengths together.
+    def token_table(self, variant: str | None = None) -> TokenTable:
+        """What every token of the vocabulary says, made on first use and again whenever E or W has changed.
 
         Args:
-            token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
-            lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt, at least 1.
-
-        Yields:
-            indices of the prompts in a batch, its `input_ids` and its `attention_mask`, padded on the right.
+            variant (`str`, *optional*): the prompt rows' W speaks in `"prompt"`, the token rows' in all others.
         """
-        starts = lengths.cumsum(0) - lengths
-        rest = lengths.argsort(descending=True)
-        while len(rest):
-            longest = int(lengths[rest[0]])
-            prompts, rest = rest.tensor_split([max(1, _PADDED_TOKENS // max(1, longest))])
-            positions = torch.arange(longest, device=lengths.device)
-            mask = positions < lengths[prompts, None]
-            yield prompts, token_ids[(starts[prompts, None] + positions).clamp(max=len(token_ids) - 1)], mask
+        router = self.prompt_router if (variant or self.config.variant) == "prompt" else self.token_router
+
+        def make() -> TokenTable:
+            with torch.no_grad():
+                parts = [router(self._features(rows)) for rows in self.embed_tokens.weight.split(_CHUNK)]
+            logits = torch.cat(parts)
+            return TokenTable(logits, entropy(logits))
+
+        return self._derive("prompts" if router is self.prompt_router else "tokens", make, *router.parameters())  # type: ignore[no-any-return]
 
     @property
-    def token_table(self) -> TokenTable:
-        """The token table of the present W, made on first use and again whenever E or W has changed."""
-        state = [(p.data_ptr(), p._version, p.device) for p in self.parameters()]
-        if self._table is None or self._table[0] != state:
-            with torch.no_grad():
-                self._table = state, self._score(self.embed_tokens.weight)
-        return self._table[1]
+    def _features(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The feature map of this vocabulary."""
+        return self._derive("features", lambda: self.config.features.prepare(self.embed_tokens.weight.detach()))  # type: ignore[no-any-return]
 
-    def _score(self, embeddings: torch.Tensor) -> TokenTable:
-        return token_table(embeddings, self.token_router.weight, self.token_router.bias)
+    def _derive(self, name: str, make: Callable[[], Any], *parameters: torch.Tensor) -> Any:
+        """Something computed from E and other parameters, kept until one of them changes."""
+        state = [(p.data_ptr(), p._version, p.device) for p in (self.embed_tokens.weight, *parameters)]
+        if name not in self._derived or self._derived[name][0] != state:
+            self._derived[name] = state, make()
+        return self._derived[name][1]
 
     # Fitting: section 3.1.
 
@@ -193,7 +190,7 @@ class IR3DEModel(PreTrainedModel):
         Raises:
             ValueError: domains and experts differ, or statistics, tokenizer and embeddings do not belong together.
         """
-        config.fingerprint = feature_space(tokenizer, embeddings)
+        config.fingerprint = feature_space(tokenizer, embeddings, config.features)
         config.vocab_size, config.hidden_size = embeddings.shape
         model = cls(config)
         model.embed_tokens.weight = nn.Parameter(embeddings.detach().clone(), requires_grad=False)
@@ -221,19 +218,27 @@ class IR3DEModel(PreTrainedModel):
             )
         for name in names:
             check_feature_space(name, statistics[name], self.config)
+        tokens = [statistics[name].gram("tokens") for name in names]
+        self._solve_tokens(tokens)
+        self._solve_prompts([statistics[name].gram("prompts") for name in names], tokens)
+        self._statistics = statistics
+
+    def _solve_tokens(self, tokens: list[torch.Tensor]) -> None:
         config = self.config
-        W = solve(
-            (statistics[name].gram for name in names),
-            config.regularization,
-            config.balance,
-            config.bias,
-            config.normalize_columns,
-        )
+        W = solve(tokens, config.regularization, config.balance, config.bias, config.normalize_columns)
         with torch.no_grad():
-            self.token_router.weight.copy_(W[: config.hidden_size].T)
+            self.token_router.weight.copy_(W[: self.token_router.in_features].T)
             if config.bias:
                 self.token_router.bias.copy_(W[-1])
-        self._statistics = statistics
+
+    def _solve_prompts(self, prompts: list[torch.Tensor], tokens: list[torch.Tensor]) -> None:
+        config = self.config
+        value = config.prompt_regularization
+        if value is None:
+            value = 1e-3 * mean_diagonal(prompts)
+        W = solve(prompts, value, bias=False, noise=token_noise(tokens, config.token_noise))
+        with torch.no_grad():
+            self.prompt_router.weight.copy_(W.T)
 
     @property
     def statistics(self) -> dict[str, DomainStatistics]:
@@ -318,7 +323,9 @@ class IR3DEModel(PreTrainedModel):
             stale.unlink()
         for name, domain in statistics.items():
             domain.save(files[name])
-        update_card(folder / CARD_NAME, self.config, {name: domain.rows for name, domain in statistics.items()})
+        update_card(
+            folder / CARD_NAME, self.config, {name: domain.rows("tokens") for name, domain in statistics.items()}
+        )
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
@@ -390,8 +397,8 @@ def check_not_empty(mask: torch.Tensor) -> None:
         raise ValueError(f"Prompt {int(empty[0])} of the batch has no tokens, only padding: nothing to route on.")
 
 
-def feature_space(tokenizer: Any, embeddings: torch.Tensor) -> str:
-    """The fingerprint of a tokenizer with its embeddings.
+def feature_space(tokenizer: Any, embeddings: torch.Tensor, features: FeatureMap) -> str:
+    """The fingerprint of a tokenizer with its embeddings and the feature map on them.
 
     Raises:
         ValueError: the tokenizer has more tokens than the embeddings have rows.
@@ -401,16 +408,18 @@ def feature_space(tokenizer: Any, embeddings: torch.Tensor) -> str:
             f"The tokenizer has {len(tokenizer)} tokens and the embeddings {len(embeddings)} rows: they do not belong"
             " together. Take both from the same model."
         )
-    return fingerprint(tokenizer.get_vocab(), tokenizer(PROBE, add_special_tokens=False)["input_ids"], embeddings)
+    probe = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    return fingerprint(tokenizer.get_vocab(), probe, embeddings, features.description)
 
 
 def check_feature_space(name: str, statistics: DomainStatistics, config: IR3DEConfig) -> None:
     """Raises ValueError where a domain's statistics are not of the router's feature space."""
-    if (statistics.fingerprint, statistics.size) != (config.fingerprint, config.hidden_size + 1):
+    size = config.features.width(config.hidden_size) + 1
+    if (statistics.fingerprint, statistics.size) != (config.fingerprint, size):
         raise ValueError(
             f"The statistics of {name!r} are of feature space {statistics.fingerprint} with {statistics.size} columns;"
-            f" this router's is {config.fingerprint} with {config.hidden_size + 1}. Collect them again with its"
-            " tokenizer and embeddings."
+            f" this router's is {config.fingerprint} with {size}. Collect them again with its tokenizer, embeddings and"
+            " feature map."
         )
 
 

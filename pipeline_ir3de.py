@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any, ClassVar
 
@@ -13,7 +13,9 @@ import torch
 from transformers import AutoModel, GenerationConfig, Pipeline, TextGenerationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .experts_ir3de import ExpertPool, Prompt
+from .experts_ir3de import ExpertPool, Prompt, text_of
+from .route_selector_ir3de import probabilities
+from .statistics_ir3de import padded_batches
 
 TASK = "ir3de-routing"
 # What config.json says, so that `pipeline` finds this file in a repository.
@@ -82,9 +84,10 @@ class IR3DERoutingPipeline(Pipeline):
             return self._run([inputs], *options)[0]
         if isinstance(inputs, (list, tuple)):
             return self._run(list(inputs), *options)
-        if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):  # a data set
+        bad = isinstance(inputs, (bytes, Mapping))  # a single message, for one: iterable, but not over prompts
+        if not bad and hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):  # a data set
             return self._run_lazily((inputs[i] for i in range(len(inputs))), *options)
-        if isinstance(inputs, Iterable):
+        if not bad and isinstance(inputs, Iterable):
             return self._run_lazily(inputs, *options)
         raise TypeError(f"Expected text, a chat, or a list, generator or data set of them; got {inputs!r}.")
 
@@ -165,7 +168,7 @@ class IR3DERoutingPipeline(Pipeline):
         lengths = inputs["lengths"]
         logits = torch.empty(len(lengths), len(self.model.config.experts), dtype=torch.float64, device=lengths.device)
         votes: list[Any] = [None] * len(lengths)
-        for prompts, input_ids, mask in self.model.passes(inputs["token_ids"], lengths):
+        for prompts, input_ids, mask in padded_batches(inputs["token_ids"], lengths):
             output = self.model(input_ids, mask, output_tokens=explain, **choice)
             logits[prompts] = output.logits
             for i, prompt in enumerate(prompts.tolist() if explain else ()):
@@ -182,7 +185,8 @@ class IR3DERoutingPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         """Turns logits into records, in input order, and lets each expert answer its share in one call."""
         names = self.model.config.expert_names
-        scores, order = outputs["logits"].softmax(dim=1).sort(dim=1, descending=True, stable=True)
+        p = probabilities(outputs["logits"], **(self.model.config.calibration or {}))
+        scores, order = p.sort(dim=1, descending=True, stable=True)
         records: list[dict[str, Any]] = []
         for row_scores, row_order in zip(scores.tolist(), order.tolist(), strict=True):
             ranking = [{"expert": names[i], "score": score} for i, score in zip(row_order, row_scores, strict=True)]
@@ -243,11 +247,7 @@ def _routed_text(prompt: Prompt) -> str:
     if isinstance(prompt, str):
         return prompt
     message = next((message for message in reversed(prompt) if message["role"] == "user"), prompt[-1])
-    content = message["content"]
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, (list, tuple)) else []
-    return "\n".join(part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str))
+    return text_of(message["content"])
 
 
 def _pieces(text: str, offsets: list[tuple[int, int]]) -> list[str]:

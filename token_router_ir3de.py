@@ -1,14 +1,68 @@
-"""Section 3.1, second half: W from the sums by ridge regression, and the token table that W makes of the vocabulary."""
+"""Section 3.1, second half: features of tokens, and W from the sums by ridge regression."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-_CHUNK = 8192  # rows of the vocabulary that are scored at a time
+
+class FeatureMap(NamedTuple):
+    """
+    What a token's features phi are made of.
+
+    Args:
+        name (`str`): `"identity"`, the embedding (the paper); `"unit"`, the embedding less the vocabulary's mean,
+            scaled to length one; `"rff"`, random Fourier features of the latter, whose inner products approximate the
+            Gaussian kernel exp(-|x - y|^2 / (2 l^2)) (Rahimi and Recht 2007; the paper's first future-work item).
+        size (`int`): F, the number of random features, even.
+        length_scale (`float`): l.
+        seed (`int`): of the random frequencies, which are rebuilt and never stored.
+    """
+
+    name: str = "identity"
+    size: int = 4096
+    length_scale: float = math.sqrt(2)  # the typical distance of two unit vectors
+    seed: int = 0
+
+    def width(self, hidden_size: int) -> int:
+        """F, the number of features of a token whose embedding has `hidden_size` entries."""
+        return self.size if self.name == "rff" else hidden_size
+
+    @property
+    def description(self) -> str:
+        """What sets this map apart from others; part of the fingerprint of a feature space."""
+        if self.name != "rff":
+            return self.name
+        drawn = torch.randn(4, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return f"rff {self.size} {self.length_scale:.9g} {self.seed} {drawn}"
+
+    def prepare(self, embeddings: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The map from embeddings to features of this vocabulary, for use on one part of it after another."""
+        if self.name == "identity":
+            return torch.Tensor.float
+        mean = embeddings.double().mean(dim=0).float()
+
+        def unit(rows: torch.Tensor) -> torch.Tensor:
+            return F.normalize(rows.float() - mean, dim=1)
+
+        if self.name == "unit":
+            return unit
+        frequencies = self._frequencies(embeddings.shape[1]).to(embeddings.device)
+
+        def fourier(rows: torch.Tensor) -> torch.Tensor:
+            angles = unit(rows) @ frequencies
+            return torch.cat([angles.cos(), angles.sin()], dim=1) * math.sqrt(2 / self.size)
+
+        return fourier
+
+    def _frequencies(self, hidden_size: int) -> torch.Tensor:
+        """Omega of shape `(h, F / 2)`, drawn on the CPU so that every device has the same."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(hidden_size, self.size // 2, generator=generator) / self.length_scale
 
 
 def solve(
@@ -17,19 +71,21 @@ def solve(
     balance: bool = True,
     bias: bool = True,
     normalize_columns: bool = False,
+    noise: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Ridge regression of one-hot domain labels on rows: min_W ||X W - Y||^2 + lambda ||W||^2.
 
     Args:
-        grams (`Iterable[torch.Tensor]` of shape `(h + 1, h + 1)`): A_d of each of the D domains, the column of ones
+        grams (`Iterable[torch.Tensor]` of shape `(F + 1, F + 1)`): A_d of each of the D domains, the column of ones
             last; float64.
         regularization (`float`): lambda, above 0.
         balance (`bool`): A = sum_d A_d / n_d and column d of B is b_d / n_d; else the plain sums.
         bias (`bool`): keep the column of ones.
         normalize_columns (`bool`): divide each column of W by its Euclidean norm, as the authors' code does.
+        noise (`torch.Tensor` of shape `(F + 1, F + 1)`, *optional*): added to A, see `token_noise`.
 
     Returns:
-        `torch.Tensor` of shape `(h + 1, D)`, or `(h, D)` without `bias`; float64. With the bias its row is the last.
+        `torch.Tensor` of shape `(F + 1, D)`, or `(F, D)` without `bias`; float64. With the bias its row is the last.
 
     Raises:
         ValueError: A + lambda I is not positive definite in float64.
@@ -37,6 +93,8 @@ def solve(
     weighted = [_weigh(A_d, balance) for A_d in grams]
     A = sum(weighted[1:], weighted[0])
     B = torch.stack([A_d[:, -1] for A_d in weighted], dim=1)  # one-hot labels: b_d = X_d^T 1
+    if noise is not None:
+        A = A + noise
     if not bias:
         A, B = A[:-1, :-1], B[:-1]
     # section 3.1: W* = (A + lambda I)^-1 B
@@ -50,6 +108,22 @@ def solve(
     return W / W.norm(dim=0) if normalize_columns else W
 
 
+def token_noise(grams: Iterable[torch.Tensor], strength: float) -> torch.Tensor:
+    """What A gains in expectation when prompts lose and gain single tokens at random.
+
+    A prompt's row is a sum over its tokens; if each is dropped or doubled independently, the expected A grows by the
+    sum of its tokens' own outer products, a regularizer in closed form (Wager, Wang and Liang 2013 for dropout). Those
+    products are what the token rows sum up already. It keeps W from leaning on few tokens, which unseen sources reward.
+
+    Args:
+        grams (`Iterable[torch.Tensor]` of shape `(F + 1, F + 1)`): A_d over the token rows of each domain.
+        strength (`float`): rho, at least 0.
+    """
+    total = strength * sum(_weigh(A_d, balance=True) for A_d in grams)
+    assert isinstance(total, torch.Tensor)
+    return total
+
+
 def mean_diagonal(grams: Iterable[torch.Tensor], balance: bool = True) -> float:
     """Mean of the diagonal of A as `solve` sums it, the column of ones left out: the scale that lambda lives on."""
     return float(sum(_weigh(A_d, balance).diagonal()[:-1].mean() for A_d in grams))
@@ -58,32 +132,6 @@ def mean_diagonal(grams: Iterable[torch.Tensor], balance: bool = True) -> float:
 def _weigh(A_d: torch.Tensor, balance: bool) -> torch.Tensor:
     """A_d / n_d, so that every domain weighs the same, or A_d as it is."""
     return A_d / A_d[-1, -1] if balance else A_d
-
-
-class TokenTable(NamedTuple):
-    """
-    What the router says of every token of the vocabulary: E and W are fixed, so this depends on the token id alone.
-
-    Args:
-        logits (`torch.Tensor` of shape `(V, D)`): rows of E W, before the softmax; float32.
-        entropies (`torch.Tensor` of shape `(V,)`): Shannon entropy of the softmax of each row, in nats; float32.
-    """
-
-    logits: torch.Tensor
-    entropies: torch.Tensor
-
-
-def token_table(embeddings: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> TokenTable:
-    """Scores the whole vocabulary once.
-
-    Args:
-        embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
-        weight (`torch.Tensor` of shape `(D, h)`): W transposed.
-        bias (`torch.Tensor` of shape `(D,)`, *optional*): the last row of W.
-    """
-    bias = None if bias is None else bias.float()
-    logits = torch.cat([F.linear(rows.float(), weight.float(), bias) for rows in embeddings.split(_CHUNK)])
-    return TokenTable(logits, entropy(logits))
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

@@ -1,35 +1,40 @@
-"""Choosing a router's variant, k and lambda on held-out prompts: closed form, so every candidate is simply tried."""
+"""Choosing a router on held-out prompts: every candidate is a closed form, so all of them are simply tried."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
 
-from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.route_selector_ir3de import mean_logits, most_certain, vote_logits
+from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.route_selector_ir3de import TokenTable, select
+from ir3de.scripts.spool import Prompts
+from ir3de.statistics_ir3de import StatisticsCollector, gram_from_counts, padded_batches
+from ir3de.token_router_ir3de import entropy, mean_diagonal, solve
 
 NUM_VOTES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # the paper's grid
-RELATIVE_LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # of the mean of A's diagonal
+TOKEN_LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean diagonal of A
+PROMPT_LAMBDAS = (1e-3, 1e-2)
+TOKEN_NOISES = (0.0, 0.3, 1.0, 3.0, 10.0)
 
 
-class Candidate(NamedTuple):
+@dataclass
+class Candidate:
     """
-    A choice, and how often each domain's held-out prompts went where they belong with it.
+    One way to route, and how it did on the held-out prompts.
 
     Args:
-        variant (`str`): of the selector.
-        num_votes (`int`): k.
-        regularization (`float`): lambda.
+        config (`dict`): fields of [`IR3DEConfig`] that it sets.
+        logits (`dict[str, torch.Tensor]`): by domain, of shape `(held-out prompts, D)`.
         recalls (`dict[str, float]`): by domain, 0 to 1.
     """
 
-    variant: str
-    num_votes: int
-    regularization: float
+    config: dict[str, Any]
+    logits: dict[str, torch.Tensor] = field(repr=False)
     recalls: dict[str, float]
 
     @property
@@ -37,82 +42,124 @@ class Candidate(NamedTuple):
         """Mean recall of the domains, 0 to 1."""
         return sum(self.recalls.values()) / len(self.recalls)
 
+    @property
+    def standard_error(self) -> float:
+        """Of the macro accuracy, from the binomial variance of each recall."""
+        variances = (r * (1 - r) / len(self.logits[name]) for name, r in self.recalls.items())
+        return math.sqrt(sum(variances)) / len(self.recalls)
 
-def choose(
-    model: IR3DEModel,
-    held_out: Mapping[str, Sequence[list[int]]],
+    @property
+    def simplicity(self) -> tuple[int, float, int, float]:
+        """Larger is simpler: fewer features, W kept further from single tokens, fewer voters, a larger lambda."""
+        prompt = self.config["variant"] == "prompt"
+        features = {"identity": 1, "unit": 2, "rff": 0}[self.config["feature_map"]] * (1 if prompt else 0.5)
+        penalty = self.config["prompt_regularization" if prompt else "regularization"]
+        return features, self.config.get("token_noise", 0.0), -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
+
+
+def search(
+    config: IR3DEConfig,
+    embeddings: torch.Tensor,
+    sample: Mapping[str, Prompts],
+    held_out: Mapping[str, Prompts],
     variants: Sequence[str],
-    num_votes: Sequence[int],
-    lambdas: Sequence[float],
-) -> list[Candidate]:
-    """Tries every candidate and leaves the best in the model's config; W is as solved last.
+    **grids: Sequence[float] | None,
+) -> Iterator[Candidate]:
+    """Tries variants on the config's feature map.
 
     Args:
-        model ([`IR3DEModel`]): fitted without the held-out prompts.
-        held_out (`Mapping[str, Sequence[list[int]]]`): token ids of each domain's held-out prompts.
+        config ([`IR3DEConfig`]): gives the feature map, balance, bias and normalization.
+        embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
+        sample (`Mapping[str, Prompts]`): prompts of each domain to fit on.
+        held_out (`Mapping[str, Prompts]`): prompts of each domain to measure on.
         variants (`Sequence[str]`): to try.
-        num_votes (`Sequence[int]`): values of k to try where the variant is `"top-k"`.
-        lambdas (`Sequence[float]`): values of lambda to try.
-
-    Returns:
-        `list[Candidate]`: best first; of equals the one with fewer voters and a larger lambda.
+        grids (*optional*): `num_votes`, `lambdas` (absolute) and `token_noises` to try instead of the default ones.
     """
-    candidates = []
-    for value in tqdm(lambdas, desc="Choosing", unit=" lambdas", disable=None, leave=False):
-        model.config.regularization = value
-        model.fit()
-        routes = routes_of_variants(model, held_out, variants, num_votes)
-        for (variant, k), by_domain in routes.items():
-            label = model.config.label2id
-            recalls = {name: float((chosen == label[name]).double().mean()) for name, chosen in by_domain.items()}
-            candidates.append(Candidate(variant, k, value, recalls))
-    candidates.sort(key=lambda c: (-c.macro_accuracy, c.num_votes, -c.regularization))
-    best = candidates[0]
-    model.config.variant, model.config.num_votes, model.config.regularization = best[:3]
-    return candidates
+    features = config.features.prepare(embeddings)
+    phi = torch.cat([features(rows) for rows in embeddings.split(8192)])
+    collectors = {}
+    for name, prompts in tqdm(sample.items(), desc=f"Summing ({config.feature_map})", disable=None, leave=False):
+        collectors[name] = StatisticsCollector(phi, "sample")
+        collectors[name].add(*prompts)
+    prompts_A = [collector.prompts for collector in collectors.values()]
+    counts = [collector.counts for collector in collectors.values()]
+    used = torch.cat([prompts.token_ids for prompts in held_out.values()]).unique()
+    held_out = {name: Prompts(torch.searchsorted(used, p.token_ids), p.lengths) for name, p in held_out.items()}
+    if any(variant != "prompt" for variant in variants):
+        tokens_A = [gram_from_counts(c, phi) for c in counts]
+        scale = mean_diagonal(tokens_A, config.balance)
+        for value in grids.get("lambdas") or [scale * relative for relative in TOKEN_LAMBDAS]:
+            W = solve(tokens_A, value, config.balance, config.bias, config.normalize_columns)
+            table = _table(phi[used], W)
+            for variant, k in _token_choices(variants, grids.get("num_votes") or NUM_VOTES):
+                fields = {
+                    "variant": variant,
+                    "regularization": value,
+                    **({"num_votes": k} if variant == "top-k" else {}),
+                }
+                yield _measure(table, held_out, {"feature_map": config.feature_map, **fields})
+    if "prompt" in variants:
+        mixed = gram_from_counts(sum(c / c.sum() for c in counts), phi)  # type: ignore[arg-type]
+        scale = mean_diagonal(prompts_A)
+        for noise in grids.get("token_noises") or TOKEN_NOISES:
+            for value in grids.get("lambdas") or [scale * relative for relative in PROMPT_LAMBDAS]:
+                W = solve(prompts_A, value, bias=False, noise=noise * mixed)
+                fields = {"variant": "prompt", "prompt_regularization": value, "token_noise": noise}
+                yield _measure(_table(phi[used], W), held_out, {"feature_map": config.feature_map, **fields})
 
 
-def routes_of_variants(
-    model: IR3DEModel, prompts: Mapping[str, Sequence[list[int]]], variants: Sequence[str], num_votes: Sequence[int]
-) -> dict[tuple[str, int], dict[str, torch.Tensor]]:
-    """Routes prompts by several variants and many k, sorting their tokens by entropy only once.
-
-    Returns:
-        by variant and k, and then by domain, the `torch.Tensor` of shape `(prompts,)` of the chosen experts' indices.
-    """
-    choices = [(variant, model.config.num_votes) for variant in variants if variant != "top-k"]
-    choices += [("top-k", k) for k in num_votes if "top-k" in variants]
-    routes: dict[tuple[str, int], dict[str, torch.Tensor]] = {choice: {} for choice in choices}
-    for domain, token_ids in prompts.items():
-        flat = torch.tensor(list(chain.from_iterable(token_ids)))
-        lengths = torch.tensor([len(ids) for ids in token_ids])
-        chosen = {choice: torch.empty(len(lengths), dtype=torch.int64) for choice in choices}
-        for indices, ids, mask in model.passes(flat, lengths):
-            for choice, logits in _all_logits(model, ids, mask, choices):
-                chosen[choice][indices] = logits.argmax(dim=1)
-        for choice in choices:
-            routes[choice][domain] = chosen[choice]
-    return routes
+def _table(phi: torch.Tensor, W: torch.Tensor) -> TokenTable:
+    W = W.float()
+    logits = phi @ W[: phi.shape[1]]
+    if len(W) > phi.shape[1]:
+        logits = logits + W[-1]
+    return TokenTable(logits, entropy(logits))
 
 
-def _all_logits(
-    model: IR3DEModel, ids: torch.Tensor, mask: torch.Tensor, choices: Iterable[tuple[str, int]]
-) -> Iterable[tuple[tuple[str, int], torch.Tensor]]:
-    table = model.token_table
-    order, real = most_certain(table.entropies[ids], mask, ids.shape[1])
-    token_logits = table.logits[ids.gather(1, order)]
-    for variant, k in choices:
-        if variant == "avg":
-            yield (variant, k), mean_logits(token_logits, real)
-        else:
-            top = k if variant == "top-k" else ids.shape[1]
-            yield (variant, k), vote_logits(token_logits[:, :top], real[:, :top])
+def _token_choices(variants: Sequence[str], num_votes: Sequence[float]) -> Iterator[tuple[str, int]]:
+    for variant in variants:
+        if variant == "top-k":
+            yield from ((variant, int(k)) for k in num_votes)
+        elif variant != "prompt":
+            yield variant, 1
 
 
-def describe(candidates: Sequence[Candidate], most: int = 8) -> str:
-    """A table of the best candidates."""
-    lines = ["variant   k    lambda    macro accuracy"]
-    for c in candidates[:most]:
-        k: Any = c.num_votes if c.variant == "top-k" else "-"
-        lines.append(f"{c.variant:8} {k!s:>3}  {c.regularization:8.2g}  {100 * c.macro_accuracy:8.2f} %")
+def _measure(table: TokenTable, held_out: Mapping[str, Prompts], config: dict[str, Any]) -> Candidate:
+    logits, recalls = {}, {}
+    for index, (name, prompts) in enumerate(held_out.items()):
+        rows = torch.empty(len(prompts.lengths), table.logits.shape[1], dtype=torch.float64)
+        for batch, ids, mask in padded_batches(*prompts):
+            rows[batch] = select(table, ids, mask, config["variant"], config.get("num_votes", 1)).logits
+        logits[name] = rows
+        recalls[name] = float((rows.argmax(dim=1) == index).double().mean())
+    return Candidate(config, logits, recalls)
+
+
+def best_of(candidates: Sequence[Candidate]) -> Candidate:
+    """The simplest candidate within one standard error of the most accurate one: unseen sources reward it."""
+    top = max(candidates, key=lambda c: c.macro_accuracy)
+    bound = top.macro_accuracy - top.standard_error
+    return max((c for c in candidates if c.macro_accuracy >= bound), key=lambda c: (c.simplicity, c.macro_accuracy))
+
+
+def describe(candidates: Sequence[Candidate], chosen: Candidate) -> str:
+    """A table: the best candidate of each variant and feature map, and the one chosen."""
+    best: dict[tuple[str, str], Candidate] = {}
+    for c in candidates:
+        key = c.config["feature_map"], c.config["variant"]
+        if key not in best or c.macro_accuracy > best[key].macro_accuracy:
+            best[key] = c
+    rows = sorted(best.values(), key=lambda c: -c.macro_accuracy)
+    if all(c is not chosen for c in rows):
+        rows.append(chosen)
+    lines = ["  features  variant     k   lambda  noise   macro accuracy"]
+    for c in rows:
+        f = c.config
+        k, noise = f.get("num_votes", "-"), f.get("token_noise", "-")
+        value = f["prompt_regularization" if f["variant"] == "prompt" else "regularization"]
+        mark, accuracy = ">" if c is chosen else " ", 100 * c.macro_accuracy
+        lines.append(
+            f"{mark} {f['feature_map']:8}  {f['variant']:7} {k!s:>5} {value:8.1e} {noise!s:>6}   {accuracy:6.2f} %"
+            f" +- {100 * c.standard_error:.2f}"
+        )
     return "\n".join(lines)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import tempfile
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,86 +14,19 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from ir3de.configuration_ir3de import VARIANTS, IR3DEConfig, check_expert_name
+from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig, check_expert_name
 from ir3de.modeling_ir3de import IR3DEModel, feature_space
-from ir3de.scripts.choose import NUM_VOTES, RELATIVE_LAMBDAS, Candidate, choose, describe
-from ir3de.scripts.data import Row, add_data_arguments, read_rows
+from ir3de.scripts.calibrate import calibration_error, fit_calibration
+from ir3de.scripts.choose import Candidate, best_of, describe, search
+from ir3de.scripts.data import add_data_arguments, read_rows
 from ir3de.scripts.sources import load_source
-from ir3de.statistics_ir3de import DomainStatistics, count_tokens, gram_from_counts
-from ir3de.token_router_ir3de import mean_diagonal
+from ir3de.scripts.spool import Prompts, Spool
+from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
-BATCH = 1024  # rows that are tokenized at a time
-HELD_OUT_EVERY = 5
-HELD_OUT_MOST = 1000  # prompts a domain, so that memory does not grow with the corpus
-
-
-@dataclass
-class Corpus:
-    """
-    What is kept of labelled text.
-
-    Args:
-        counts (`dict[str, torch.Tensor]` of shape `(V,)`): of each domain's tokens, without the held-out prompts.
-        held_out (`dict[str, list[list[int]]]`): token ids of each domain's held-out prompts.
-        skipped (`int`): rows without a single token.
-    """
-
-    counts: dict[str, torch.Tensor] = field(default_factory=dict)
-    held_out: dict[str, list[list[int]]] = field(default_factory=lambda: defaultdict(list))
-    skipped: int = 0
-
-
-def collect(rows: Iterable[Row], tokenizer: Any, vocab_size: int, max_length: int) -> Corpus:
-    """Tokenizes rows in a stream and counts; every fifth row of a domain is held out, up to a fixed number.
-
-    Raises:
-        ValueError: there are fewer than two domains, or a domain has a single row.
-    """
-    corpus, seen = Corpus(), defaultdict[str, int](int)
-    progress = tqdm(desc="Reading", unit=" rows", disable=None)
-    for batch in _batches(rows):
-        texts = [row.text for row in batch]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        fitted = defaultdict[str, list[list[int]]](list)
-        for row, ids in zip(batch, encoded["input_ids"], strict=True):
-            if not ids:
-                corpus.skipped += 1
-                continue
-            seen[row.domain] += 1
-            held = corpus.held_out[row.domain]
-            hold = seen[row.domain] % HELD_OUT_EVERY == 2 and len(held) < HELD_OUT_MOST
-            (held if hold else fitted[row.domain]).append(ids[:max_length])
-        for domain, prompts in fitted.items():
-            counts = count_tokens(prompts, vocab_size)
-            corpus.counts[domain] = corpus.counts[domain] + counts if domain in corpus.counts else counts
-        progress.update(len(batch))
-    progress.close()
-    if len(seen) < 2:
-        raise ValueError(f"A router chooses between at least two domains; the data have {sorted(seen) or 'no rows'}.")
-    for domain, number in seen.items():
-        check_expert_name(domain)
-        if number < 2:
-            raise ValueError(f"Domain {domain!r} has a single row: at least two are needed, one of them held out.")
-    return corpus
-
-
-def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
-    rows = iter(rows)
-    while batch := list(itertools.islice(rows, BATCH)):
-        yield batch
-
-
-def domain_statistics(
-    corpus: Corpus, embeddings: torch.Tensor, name: str, everything: bool
-) -> dict[str, DomainStatistics]:
-    """The statistics of each domain in the feature space `name`, with or without its held-out prompts."""
-    statistics = {}
-    for domain in tqdm(sorted(corpus.held_out), desc="Summing", unit=" domains", disable=None, leave=False):
-        counts = corpus.counts.get(domain, torch.zeros(len(embeddings), dtype=torch.int64))
-        if everything:
-            counts = counts + count_tokens(corpus.held_out[domain], len(embeddings))
-        statistics[domain] = DomainStatistics.from_gram(gram_from_counts(counts, embeddings), name)
-    return statistics
+HELD_OUT_PART, HELD_OUT_MOST = 0.2, 1000  # of each domain's prompts, and at most so many
+SAMPLE_MOST = 2000  # prompts of each domain that candidates are fitted on
+HELD_OUT_LEAST = 30  # prompts in all, below which a choice would be noise
+RFF_MOST_BYTES = 4 << 30  # of sums, above which random features are not tried
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,11 +37,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gguf-file", help="name of the GGUF file, where the weights of SOURCE are GGUF")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the router")
     parser.add_argument("--experts", metavar="YAML", help="list of expert specs; by default each domain routes only")
+    add_choice_arguments(parser)
+
+
+def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that decide how the router is fitted; what they leave open is chosen on held-out prompts."""
     parser.add_argument("--variant", choices=("auto", *VARIANTS), default="auto", help="default: on held-out prompts")
+    parser.add_argument(
+        "--feature-map", choices=("auto", *FEATURE_MAPS), help="default: identity, or with auto: chosen"
+    )
+    parser.add_argument("--num-features", type=int, default=4096, help="of rff (default: 4096)")
     parser.add_argument("--num-votes", type=int, help="k of top-k; default: chosen on held-out prompts")
     parser.add_argument("--regularization", type=float, help="lambda; default: chosen on held-out prompts")
+    parser.add_argument("--token-noise", type=float, help="rho of prompt rows; default: chosen on held-out prompts")
     parser.add_argument("--no-balance", action="store_true", help="sum domains as they are: larger ones weigh more")
-    parser.add_argument("--no-bias", action="store_true", help="no column of ones")
+    parser.add_argument("--no-bias", action="store_true", help="no column of ones in the token rows")
     parser.add_argument("--normalize-columns", action="store_true", help="divide the columns of W by their norms")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of a prompt that count (default: 1024)")
 
@@ -118,31 +60,159 @@ def run(args: argparse.Namespace) -> int:
     """Fits a router and saves it."""
     config = IR3DEConfig(
         experts=_read_experts(args.experts) if args.experts else [],
-        variant="avg" if args.variant == "auto" else args.variant,
-        num_votes=10 if args.num_votes is None else args.num_votes,
-        regularization=1e-5 if args.regularization is None else args.regularization,
         balance=not args.no_balance,
         bias=not args.no_bias,
         normalize_columns=args.normalize_columns,
+        num_features=args.num_features,
         max_length=args.max_length,
         embedding_model=args.embeddings,
         embedding_revision=args.revision,
         embedding_gguf_file=args.gguf_file,
+        **_by_hand(args),
     )
     tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
-    corpus = collect(read_rows(args), tokenizer, len(embeddings), config.max_length)
-    _match_experts(config, sorted(corpus.held_out))
-    name = feature_space(tokenizer, embeddings)
-    part = domain_statistics(corpus, embeddings, name, everything=False)
-    model = IR3DEModel.from_statistics(config, embeddings, part, tokenizer)
-    best = _choose(model, corpus, args)
-    model.config.evaluation = _evaluation(best, corpus)
-    model.fit(domain_statistics(corpus, embeddings, name, everything=True))
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool(Path(folder))
+        spool.fill(read_rows(args), tokenizer, config.max_length)
+        check_domains(spool)
+        _match_experts(config, spool.domains)
+        model = fit_router(config, tokenizer, embeddings, spool, args)
     model.save_pretrained(args.output)
-    skipped = f" ({corpus.skipped} rows without a token were left out)" if corpus.skipped else ""
-    print(f"Saved a router of {len(corpus.held_out)} experts to {args.output}{skipped}.")
+    skipped = f" ({spool.skipped} rows without a token were left out)" if spool.skipped else ""
+    print(f"Saved a router of {len(spool.domains)} experts to {args.output}{skipped}.")
     print(f'Try it: ir3de route {args.output} "a prompt"')
     return 0
+
+
+def fit_router(
+    config: IR3DEConfig, tokenizer: Any, embeddings: torch.Tensor, spool: Spool, args: argparse.Namespace
+) -> IR3DEModel:
+    """Chooses on held-out prompts what `args` leave open, and fits on all prompts.
+
+    Args:
+        config ([`IR3DEConfig`]): with the experts; the choice is written into it.
+        tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings.
+        embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
+        spool ([`Spool`]): the tokenized prompts.
+        args (`argparse.Namespace`): of `add_choice_arguments`.
+    """
+    sample, held_out = split(spool)
+    number = sum(len(prompts.lengths) for prompts in held_out.values())
+    candidates = _candidates(config, embeddings, sample, held_out, args)
+    best = best_of(candidates)
+    if number < HELD_OUT_LEAST and len(candidates) > 1:
+        warnings.warn(
+            f"Only {number} held-out prompts, fewer than {HELD_OUT_LEAST}: too few to choose on. Taking the simplest.",
+            stacklevel=2,
+        )
+        best = max(candidates, key=lambda c: c.simplicity)
+    print(f"On {number:,} held-out prompts:\n{describe(candidates, best)}")
+    for key, value in best.config.items():
+        setattr(config, key, value)
+    labels = torch.cat([torch.full((len(rows),), i) for i, rows in enumerate(best.logits.values())])
+    logits = torch.cat(list(best.logits.values()))
+    config.calibration = fit_calibration(logits, labels)
+    config.evaluation = evaluation(best, calibration_error(logits, labels, config.calibration))
+    return IR3DEModel.from_statistics(config, embeddings, collect(config, tokenizer, embeddings, spool), tokenizer)
+
+
+def collect(config: IR3DEConfig, tokenizer: Any, embeddings: torch.Tensor, spool: Spool) -> dict[str, DomainStatistics]:
+    """The statistics of each domain over all of its prompts, in the config's feature space."""
+    features = config.features.prepare(embeddings)
+    phi = torch.cat([features(rows) for rows in embeddings.split(8192)])
+    name = feature_space(tokenizer, embeddings, config.features)
+    statistics = {}
+    for domain in tqdm(spool.domains, desc="Summing", unit=" domains", disable=None):
+        collector = StatisticsCollector(phi, name)
+        for prompts in spool.parts(domain):
+            collector.add(*prompts)
+        statistics[domain] = collector.statistics
+    return statistics
+
+
+def split(spool: Spool) -> tuple[dict[str, Prompts], dict[str, Prompts]]:
+    """Prompts of each domain to try candidates on, and held-out ones to measure them: spread evenly, never the same."""
+    sample, held_out = {}, {}
+    for domain in spool.domains:
+        rows = torch.arange(len(spool.lengths(domain)))
+        every = max(2, round(1 / HELD_OUT_PART))
+        held = rows[1::every] if len(rows) > 1 else rows[:0]
+        rest = rows[torch.isin(rows, held, invert=True)]
+        sample[domain] = spool.take(domain, _spread(rest, SAMPLE_MOST))
+        held_out[domain] = spool.take(domain, _spread(held, HELD_OUT_MOST))
+    return sample, held_out
+
+
+def _spread(rows: torch.Tensor, most: int) -> torch.Tensor:
+    """At most so many of the rows, evenly spaced."""
+    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
+
+
+def check_domains(spool: Spool) -> None:
+    """Raises ValueError unless there are two domains or more, of two rows or more, whose names can name experts."""
+    if len(spool.domains) < 2:
+        raise ValueError(f"A router chooses between at least two domains; the data have {spool.domains or 'no rows'}.")
+    for domain in spool.domains:
+        check_expert_name(domain)
+        if len(spool.lengths(domain)) < 2:
+            raise ValueError(f"Domain {domain!r} has a single row: at least two are needed, one of them held out.")
+
+
+def _by_hand(args: argparse.Namespace) -> dict[str, Any]:
+    """The fields of the config that options set by hand; giving them to the config checks them before any work."""
+    lambda_field = "prompt_regularization" if args.variant == "prompt" else "regularization"
+    given = {
+        "variant": None if args.variant == "auto" else args.variant,
+        "feature_map": None if args.feature_map == "auto" else args.feature_map,
+        "num_votes": args.num_votes,
+        lambda_field: args.regularization,
+        "token_noise": args.token_noise,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _candidates(
+    config: IR3DEConfig,
+    embeddings: torch.Tensor,
+    sample: Mapping[str, Prompts],
+    held_out: Mapping[str, Prompts],
+    args: argparse.Namespace,
+) -> list[Candidate]:
+    """Every combination of variant and feature map that the options leave open."""
+    plan = {
+        "identity": [variant for variant in VARIANTS if variant != "prompt"],
+        "unit": ["prompt"],
+        "rff": ["prompt"],
+    }
+    if args.variant != "auto":
+        maps = [args.feature_map or "identity"] if args.feature_map != "auto" else list(FEATURE_MAPS)
+        plan = {name: [args.variant] for name in maps}
+    elif args.feature_map not in (None, "auto"):
+        plan = {args.feature_map: list(VARIANTS)}
+    if args.variant == "auto" and len(sample) * 8 * config.num_features**2 > RFF_MOST_BYTES:
+        plan.pop("rff", None)
+    candidates: list[Candidate] = []
+    for feature_map, variants in plan.items():
+        config.feature_map = feature_map
+        grids = {
+            "num_votes": None if args.num_votes is None else [args.num_votes],
+            "lambdas": None if args.regularization is None else [args.regularization],
+            "token_noises": None if args.token_noise is None else [args.token_noise],
+        }
+        candidates += search(config, embeddings, sample, held_out, variants, **grids)
+    return candidates
+
+
+def evaluation(best: Candidate, error: float) -> dict[str, Any]:
+    """What config and card say of the choice."""
+    domains = {name: {"recall": recall, "prompts": len(best.logits[name])} for name, recall in best.recalls.items()}
+    return {
+        "macro_accuracy": best.macro_accuracy,
+        "standard_error": best.standard_error,
+        "calibration_error": error,
+        "prompts": sum(domain["prompts"] for domain in domains.values()),
+        "domains": domains,
+    }
 
 
 def _read_experts(path: str) -> list[dict[str, Any]]:
@@ -161,29 +231,6 @@ def _match_experts(config: IR3DEConfig, domains: list[str]) -> None:
             f"The data have the domains {domains} and the experts are {config.expert_names}: each domain needs one"
             " expert of its name. Leave rows out with --where, or mend the list of experts."
         )
-
-
-def _choose(model: IR3DEModel, corpus: Corpus, args: argparse.Namespace) -> Candidate:
-    """Tries on the held-out prompts whatever was not set by hand, and prints the best."""
-    scale = mean_diagonal((domain.gram for domain in model.statistics.values()), model.config.balance)
-    candidates = choose(
-        model,
-        corpus.held_out,
-        VARIANTS if args.variant == "auto" else [args.variant],
-        NUM_VOTES if args.num_votes is None else [args.num_votes],
-        [scale * value for value in RELATIVE_LAMBDAS] if args.regularization is None else [args.regularization],
-    )
-    print(f"On {sum(map(len, corpus.held_out.values())):,} held-out prompts:\n{describe(candidates)}")
-    return candidates[0]
-
-
-def _evaluation(best: Candidate, corpus: Corpus) -> dict[str, Any]:
-    """What config and card say of the choice."""
-    domains = {
-        name: {"recall": recall, "prompts": len(corpus.held_out[name])} for name, recall in sorted(best.recalls.items())
-    }
-    prompts = sum(domain["prompts"] for domain in domains.values())
-    return {"macro_accuracy": best.macro_accuracy, "prompts": prompts, "domains": domains}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,11 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from transformers import pipeline
-
-import ir3de  # noqa: F401 (registers the task)
 from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.pipeline_ir3de import TASK, IR3DERoutingPipeline
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Routes the prompts."""
     # The installed package reads any router, so no code of the repository runs.
-    router = pipeline(TASK, model=IR3DEModel.from_pretrained(args.router), pipeline_class=IR3DERoutingPipeline)
+    router = IR3DERoutingPipeline(IR3DEModel.from_pretrained(args.router), device="cpu")
     choice = {key: value for key in ("variant", "num_votes") if (value := getattr(args, key)) is not None}
     for prompt, record in zip(args.prompt, router(args.prompt, generate=False, explain=True, **choice), strict=True):
         print(json.dumps({"prompt": prompt, **record}, ensure_ascii=False) if args.json else describe(prompt, record))

@@ -1,0 +1,44 @@
+"""From scores to probabilities that hold: one temperature, fitted on held-out prompts."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ir3de.route_selector_ir3de import probabilities
+
+_TEMPERATURES = torch.logspace(-3, 3, 301, dtype=torch.float64)
+_SPREADS = (0.0, 0.5)
+_BINS = 15
+
+
+def fit_calibration(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    """The temperature, and how far a prompt's own spread of scores enters it, of least negative log-likelihood.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, D)`): of held-out prompts.
+        labels (`torch.Tensor` of shape `(N,)`): indices of their domains.
+
+    Returns:
+        `dict`: `temperature` and `spread`, see [`~route_selector_ir3de.probabilities`].
+    """
+    fits = {}
+    for spread in _SPREADS:
+        for temperature in _TEMPERATURES.tolist():
+            p = probabilities(logits, temperature, spread)
+            fits[temperature, spread] = float(F.nll_loss(p.clamp_min(1e-12).log(), labels))
+    temperature, spread = min(fits, key=lambda key: fits[key])
+    return {"temperature": temperature, "spread": spread}
+
+
+def calibration_error(logits: torch.Tensor, labels: torch.Tensor, calibration: dict[str, float]) -> float:
+    """Expected calibration error of the highest probability, in 15 bins of equal width (Guo et al. 2017)."""
+    return expected_calibration_error(*probabilities(logits, **calibration).max(dim=1), labels)
+
+
+def expected_calibration_error(confidence: torch.Tensor, chosen: torch.Tensor, labels: torch.Tensor) -> float:
+    """Mean gap between confidence and accuracy over bins of confidence, weighted by their size."""
+    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
+    gap = confidence - (chosen == labels).double()
+    sums = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins, gap.double())
+    return float(sums.abs().sum() / len(labels))

@@ -116,6 +116,8 @@ class IR3DEConfig(PreTrainedConfig):
         embedding_gguf_file (`str`, *optional*): its GGUF file, where the weights are GGUF.
         fingerprint (`str`, *optional*): of tokenizer and embeddings; statistics of another one are refused.
         calibration (`dict`, *optional*): `temperature` and `spread` that make scores probabilities.
+        min_score (`float`): a probability; prompts whose best expert scores less go to the fallback.
+        fallback_expert (`str`, *optional*): who answers those; by default nobody does.
         evaluation (`dict`, *optional*): what was measured when the router was fitted.
 
     Example:
@@ -152,6 +154,8 @@ class IR3DEConfig(PreTrainedConfig):
     embedding_gguf_file: str | None = None
     fingerprint: str | None = None
     calibration: dict[str, float] | None = None
+    min_score: float | int = 0
+    fallback_expert: str | None = None
     evaluation: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -214,6 +218,10 @@ class IR3DEConfig(PreTrainedConfig):
                 )
         if not is_number(self.token_noise) or self.token_noise < 0:
             raise ValueError(f"`token_noise` (rho) must be a number of at least 0, got {self.token_noise!r}.")
+        if not is_number(self.min_score) or not 0 <= self.min_score <= 1:
+            raise ValueError(f"`min_score` is a probability, between 0 and 1; got {self.min_score!r}.")
+        if self.fallback_expert is not None and self.fallback_expert not in self.expert_names:
+            raise ValueError(f"`fallback_expert` {self.fallback_expert!r} is none of {self.expert_names}.")
         if self.feature_map not in FEATURE_MAPS:
             raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}; got {self.feature_map!r}.")
         if not isinstance(self.num_features, int) or self.num_features < 2 or self.num_features % 2:

@@ -6,13 +6,14 @@ import difflib
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModel, GenerationConfig, Pipeline, TextGenerationPipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .decision_ir3de import Policy
 from .experts_ir3de import ExpertPool, Prompt, text_of
 from .route_selector_ir3de import probabilities
 from .statistics_ir3de import padded_batches
@@ -21,6 +22,12 @@ TASK = "ir3de-routing"
 # What config.json says, so that `pipeline` finds this file in a repository.
 CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_ir3de.IR3DERoutingPipeline", "pt": ["AutoModel"], "type": "text"}}
 
+# The options of a call that are ours, by stage; all others go to the experts.
+_OPTIONS = {
+    "preprocess": ("explain", "route_on", "stickiness"),
+    "forward": ("explain", "variant", "num_votes"),
+    "postprocess": ("generate", *Policy._fields),
+}
 _ROUTED_AT_ONCE = 1024  # prompts of a generator that are read at a time where nothing is generated
 
 
@@ -59,7 +66,7 @@ class IR3DERoutingPipeline(Pipeline):
 
         Args:
             inputs (`str`, chat, or list, generator or data set of them): a chat is a list of messages
-                `{"role": ..., "content": ...}`; it is routed on its last user message.
+                `{"role": ..., "content": ...}`; by default it is routed on its last user message.
             batch_size (`int`, *optional*): prompts that an expert answers at once, by default all of a list. Of a
                 generator or data set it is also the number of prompts read at a time, by default one.
             num_workers (`int`, *optional*): for compatibility; there are none.
@@ -67,12 +74,22 @@ class IR3DERoutingPipeline(Pipeline):
             explain (`bool`, *optional*, defaults to `False`): add `tokens` to each record.
             variant (`str`, *optional*): instead of the config's.
             num_votes (`int`, *optional*): instead of the config's.
+            experts (`list[str]`, *optional*): those that may be chosen.
+            top_n (`int`, *optional*): how many experts the ranking lists; all by default.
+            cost_weight (`float`, *optional*, defaults to 0): score that a unit of an expert's `cost` must be worth.
+            min_score (`float`, *optional*): instead of the config's; below it `fallback_expert` answers, or nobody.
+            fallback_expert (`str`, *optional*): instead of the config's.
+            route_on (`str`, *optional*, defaults to `"last"`): of a chat, its last user message, or with
+                `"conversation"` all of them.
+            stickiness (`float`, *optional*, defaults to 0): a chat's expert changes only when another leads by it.
             kwargs (*optional*): options of the expert's text-generation pipeline, such as `max_new_tokens`.
 
         Returns:
             `dict`, or a list or iterator of them: `expert`; its `score`; `ranking`, every expert with its score, best
-            first; `generated_text`; and with `explain` `tokens`, each with its text (`token`), its `entropy` in nats,
-            its `vote` and whether it was `counted`.
+            first; `generated_text`; `fallback` where the score was below the minimum, and `expert` is then the
+            fallback or `None`; and with `explain` `tokens`, each with its text (`token`), its `entropy` in nats, its
+            `vote`, whether it was `counted`, and its `contribution` to the chosen expert's `support`, which is the sum
+            of them: a logit where a mean decides, the share of the vote where tokens vote.
 
         Raises:
             TypeError: an input is neither text nor chat, or an option is unknown.
@@ -104,8 +121,11 @@ class IR3DERoutingPipeline(Pipeline):
         """
         preprocess, forward, postprocess = self._merge(kwargs)
         record = self._run([prompt], preprocess, forward, {**postprocess, "generate": False})[0]
-        self.experts.check([record["expert"]])
+        self.experts.check([] if record["expert"] is None else [record["expert"]])
         yield {"event": "route", **record}
+        if record["expert"] is None:
+            yield {"event": "record", **record, "generated_text": None}
+            return
         pieces = []
         for piece in self.experts.stream(record["expert"], _check_prompt(prompt, 0), **postprocess["generation"]):
             pieces.append(piece)
@@ -124,15 +144,17 @@ class IR3DERoutingPipeline(Pipeline):
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Sorts options by stage; what is not ours goes to the experts, if they know it."""
-        preprocess = {key: kwargs[key] for key in ("explain",) if key in kwargs}
-        forward: dict[str, Any] = {key: kwargs.pop(key) for key in ("explain", "variant", "num_votes") if key in kwargs}
-        postprocess = {key: kwargs.pop(key) for key in ("generate",) if key in kwargs}
+        preprocess, forward, postprocess = (
+            {key: kwargs[key] for key in keys if key in kwargs} for keys in _OPTIONS.values()
+        )
+        own = {key for keys in _OPTIONS.values() for key in keys}
+        generation = {key: value for key, value in kwargs.items() if key not in own}
         known = _generation_options()
-        for key in kwargs.keys() - known:
-            near = difflib.get_close_matches(key, [*known, "generate", "explain", "variant", "num_votes"], n=1)
+        for key in generation.keys() - known:
+            near = difflib.get_close_matches(key, [*known, *own], n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise TypeError(f"{key!r} is neither an option of ir3de-routing nor of text-generation.{hint}")
-        return preprocess, forward, {**postprocess, **({"generation": kwargs} if kwargs else {})}
+        return preprocess, forward, {**postprocess, **({"generation": generation} if generation else {})}
 
     def _run(self, prompts: list[Any], *options: dict[str, Any]) -> list[dict[str, Any]]:
         return self.run_single(prompts, *options) if prompts else []  # type: ignore[no-any-return]
@@ -143,38 +165,46 @@ class IR3DERoutingPipeline(Pipeline):
         while batch := list(islice(prompts, at_once)):
             yield from self._run(batch, *options)
 
-    def preprocess(self, prompts: list[Any], explain: bool = False) -> dict[str, Any]:  # type: ignore[override]
+    def preprocess(  # type: ignore[override]
+        self, prompts: list[Any], explain: bool = False, route_on: str = "last", stickiness: float = 0.0
+    ) -> dict[str, Any]:
         """Checks and tokenizes: all ids in a row (`token_ids`), `lengths`, and to explain the `pieces` of text."""
+        if route_on not in ("last", "conversation"):
+            raise ValueError(f"`route_on` is 'last' (user message) or 'conversation', got {route_on!r}.")
         prompts = [_check_prompt(prompt, index) for index, prompt in enumerate(prompts)]
-        texts = [_routed_text(prompt) for prompt in prompts]
+        turns = [_turns(prompt, route_on)[0 if stickiness else -1 :] for prompt in prompts]
+        texts = list(chain.from_iterable(turns))
         # Cut here, not by the tokenizer, whose truncation would stay switched on and be saved with it.
         encoding = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=explain, verbose=False
         )
         token_ids = [ids[: self.model.config.max_length] for ids in encoding["input_ids"]]
-        for index, ids in enumerate(token_ids):
-            if not ids:
-                raise ValueError(f"Prompt {index} is empty ({prompts[index]!r}): there is nothing to route on.")
+        if not all(token_ids):
+            empty = next(i for i, texts in enumerate(turns) for text in texts if not token_ids.pop(0))
+            raise ValueError(f"Prompt {empty} is empty ({prompts[empty]!r}): there is nothing to route on.")
         pieces = [_pieces(*pair) for pair in zip(texts, encoding["offset_mapping"], strict=True)] if explain else None
         return {
             "prompts": prompts,
+            "turns": [len(texts) for texts in turns],
             "pieces": pieces,
             "token_ids": torch.tensor(list(chain.from_iterable(token_ids))),
             "lengths": torch.tensor([len(ids) for ids in token_ids]),
         }
 
-    def _forward(self, inputs: dict[str, Any], explain: bool = False, **choice: Any) -> dict[str, Any]:  # type: ignore[override]
-        """Routes all prompts together: `logits`, and to explain each token's entropy, vote and whether it counted."""
+    def _forward(  # type: ignore[override]
+        self, inputs: dict[str, Any], explain: bool = False, **choice: Any
+    ) -> dict[str, Any]:
+        """Routes all turns together: `logits`, and to explain what `forward` says of each token."""
         lengths = inputs["lengths"]
         logits = torch.empty(len(lengths), len(self.model.config.experts), dtype=torch.float64, device=lengths.device)
-        votes: list[Any] = [None] * len(lengths)
+        tokens: list[Any] = [None] * len(lengths)
         for prompts, input_ids, mask in padded_batches(inputs["token_ids"], lengths):
             output = self.model(input_ids, mask, output_tokens=explain, **choice)
             logits[prompts] = output.logits
             for i, prompt in enumerate(prompts.tolist() if explain else ()):
-                fields = (output.entropies, output.votes, output.counted)
-                votes[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
-        return {"prompts": inputs["prompts"], "pieces": inputs["pieces"], "logits": logits, "votes": votes}
+                fields = (output.entropies, output.votes, output.counted, output.contributions)
+                tokens[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
+        return {**{key: inputs[key] for key in ("prompts", "turns", "pieces")}, "logits": logits, "tokens": tokens}
 
     def postprocess(  # type: ignore[override]
         self,
@@ -182,21 +212,19 @@ class IR3DERoutingPipeline(Pipeline):
         generate: bool = True,
         batch_size: int | None = None,
         generation: dict[str, Any] | None = None,
+        **policy: Any,
     ) -> list[dict[str, Any]]:
         """Turns logits into records, in input order, and lets each expert answer its share in one call."""
-        names = self.model.config.expert_names
-        p = probabilities(outputs["logits"], **(self.model.config.calibration or {}))
-        scores, order = p.sort(dim=1, descending=True, stable=True)
-        records: list[dict[str, Any]] = []
-        for row_scores, row_order in zip(scores.tolist(), order.tolist(), strict=True):
-            ranking = [{"expert": names[i], "score": score} for i, score in zip(row_order, row_scores, strict=True)]
-            records.append({**ranking[0], "ranking": ranking})
+        config = self.model.config
+        names, turns = config.expert_names, outputs["turns"]
+        costs = {expert["name"]: expert["cost"] for expert in config.experts if "cost" in expert}
+        p = probabilities(outputs["logits"], **(config.calibration or {}))
+        defaults = {"min_score": config.min_score, "fallback_expert": config.fallback_expert}
+        records = Policy(**{**defaults, **policy}).decide(p, names, costs, turns)
         if outputs["pieces"] is not None:
-            for record, pieces, fields in zip(records, outputs["pieces"], outputs["votes"], strict=True):
-                record["tokens"] = [
-                    {"token": piece, "entropy": entropy, "vote": names[vote], "counted": counted}
-                    for piece, entropy, vote, counted in zip(pieces, *fields, strict=False)
-                ]
+            last = [end - 1 for end in accumulate(turns)]
+            for record, turn in zip(records, last, strict=True):
+                record["tokens"] = _explain(outputs["pieces"][turn], outputs["tokens"][turn], names, record)
         if generate:
             self._answer(records, outputs["prompts"], batch_size, generation or {})
         return records
@@ -207,7 +235,9 @@ class IR3DERoutingPipeline(Pipeline):
         """Adds `generated_text` to each record: one call an expert, whatever the order of the prompts."""
         shares: dict[str, list[int]] = defaultdict(list)
         for index, record in enumerate(records):
-            shares[record["expert"]].append(index)
+            record["generated_text"] = None
+            if record["expert"] is not None:
+                shares[record["expert"]].append(index)
         self.experts.check(list(shares))
         for name, indices in shares.items():
             answers = self.experts.generate(name, [prompts[i] for i in indices], batch_size, **generation)
@@ -242,12 +272,29 @@ def _check_prompt(prompt: Any, index: int) -> Prompt:
     return list(prompt)
 
 
-def _routed_text(prompt: Prompt) -> str:
-    """The text that a prompt is routed on: of a chat, its last user message, or its last message if none is."""
+def _turns(prompt: Prompt, route_on: str) -> list[str]:
+    """The texts that a prompt was routed on, turn by turn, the present one last.
+
+    Of a chat that is each user message, or with `route_on="conversation"` all user messages up to it. A chat without
+    any is routed on its last message.
+    """
     if isinstance(prompt, str):
-        return prompt
-    message = next((message for message in reversed(prompt) if message["role"] == "user"), prompt[-1])
-    return text_of(message["content"])
+        return [prompt]
+    messages = [message for message in prompt if message["role"] == "user"] or prompt[-1:]
+    texts = [text_of(message["content"]) for message in messages]
+    if route_on == "conversation":
+        return ["\n".join(texts[: end + 1]) for end in range(len(texts))]
+    return texts
+
+
+def _explain(pieces: list[str], fields: list[Any], names: list[str], record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each token said, and what it added to the chosen expert, or to the first of the ranking if none was."""
+    expert = names.index(record["ranking"][0]["expert"] if record.get("fallback") else record["expert"])
+    record["support"] = sum(row[expert] for row in fields[3])
+    return [
+        {"token": piece, "entropy": entropy, "vote": names[vote], "counted": counted, "contribution": row[expert]}
+        for piece, entropy, vote, counted, row in zip(pieces, *fields, strict=False)
+    ]
 
 
 def _pieces(text: str, offsets: list[tuple[int, int]]) -> list[str]:

@@ -1,0 +1,104 @@
+"""From probabilities to a choice: a subset of experts, their costs, a minimum score, and a conversation's own pace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+
+class Policy(NamedTuple):
+    """
+    How a call chooses among experts.
+
+    Args:
+        experts (`Sequence[str]`, *optional*): those that may be chosen; all by default.
+        cost_weight (`float`): score per unit of cost that an expert must gain to be worth it.
+        min_score (`float`): below it the fallback answers, or none.
+        fallback_expert (`str`, *optional*): who answers below `min_score`; by default nobody.
+        stickiness (`float`): by how much another expert must lead to take over a conversation.
+        top_n (`int`, *optional*): how many experts the ranking lists; all by default.
+    """
+
+    experts: Sequence[str] | None = None
+    cost_weight: float = 0.0
+    min_score: float = 0.0
+    fallback_expert: str | None = None
+    stickiness: float = 0.0
+    top_n: int | None = None
+
+    def check(self, names: Sequence[str], costs: Mapping[str, float]) -> None:
+        """Checks the policy against a router's experts.
+
+        Args:
+            names (`Sequence[str]`): of the router's experts.
+            costs (`Mapping[str, float]`): of those that have one.
+
+        Raises:
+            ValueError: a field is out of range, or names an expert that does not exist or has no cost.
+        """
+        allowed = names if self.experts is None else self.experts
+        if isinstance(allowed, str) or not allowed:
+            raise ValueError(f"`experts` must list at least one of {list(names)}, got {self.experts!r}.")
+        for name in (*allowed, *([] if self.fallback_expert is None else [self.fallback_expert])):
+            if name not in names:
+                raise ValueError(f"There is no expert {name!r}; this router's experts are {list(names)}.")
+        if not 0 <= self.min_score <= 1:
+            raise ValueError(f"`min_score` is a probability, between 0 and 1; got {self.min_score!r}.")
+        for field in ("cost_weight", "stickiness"):
+            if not getattr(self, field) >= 0:
+                raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
+        if self.top_n is not None and self.top_n < 1:
+            raise ValueError(f"`top_n` must be a whole number of at least 1, got {self.top_n!r}.")
+        missing = [name for name in allowed if name not in costs]
+        if self.cost_weight > 0 and missing:
+            raise ValueError(f"`cost_weight` needs a `cost` in the spec of every expert; {missing} have none.")
+
+    def decide(
+        self, p: torch.Tensor, names: Sequence[str], costs: Mapping[str, float], turns: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Chooses an expert for each prompt.
+
+        Args:
+            p (`torch.Tensor` of shape `(sum of turns, D)`): probabilities, a row a turn of a conversation.
+            names (`Sequence[str]`): of the D experts.
+            costs (`Mapping[str, float]`): of those that have one.
+            turns (`Sequence[int]`): rows of each prompt; more than one only where stickiness needs the turns before.
+
+        Returns:
+            `list[dict]`: for each prompt `expert`, its `score`, the `ranking`, and `fallback` where the score was
+            below the minimum. Scores are probabilities among the experts that may be chosen; with a `cost_weight` the
+            ranking is by score less weighted cost.
+        """
+        self.check(names, costs)
+        columns = torch.tensor([names.index(name) for name in (self.experts or names)]).sort().values
+        p = p[:, columns] / p[:, columns].sum(dim=1, keepdim=True)
+        worth = p
+        if self.cost_weight > 0:
+            worth = p - self.cost_weight * torch.tensor([costs[names[i]] for i in columns.tolist()], dtype=p.dtype)
+        order = worth.argsort(dim=1, descending=True, stable=True)[:, : self.top_n]
+        best = self._follow(worth, order[:, 0].tolist(), turns)
+        last = torch.tensor(turns).cumsum(0) - 1
+        chosen_names = [names[i] for i in columns.tolist()]
+        rows = zip(best, p[last].tolist(), order[last].tolist(), strict=True)
+        return [self._record(chosen, scores, ranks, chosen_names) for chosen, scores, ranks in rows]
+
+    def _follow(self, worth: torch.Tensor, best: list[int], turns: Sequence[int]) -> list[int]:
+        """The choice at the last turn of each prompt, when an expert is left only for one that leads by the margin."""
+        chosen, start = [], 0
+        for number in turns:
+            current = best[start]
+            for turn in range(start + 1, start + number):
+                if worth[turn, best[turn]] - worth[turn, current] > self.stickiness:
+                    current = best[turn]
+            chosen.append(current)
+            start += number
+        return chosen
+
+    def _record(self, chosen: int, scores: list[float], order: list[int], names: Sequence[str]) -> dict[str, Any]:
+        ranking = [{"expert": names[i], "score": scores[i]} for i in order]
+        record = {"expert": names[chosen], "score": scores[chosen], "ranking": ranking}
+        if scores[chosen] < self.min_score:
+            record |= {"expert": self.fallback_expert, "fallback": True}
+        return record

@@ -30,7 +30,7 @@ model = AutoModel.from_pretrained("THIS_REPOSITORY", trust_remote_code=True)
 _STATISTICS = """\
 ## What the statistics are, and reveal
 
-`statistics/NAME.safetensors` holds the sums A = X^T X of a domain's token embeddings, in float64; W is solved from
+`statistics/NAME.safetensors` holds the sums A = X^T X of a domain's tokens and prompts, in float64; W is solved from
 them. They hold no text, but they are not private by themselves: where h(h+1)/2 is at least the size of the vocabulary,
 the token counts of the domain can be solved back out of A.
 """
@@ -66,14 +66,22 @@ def _metadata(config: Any) -> dict[str, Any]:
 
 
 def _body(config: Any, rows: Mapping[str, int]) -> str:
-    how = f"`{config.variant}`" + (f" with k = {config.num_votes}" if config.variant == "top-k" else "")
     intro = (
-        f"Routes a prompt to one of {len(config.experts)} domain experts with a linear token router fitted in closed"
-        f" form ([IR3DE](https://arxiv.org/abs/2606.06098)): variant {how}, lambda = {config.regularization:g},"
-        f" {'balanced' if config.balance else 'unbalanced'} sums, embeddings of"
-        f" `{config.embedding_model or 'an unnamed model'}` ({config.vocab_size} x {config.hidden_size}).\n"
+        f"Routes a prompt to one of {len(config.experts)} domain experts with a linear router over token embeddings,"
+        f" fitted in closed form ([IR3DE](https://arxiv.org/abs/2606.06098)): {_method(config)}. Embeddings:"
+        f" `{config.embedding_model or 'of an unnamed model'}` ({config.vocab_size:,} x {config.hidden_size}).\n"
     )
     return "\n".join([intro, _experts(config, rows), _evaluation(config.evaluation), _LOAD, _STATISTICS])
+
+
+def _method(config: Any) -> str:
+    """The choice that the config makes, in words."""
+    features = f"{config.num_features} random Fourier" if config.feature_map == "rff" else f"`{config.feature_map}`"
+    if config.variant == "prompt":
+        return f"variant `prompt`, {features} features, token noise {config.token_noise:g}"
+    votes = f" with k = {config.num_votes}" if config.variant == "top-k" else ""
+    balance = "balanced" if config.balance else "unbalanced"
+    return f"variant `{config.variant}`{votes}, {features} features, lambda {config.regularization:g}, {balance} sums"
 
 
 def _experts(config: Any, rows: Mapping[str, int]) -> str:
@@ -92,7 +100,9 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
         "## Measured",
         "",
         f"On {evaluation['prompts']:,} held-out prompts of the training sources; the router here was then fitted on all"
-        f" rows. Macro accuracy: **{100 * evaluation['macro_accuracy']:.1f} %**.",
+        f" rows. Macro accuracy: **{100 * evaluation['macro_accuracy']:.1f} %** (standard error"
+        f" {100 * evaluation['standard_error']:.1f}); expected calibration error of the scores:"
+        f" {evaluation['calibration_error']:.3f}. The choice was made on the same prompts.",
         "",
         "| domain | recall | held-out prompts |",
         "|---|---:|---:|",

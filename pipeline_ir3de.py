@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import accumulate, chain, islice
 from typing import Any, ClassVar
 
@@ -306,6 +307,7 @@ def _pieces(text: str, offsets: list[tuple[int, int]]) -> list[str]:
     return pieces
 
 
+@cache
 def _generation_options() -> set[str]:
     """Names of the options that a text-generation pipeline and `generate` take."""
     stages = (TextGenerationPipeline._sanitize_parameters, TextGenerationPipeline._forward)

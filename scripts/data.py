@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -92,15 +93,22 @@ def _open(data: str, split: str) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except ValueError as error:  # of JSON or of UTF-8
+            raise ValueError(f"{path}, line {number}: not JSON in UTF-8 ({error}).") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: expected an object with text and domain, got {line[:60]!r}.")
+        yield f"{path}, line {number}", row
+
+
+def _lines(path: Path) -> Iterator[bytes]:
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected an object with text and domain, got {line[:60]!r}.")
-            yield f"{path}, line {number}", row
+    try:
+        with opener(path, "rb") as lines:
+            yield from lines
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is truncated or not gzip ({error}): fetch it again.") from error

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         normalize_columns=args.normalize_columns,
         num_features=args.num_features,
         max_length=args.max_length,
-        embedding_model=args.embeddings,
+        embedding_model=public_name(args.embeddings),
         embedding_revision=args.revision,
         embedding_gguf_file=args.gguf_file,
         **_by_hand(args),
@@ -82,6 +82,11 @@ def run(args: argparse.Namespace) -> int:
     print(f"Saved a router of {len(spool.domains)} experts to {args.output}{skipped}.")
     print(f'Try it: ir3de route {args.output} "a prompt"')
     return 0
+
+
+def public_name(source: str) -> str:
+    """What config and card call a source: a Hub id as it is, of a local folder only its name."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
 
 
 def fit_router(
@@ -216,7 +221,10 @@ def evaluation(best: Candidate, error: float) -> dict[str, Any]:
 
 
 def _read_experts(path: str) -> list[dict[str, Any]]:
-    experts = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    try:
+        experts = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({error}).") from error
     if not isinstance(experts, list):
         raise ValueError(f"{path}: expected a list of experts, each a mapping with a `name`; got {experts!r}.")
     return experts

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from huggingface_hub import cached_assets_path
 
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
+from ir3de.scripts import fit
 from ir3de.scripts.sources import QUICKSTART_MODEL, load_source, quickstart_source
 from ir3de.statistics_ir3de import DomainStatistics
 
@@ -21,12 +24,39 @@ FOLDER = Path(__file__).resolve().parent.parent / "quickstart"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de quickstart`."""
     parser.add_argument("--output", metavar="DIR", help="folder for the router; default: the cache of huggingface_hub")
+    parser.add_argument(
+        "--refit",
+        nargs=argparse.REMAINDER,
+        help="make the statistics anew: data options of `ir3de fit`, such as --data",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Builds the router and prints where it is."""
+    if args.refit:
+        refit(args.refit)
     print(build(args.output))
     return 0
+
+
+def refit(data: list[str]) -> None:
+    """Makes the embedded statistics and config anew from labelled text.
+
+    Args:
+        data (`list[str]`): options of `ir3de fit` that name the data.
+    """
+    source = quickstart_source()
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--embeddings", source["model"], "--output", folder, "--experts", str(FOLDER / "experts.yaml")]
+        options += ["--gguf-file", source["gguf_file"]] if "gguf_file" in source else []
+        fit.main([*data, *options, "--variant", "prompt", "--feature-map", "unit"])
+        shutil.rmtree(FOLDER / STATISTICS_FOLDER, ignore_errors=True)
+        shutil.copytree(Path(folder, STATISTICS_FOLDER), FOLDER / STATISTICS_FOLDER)
+        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
+    for key in ("architectures", "auto_map", "custom_pipelines", "embedding_gguf_file", "transformers_version"):
+        config.pop(key, None)
+    config["embedding_model"] = QUICKSTART_MODEL
+    (FOLDER / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def build(output: str | None = None) -> str:

@@ -38,10 +38,10 @@ def describe(prompt: str, record: Mapping[str, Any]) -> str:
 
 
 def deciding_tokens(record: Mapping[str, Any], most: int = 6) -> str:
-    """The tokens that were counted and voted for the chosen expert, the most certain first."""
-    voters = [token for token in record["tokens"] if token["counted"] and token["vote"] == record["expert"]]
-    voters.sort(key=lambda token: token["entropy"])
-    return " ".join(dict.fromkeys(token["token"].strip() or repr(token["token"]) for token in voters[:most]))
+    """The tokens that spoke most for the chosen expert, the strongest first."""
+    strongest = sorted(record["tokens"], key=lambda token: -token["contribution"])[:most]
+    words = [token["token"].strip() or repr(token["token"]) for token in strongest if token["contribution"] > 0]
+    return " ".join(dict.fromkeys(words))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -88,7 +88,7 @@ class IR3DEModel(PreTrainedModel):
         self.embed_tokens.requires_grad_(False)
         self.token_router = nn.Linear(width, len(experts), bias=config.bias)
         self.prompt_router = nn.Linear(width, len(experts), bias=False)
-        self._derived: dict[str, tuple[object, Any]] = {}
+        self._derived: dict[str, tuple[object, list[torch.Tensor], Any]] = {}
         self._statistics: dict[str, DomainStatistics] | None = None
         self._tokenizer: Any = None
         self._origin: dict[str, Any] | None = None
@@ -166,12 +166,14 @@ class IR3DEModel(PreTrainedModel):
         """The feature map of this vocabulary."""
         return self._derive("features", lambda: self.config.features.prepare(self.embed_tokens.weight.detach()))  # type: ignore[no-any-return]
 
-    def _derive(self, name: str, make: Callable[[], Any], *parameters: torch.Tensor) -> Any:
-        """Something computed from E and other parameters, kept until one of them changes."""
-        state = [(p.data_ptr(), p._version, p.device) for p in (self.embed_tokens.weight, *parameters)]
-        if name not in self._derived or self._derived[name][0] != state:
-            self._derived[name] = state, make()
-        return self._derived[name][1]
+    def _derive(self, name: str, make: Callable[[], Any], *weights: torch.Tensor) -> Any:
+        """Something computed from E and small weights, kept until one of them changes, by whatever means."""
+        E = self.embed_tokens.weight
+        state = (E.data_ptr(), E._version, E.device)
+        kept = self._derived.get(name)
+        if kept is None or kept[0] != state or not all(map(torch.equal, kept[1], weights)):
+            self._derived[name] = kept = state, [weight.detach().clone() for weight in weights], make()
+        return kept[2]
 
     # Fitting: section 3.1.
 
@@ -288,8 +290,11 @@ class IR3DEModel(PreTrainedModel):
                 f"The weights of {pretrained_model_name_or_path} lack {sorted(info['missing_keys'])}: fetch"
                 " model.safetensors again."
             )
-        if not all(bool(parameter.isfinite().all()) for parameter in model.token_router.parameters()):
-            raise ValueError(f"W of {pretrained_model_name_or_path} holds NaN or infinity: fit the router again.")
+        for name, parameter in model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise ValueError(
+                    f"{name} of {pretrained_model_name_or_path} holds NaN or infinity: fit the router again."
+                )
         hub = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
         model._origin = {"path": str(pretrained_model_name_or_path), "revision": revision, **hub}
@@ -358,6 +363,8 @@ class IR3DEModel(PreTrainedModel):
         """
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
             if api.file_exists(repo_id, CARD_NAME, revision=revision):  # what people wrote in the card stays
                 api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder)

@@ -269,10 +269,14 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str | int]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("ir3de", "{}"))
+            empty = not file.keys()
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is truncated or not a statistics file ({error}): fetch it again.") from error
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {header.get('format')!r}; this version reads {FORMAT!r}.")
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise ValueError(f"{path} has format {found!r}; this version reads {FORMAT!r}.")
+    if not isinstance(header.get("size"), int) or not isinstance(header.get("fingerprint"), str) or empty:
+        raise ValueError(f"{path} has no size, no fingerprint or no sums in it: it was not written by this library.")
     return dict(header)
 
 

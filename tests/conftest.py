@@ -1,0 +1,59 @@
+"""What several test files share; the tests never leave this machine."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+
+import pytest
+
+from ir3de import IR3DEModel, IR3DERoutingPipeline
+
+from . import tiny
+
+
+@pytest.fixture
+def router() -> IR3DEModel:
+    """A fitted router whose experts have no models."""
+    return tiny.router()
+
+
+@pytest.fixture(scope="session")
+def expert_specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Models of the three experts: chat, plain text, and again the first."""
+    chat = tiny.expert(tmp_path_factory.mktemp("chat-expert"), seed=1, chat=True)
+    plain = tiny.expert(tmp_path_factory.mktemp("plain-expert"), seed=2, chat=False)
+    return {
+        "code": {"model": chat, "system_prompt": "show python"},
+        "law": {"model": plain},
+        "math": {"model": chat, "generation": {"max_new_tokens": 3}},
+    }
+
+
+@pytest.fixture(scope="session")
+def pipe(expert_specs: dict[str, dict[str, Any]]) -> IR3DERoutingPipeline:
+    """A pipeline whose experts answer. Tests must leave it as it is."""
+    return IR3DERoutingPipeline(tiny.router(expert_specs), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a language model whose embeddings a router may be fitted on."""
+    return tiny.expert(tmp_path_factory.mktemp("source"), seed=3, chat=False)
+
+
+@pytest.fixture
+def json_lines(tmp_path: Path) -> Path:
+    """Labelled rows of the three domains, half of them from source a and half from b."""
+    rows = [
+        {"text": text, "domain": domain, "source": "ab"[index % 2]}
+        for domain in tiny.DOMAINS
+        for index, text in enumerate(tiny.sentences(domain, 40))
+    ]
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path

@@ -1,0 +1,297 @@
+"""The command line: fit, route and evaluate."""
+
+import gzip
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ir3de import IR3DEModel
+from ir3de.configuration_ir3de import VARIANTS
+from ir3de.scripts.cli import main
+
+from . import tiny
+
+Fit = Callable[..., Path]
+FAST = ("--variant", "all", "--regularization", "0.01")  # nothing is left to choose
+
+
+@pytest.fixture
+def fit(source: str, json_lines: Path, tmp_path: Path) -> Fit:
+    """Fits a router with these options, which must succeed, and returns its folder."""
+
+    def run(*options: str, data: Path = json_lines, output: str = "router") -> Path:
+        folder = tmp_path / output
+        arguments = ["--data", str(data), "--embeddings", source, "--output", str(folder), "--num-features", "16"]
+        assert main(["fit", *arguments, *options]) == 0
+        return folder
+
+    return run
+
+
+def config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+def failure(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
+    """What a command says that must fail: one line, exit code 2."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ir3de ")]
+    return line
+
+
+# fit
+
+
+def test_a_fitted_router_routes(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = fit("--variant", "top-k", "--num-votes", "2")
+    assert "ir3de route" in capsys.readouterr().out
+    assert main(["route", str(folder), "debug the python function", "the court and a judge"]) == 0
+    shown = capsys.readouterr().out
+    assert "debug the python function\n  -> code" in shown
+    assert "the court and a judge\n  -> law" in shown
+
+
+def test_the_saved_router_is_fitted_on_all_rows(fit: Fit, json_lines: Path) -> None:
+    folder = fit(*FAST)
+    rows = [json.loads(line) for line in json_lines.read_text().splitlines()]
+    tokens = {name: sum(len(r["text"].split()) for r in rows if r["domain"] == name) for name in tiny.DOMAINS}
+    model = IR3DEModel.from_pretrained(folder)
+    assert {name: domain.rows("tokens") for name, domain in model.statistics.items()} == tokens
+    by_hand = {name: tiny.statistics(r["text"] for r in rows if r["domain"] == name) for name in tiny.DOMAINS}
+    W = model.token_router.weight.clone()
+    model.fit(by_hand)
+    torch.testing.assert_close(model.token_router.weight, W, rtol=1e-6, atol=1e-7)
+
+
+def test_gzip_gives_the_same_router(fit: Fit, json_lines: Path, tmp_path: Path) -> None:
+    zipped = tmp_path / "train.jsonl.gz"
+    zipped.write_bytes(gzip.compress(json_lines.read_bytes()))
+    assert weights(fit(*FAST)) == weights(fit(*FAST, data=zipped, output="zipped"))
+
+
+def test_the_choice_is_made_on_held_out_rows_and_written_down(fit: Fit) -> None:
+    folder = fit()
+    chosen = config(folder)
+    evaluation = chosen["evaluation"]
+    assert chosen["variant"] in VARIANTS
+    assert {name: domain["prompts"] for name, domain in evaluation["domains"].items()} == dict.fromkeys(tiny.DOMAINS, 8)
+    assert evaluation["prompts"] == 24
+    recalls = [domain["recall"] for domain in evaluation["domains"].values()]
+    assert evaluation["macro_accuracy"] == pytest.approx(sum(recalls) / 3)
+    assert evaluation["macro_accuracy"] > 0.9
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert f"variant `{chosen['variant']}`" in card
+    assert f"Macro accuracy: **{100 * evaluation['macro_accuracy']:.1f} %**" in card
+
+
+def test_what_is_set_by_hand_is_not_chosen(fit: Fit, source: str) -> None:
+    options = ["--variant", "top-k", "--num-votes", "3", "--regularization", "0.25", "--max-length", "7"]
+    chosen = config(fit(*options, "--no-balance", "--no-bias", "--normalize-columns"))
+    expected = {"variant": "top-k", "num_votes": 3, "regularization": 0.25, "max_length": 7}
+    assert {key: chosen[key] for key in expected} == expected
+    assert chosen["embedding_model"] == Path(source).name, "where a folder was on this machine is nobody's business"
+    assert (chosen["balance"], chosen["bias"], chosen["normalize_columns"]) == (False, False, True)
+    chosen = config(fit("--variant", "all", output="other"))
+    assert chosen["variant"] == "all"
+
+
+def test_experts_come_from_a_list(fit: Fit, tmp_path: Path) -> None:
+    path = tmp_path / "experts.yaml"
+    path.write_text("- name: math\n  model: org/math\n  generation: {max_new_tokens: 9}\n- name: code\n- name: law\n")
+    experts = config(fit(*FAST, "--experts", str(path)))["experts"]
+    assert experts == [
+        {"name": "code"},
+        {"name": "law"},
+        {"name": "math", "model": "org/math", "generation": {"max_new_tokens": 9}},
+    ]
+
+
+def test_where_keeps_some_rows(fit: Fit, json_lines: Path, tmp_path: Path) -> None:
+    rows = json_lines.read_text().splitlines(keepends=True)
+    only = tmp_path / "only.jsonl"
+    only.write_text("".join(row for row in rows if '"source": "a"' in row))
+    assert weights(fit(*FAST, "--where", "source=a")) == weights(fit(*FAST, data=only, output="only"))
+    assert weights(fit(*FAST, "--where", "source!=b", output="not")) == weights(fit(*FAST, data=only, output="only"))
+    names = [expert["name"] for expert in config(fit(*FAST, "--where", "domain!=law", output="two"))["experts"]]
+    assert names == ["code", "math"]
+
+
+def test_columns_may_have_other_names_and_files_may_be_several(fit: Fit, json_lines: Path, tmp_path: Path) -> None:
+    rows = json_lines.read_text().replace('"text"', '"prompt"').replace('"domain"', '"label"').splitlines(True)
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    first.write_text("".join(rows[:50]) + "\n")
+    second.write_text("".join(rows[50:]))
+    columns = ["--text-column", "prompt", "--domain-column", "label"]
+    assert weights(fit(*FAST)) == weights(fit(*FAST, "--data", str(second), *columns, data=first, output="several"))
+
+
+# Bad input to fit
+
+BAD_ROWS = {
+    "broken JSON": ('{"text": "a", ', "not JSON"),
+    "no object": ('["a", "law"]', "expected an object"),
+    "no text": ('{"domain": "law"}', "expected text under 'text'"),
+    "no domain": ('{"text": "a"}', "expected text under 'domain'"),
+    "empty text": ('{"text": " ", "domain": "law"}', "expected text under 'text'"),
+    "text not a string": ('{"text": 3, "domain": "law"}', "expected text under 'text', but it is 3"),
+    "domain not a string": ('{"text": "a", "domain": null}', "expected text under 'domain', but it is None"),
+    "not UTF-8": (b"\xff\xfe", "UTF-8"),
+}
+
+
+@pytest.mark.parametrize(("row", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz"])
+def test_a_bad_row_is_named_by_file_and_line(
+    row: str | bytes, message: str, suffix: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = b'{"text": "court", "domain": "law"}\n\n' + (row if isinstance(row, bytes) else row.encode()) + b"\n"
+    path = tmp_path / f"bad{suffix}"
+    path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    line = failure(capsys, "fit", "--data", path, "--embeddings", source, "--output", tmp_path / "router")
+    assert f"{path}, line 3" in line
+    assert message in line
+    assert not (tmp_path / "router").exists()
+
+
+LAW, MATH = '{"text": "court jury", "domain": "law"}\n', '{"text": "cube", "domain": "math"}\n'
+BAD_DATA = {
+    "no rows": ("", "at least two domains"),
+    "one domain": (LAW * 5, r"at least two domains.*'law'"),
+    "a domain with one row": (LAW * 5 + MATH, "Domain 'math' has a single row"),
+    "a name that is no file name": ((LAW + MATH.replace("math", "a/b")) * 5, "'a/b' cannot name an expert"),
+    "names that differ in case": ((LAW + LAW.replace("law", "Law")) * 5, "Two experts are named"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_DATA.values(), ids=BAD_DATA)
+def test_data_that_make_no_router_are_refused(
+    text: str, message: str, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    line = failure(capsys, "fit", "--data", path, "--embeddings", source, "--output", tmp_path / "router")
+    assert re.search(message, line)
+
+
+BAD_OPTIONS = {
+    "k": (["--num-votes", "0"], "`num_votes`"),
+    "lambda": (["--regularization", "0"], "`regularization`"),
+    "length": (["--max-length", "0"], "`max_length`"),
+    "no file": (["--data", "absent.jsonl"], "no file absent.jsonl"),
+    "condition": (["--where", "source"], "KEY=VALUE"),
+    "nothing left": (["--where", "source=z"], "at least two domains"),
+    "no embeddings": (["--embeddings", "absent/llm"], "couldn't connect"),
+}
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS.values(), ids=BAD_OPTIONS)
+def test_bad_options_end_with_one_line(
+    options: list[str],
+    message: str,
+    source: str,
+    json_lines: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = tmp_path / "router"
+    line = failure(capsys, "fit", "--data", json_lines, "--embeddings", source, "--output", output, *options)
+    assert message in line
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("experts", "message"),
+    [
+        ("- name: law\n- name: math\n", "each domain needs one expert"),
+        ("- name: law\n- name: law\n", "Two experts are named"),
+        ("name: law\n", "expected a list of experts"),
+        ("- {name: law, modle: org/law}\n", "Did you mean 'model'"),
+        ("- name: [law\n", "experts.yaml"),
+    ],
+)
+def test_a_bad_list_of_experts_is_refused(
+    experts: str, message: str, source: str, json_lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "experts.yaml"
+    path.write_text(experts)
+    fit = ["fit", "--data", json_lines, "--embeddings", source, "--output", tmp_path / "router", "--experts", path]
+    assert message in failure(capsys, *fit)
+
+
+def test_a_truncated_gzip_is_refused(
+    source: str, json_lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(gzip.compress(json_lines.read_bytes())[:-40])
+    line = failure(capsys, "fit", "--data", path, "--embeddings", source, "--output", tmp_path / "router")
+    assert str(path) in line
+
+
+def test_an_unknown_variant_is_refused(fit: Fit) -> None:
+    with pytest.raises(SystemExit) as caught:
+        fit("--variant", "some")
+    assert caught.value.code == 2
+
+
+# route and evaluate
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    tiny.router(num_votes=2).save_pretrained(tmp_path / "saved")
+    return str(tmp_path / "saved")
+
+
+def test_route_prints_records_as_json(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["route", folder, "--json", "--variant", "all", "court", "prime root"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(record["prompt"], record["expert"]) for record in records] == [("court", "law"), ("prime root", "math")]
+    assert all(token["counted"] for token in records[1]["tokens"])
+
+
+def test_route_tells_what_decided(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["route", folder, "the court and judge"]) == 0
+    assert {"court", "judge"} == set(capsys.readouterr().out.split("decided by: ")[1].split())
+
+
+def test_route_refuses_bad_input(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Prompt 1 is empty" in failure(capsys, "route", folder, "court", "")
+    assert "`num_votes`" in failure(capsys, "route", folder, "court", "--num-votes", "0")
+    assert "couldn't connect" in failure(capsys, "route", "absent/router", "court")
+
+
+def test_evaluate_counts_routes(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "test.jsonl"
+    rows = [("court", "law"), ("judge", "law"), ("prime", "law"), ("loop", "code")]
+    path.write_text("".join(json.dumps({"text": text, "domain": domain}) + "\n" for text, domain in rows))
+    assert main(["evaluate", folder, "--data", str(path), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["confusion"] == {
+        "code": {"code": 1, "law": 0, "math": 0},
+        "law": {"code": 0, "law": 2, "math": 1},
+    }
+    assert figures["macro_accuracy"] == pytest.approx((1 + 2 / 3) / 2)
+    assert figures["micro_accuracy"] == 0.75
+    assert figures["domains"]["law"] == {"recall": pytest.approx(2 / 3), "prompts": 3}
+    assert main(["evaluate", folder, "--data", str(path)]) == 0
+    assert "4 prompts: macro accuracy 83.33 %, micro 75.00 %" in capsys.readouterr().out
+
+
+def test_evaluate_refuses_a_domain_without_an_expert(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_text('{"text": "paint", "domain": "art"}\n')
+    assert "'art'" in failure(capsys, "evaluate", folder, "--data", path)
+    path.write_text("")
+    assert "0 rows" in failure(capsys, "evaluate", folder, "--data", path)

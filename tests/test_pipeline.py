@@ -1,0 +1,281 @@
+"""The pipeline: what goes in, what comes out, and that nothing of one call is left for the next."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from transformers import pipeline
+from transformers.pipelines.pt_utils import KeyDataset
+
+from ir3de import IR3DERoutingPipeline
+from ir3de.configuration_ir3de import VARIANTS
+
+from . import tiny
+
+CODE, LAW, MATH = "debug the python function", "the court and a judge", "find the square root of this prime"
+PROMPTS = [CODE, LAW, MATH, "contract statute", "integer loop", CODE]
+EXPERTS = ["code", "law", "math", "law", "code", "code"]
+GREEDY = {"do_sample": False, "max_new_tokens": 6}
+
+
+def chat(text: Any) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": "statute law court"}, {"role": "user", "content": text}]
+
+
+def experts(records: Any) -> list[str]:
+    return [record["expert"] for record in records]
+
+
+# Inputs.
+
+
+def test_a_string_gives_a_record(pipe: IR3DERoutingPipeline) -> None:
+    record = pipe(LAW, generate=False)
+    assert record.keys() == {"expert", "score", "ranking"}
+    assert record["expert"] == "law"
+    assert record["ranking"][0] == {"expert": "law", "score": record["score"]}
+    assert {entry["expert"] for entry in record["ranking"]} == set(tiny.DOMAINS)
+    scores = [entry["score"] for entry in record["ranking"]]
+    assert scores == sorted(scores, reverse=True)
+    assert math.isclose(sum(scores), 1)
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_lists_and_tuples_give_lists(pipe: IR3DERoutingPipeline) -> None:
+    for inputs in (PROMPTS, tuple(PROMPTS)):
+        records = pipe(inputs, generate=False)
+        assert isinstance(records, list)
+        assert experts(records) == EXPERTS
+    assert pipe([], generate=False) == []
+    assert pipe([]) == []
+    assert pipe(PROMPTS, generate=False) == [pipe(prompt, generate=False) for prompt in PROMPTS]
+
+
+def test_generators_and_data_sets_are_read_lazily(pipe: IR3DERoutingPipeline) -> None:
+    rows = Dataset.from_dict({"text": PROMPTS})
+    for inputs in ((p for p in PROMPTS), KeyDataset(rows, "text"), rows["text"], iter(PROMPTS)):
+        records = pipe(inputs, generate=False)
+        assert isinstance(records, Iterator)
+        assert experts(records) == EXPERTS
+    assert list(pipe(iter([]), generate=False)) == []
+
+    read: list[str] = []
+    records = pipe((read.append(p) or p for p in PROMPTS), generate=False, batch_size=2)
+    assert read == []
+    next(records)
+    assert read == PROMPTS[:2]
+
+
+def test_a_chat_is_routed_on_its_last_user_message(pipe: IR3DERoutingPipeline) -> None:
+    assert pipe(chat(CODE), generate=False)["expert"] == "code"
+    turns = [*chat(CODE), {"role": "assistant", "content": LAW}, {"role": "user", "content": MATH}]
+    assert pipe(turns, generate=False)["expert"] == "math"
+    tool = [*turns, {"role": "assistant", "content": None}, {"role": "tool", "content": LAW}]
+    assert pipe(tool, generate=False)["expert"] == "math"
+    assert pipe([{"role": "system", "content": LAW}], generate=False)["expert"] == "law"
+
+
+def test_texts_chats_and_parts_of_content_mix(pipe: IR3DERoutingPipeline) -> None:
+    parts = [{"type": "text", "text": "square root"}, {"type": "image"}, {"type": "text", "text": "of a prime"}]
+    mixed = [chat(CODE), LAW, chat(parts), chat("jury")]
+    assert experts(pipe(mixed, generate=False)) == ["code", "law", "math", "law"]
+    assert experts(pipe([chat(CODE), chat(LAW)], generate=False)) == ["code", "law"]
+    assert experts(pipe(iter(mixed), generate=False)) == ["code", "law", "math", "law"]
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [None, 5, b"debug", {"role": "user", "content": CODE}, [CODE, None], [[CODE]], [CODE, 3], [{"role": "user"}]],
+)
+def test_what_is_neither_text_nor_chat_is_a_type_error(pipe: IR3DERoutingPipeline, inputs: Any) -> None:
+    with pytest.raises(TypeError, match=r"[Ee]xpected text|`role` and a `content`"):
+        pipe(inputs, generate=False)
+
+
+@pytest.mark.parametrize("empty", ["", " \n", chat(""), chat([{"type": "image"}]), chat(None)])
+def test_an_empty_prompt_is_named_before_anything_is_generated(pipe: IR3DERoutingPipeline, empty: Any) -> None:
+    with pytest.raises(ValueError, match="Prompt 0 is empty"):
+        pipe(empty)
+    with pytest.raises(ValueError, match="Prompt 1 is empty"):
+        pipe([LAW, empty])
+
+
+def test_unknown_words_and_a_million_characters_are_routed(pipe: IR3DERoutingPipeline) -> None:
+    assert pipe("zyzzyva qwerty", generate=False)["expert"] in tiny.DOMAINS
+    start = "court " * pipe.model.config.max_length
+    assert pipe(start + "python " * (1_000_000 // 7), generate=False) == pipe(start, generate=False)
+    assert pipe.tokenizer.backend_tokenizer.truncation is None
+
+
+# Choices of a call.
+
+
+def test_explained_tokens_give_back_the_prompt(pipe: IR3DERoutingPipeline) -> None:
+    prompts = ["  debug the   python\nfunction", LAW]
+    records = pipe(prompts, generate=False, explain=True, num_votes=2)
+    assert ["".join(token["token"] for token in record["tokens"]) for record in records] == prompts
+    assert [len(record["tokens"]) for record in records] == [4, 5]
+    for record in records:
+        entropies = sorted(token["entropy"] for token in record["tokens"])
+        counted = [token for token in record["tokens"] if token["counted"]]
+        assert sorted(token["entropy"] for token in counted) == entropies[:2]
+        assert {token["vote"] for token in counted} == {record["expert"]}
+    assert "tokens" not in pipe(prompts, generate=False)[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variant_and_k_of_a_call_stand_in_for_the_configs(pipe: IR3DERoutingPipeline, variant: str) -> None:
+    prompt = "law court tell me of algebra"
+    ids = torch.tensor([tiny.token_ids(prompt)])
+    expected = pipe.model(ids, variant=variant, num_votes=1).logits.softmax(dim=1).max().item()
+    assert pipe(prompt, generate=False, variant=variant, num_votes=1)["score"] == pytest.approx(expected)
+    assert (pipe.model.config.variant, pipe.model.config.num_votes) == ("top-k", 10)
+
+
+@pytest.mark.parametrize("choice", [{"variant": "some"}, {"num_votes": 0}])
+def test_a_choice_out_of_range_is_refused(pipe: IR3DERoutingPipeline, choice: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(choice))}`"):
+        pipe(LAW, generate=False, **choice)
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"), [("max_new_token", "max_new_tokens"), ("explian", "explain"), ("generat", "generate")]
+)
+def test_an_unknown_option_is_a_type_error_with_a_suggestion(
+    pipe: IR3DERoutingPipeline, option: str, meant: str
+) -> None:
+    for generate in ({}, {"generate": False}):
+        with pytest.raises(TypeError, match=f"'{option}'.*Did you mean '{meant}'"):
+            pipe(LAW, **generate, **{option: 1})
+
+
+def test_options_of_the_pipeline_hold_until_a_call_says_otherwise(pipe: IR3DERoutingPipeline) -> None:
+    model, tokenizer = pipe.model, pipe.tokenizer
+    made = pipeline("ir3de-routing", model=model, tokenizer=tokenizer, explain=True, generate=False)
+    assert isinstance(made, IR3DERoutingPipeline)
+    assert "tokens" in made(LAW)
+    assert "tokens" not in made(LAW, explain=False)
+    assert "generated_text" not in made(LAW)
+    made = IR3DERoutingPipeline(model, device="cpu", batch_size=2, **GREEDY)
+    short = made(CODE, max_new_tokens=2)["generated_text"]
+    assert made(CODE)["generated_text"] == pipe(CODE, **GREEDY)["generated_text"] != short
+
+
+def test_nothing_of_a_call_is_left_for_the_next(pipe: IR3DERoutingPipeline) -> None:
+    before = [pipe(PROMPTS, generate=False), pipe(PROMPTS, **GREEDY)]
+    pipe(PROMPTS, generate=False, explain=True, variant="avg", num_votes=1, batch_size=2)
+    pipe(PROMPTS, max_new_tokens=2, return_full_text=True, do_sample=True, num_return_sequences=2, temperature=0.1)
+    list(pipe.stream(LAW, max_new_tokens=2))
+    with pytest.raises(TypeError):
+        pipe(LAW, nonsense=1)
+    assert [pipe(PROMPTS, generate=False), pipe(PROMPTS, **GREEDY)] == before
+
+
+# Generation.
+
+
+def test_a_batch_is_answered_like_one_by_one_in_order(pipe: IR3DERoutingPipeline) -> None:
+    one_by_one = [pipe(prompt, **GREEDY) for prompt in PROMPTS]
+    assert len({record["generated_text"] for record in one_by_one}) == 5, "the same prompt alone has the same answer"
+    for batch_size in (None, 1, 2, 64):
+        assert pipe(PROMPTS, batch_size=batch_size, **GREEDY) == one_by_one
+    assert list(pipe(iter(PROMPTS), batch_size=4, **GREEDY)) == one_by_one
+
+
+def test_an_answer_is_that_of_the_experts_own_pipeline(
+    pipe: IR3DERoutingPipeline, expert_specs: dict[str, dict[str, Any]]
+) -> None:
+    plain = pipeline("text-generation", model=expert_specs["law"]["model"], device="cpu")
+    expected = plain(LAW, return_full_text=False, **GREEDY)[0]["generated_text"]
+    assert pipe(LAW, **GREEDY)["generated_text"] == expected
+    chatty = pipeline("text-generation", model=expert_specs["code"]["model"], device="cpu")
+    messages = [{"role": "system", "content": "show python"}, {"role": "user", "content": CODE}]
+    expected = chatty(messages, return_full_text=False, **GREEDY)[0]["generated_text"]
+    assert pipe(CODE, **GREEDY)["generated_text"] == expected
+    assert pipe(messages[1:], **GREEDY)["generated_text"] == expected
+    assert pipe([{**messages[1], "content": [{"type": "text", "text": CODE}]}], **GREEDY)["generated_text"] == expected
+
+
+def test_an_expert_without_a_template_reads_the_text_of_parts(pipe: IR3DERoutingPipeline) -> None:
+    parts = [{"type": "text", "text": LAW}]
+    expected = pipe([{"role": "user", "content": LAW}], **GREEDY)["generated_text"]
+    assert pipe([{"role": "user", "content": parts}], **GREEDY)["generated_text"] == expected
+
+
+def test_options_of_the_experts_spec_yield_to_those_of_the_call(pipe: IR3DERoutingPipeline) -> None:
+    three, one = (len(pipe(MATH, do_sample=False, **o)["generated_text"].split()) for o in ({}, {"max_new_tokens": 1}))
+    assert (three, one) == (3, 1)
+
+
+def test_the_full_text_starts_with_the_prompt(pipe: IR3DERoutingPipeline) -> None:
+    answer = pipe(LAW, **GREEDY)["generated_text"]
+    assert pipe(LAW, return_full_text=True, **GREEDY)["generated_text"] == LAW + answer
+    messages = [{"role": "user", "content": CODE}]
+    answer = pipe(messages, **GREEDY)["generated_text"]
+    full = pipe(messages, return_full_text=True, **GREEDY)["generated_text"]
+    assert full == [*messages, {"role": "assistant", "content": answer}]
+    assert len(messages) == 1
+
+
+def test_several_sequences_come_as_a_list(pipe: IR3DERoutingPipeline) -> None:
+    for record in pipe([CODE, LAW], max_new_tokens=3, do_sample=True, num_return_sequences=3):
+        assert len(record["generated_text"]) == 3
+        assert all(isinstance(text, str) for text in record["generated_text"])
+
+
+def test_experts_of_the_same_model_share_it(pipe: IR3DERoutingPipeline) -> None:
+    assert pipe.experts.load("code") is pipe.experts.load("math")
+    assert pipe.experts.load("code") is not pipe.experts.load("law")
+
+
+def test_an_expert_without_a_model_is_named_before_anything_is_generated(expert_specs: dict[str, Any]) -> None:
+    specs = {name: spec for name, spec in expert_specs.items() if name != "law"}
+    made = IR3DERoutingPipeline(tiny.router(specs), device="cpu")
+    made.experts.generate = pytest.fail
+    with pytest.raises(ValueError, match=r"'law' has no `model`.*generate=False"):
+        made([CODE, MATH, LAW])
+    with pytest.raises(ValueError, match="'law' has no `model`"):
+        list(made.stream(LAW))
+    assert made(LAW, generate=False)["expert"] == "law"
+
+
+# Streaming.
+
+
+@pytest.mark.parametrize("prompt", [CODE, LAW, chat(MATH)])
+def test_a_stream_gives_route_pieces_and_record(pipe: IR3DERoutingPipeline, prompt: Any) -> None:
+    first, *pieces, last = pipe.stream(prompt, **GREEDY)
+    assert first == {"event": "route", **pipe(prompt, generate=False)}
+    assert {piece["event"] for piece in pieces} == {"text"}
+    assert len(pieces) > 1
+    assert last == {"event": "record", **pipe(prompt, **GREEDY)}
+    assert "".join(piece["text"] for piece in pieces) == last["generated_text"]
+
+
+def test_closing_a_stream_stops_the_generation(pipe: IR3DERoutingPipeline) -> None:
+    model, steps = pipe.experts.load("law").model, []
+    hook = model.register_forward_hook(lambda *_: steps.append(1))
+    threads = threading.active_count()
+    events = pipe.stream(LAW, do_sample=False, max_new_tokens=400, min_new_tokens=400)
+    assert [next(events)["event"], next(events)["event"]] == ["route", "text"]
+    events.close()
+    hook.remove()
+    assert 0 < len(steps) < 400
+    assert threading.active_count() == threads
+
+
+def test_a_failure_while_streaming_is_raised_where_the_pieces_are_read(pipe: IR3DERoutingPipeline) -> None:
+    with pytest.raises(ValueError, match="temperature"):
+        list(pipe.stream(LAW, do_sample=True, temperature=-1.0))
+
+
+def test_a_stream_refuses_an_empty_prompt_and_unknown_options(pipe: IR3DERoutingPipeline) -> None:
+    with pytest.raises(ValueError, match="is empty"):
+        next(pipe.stream(""))
+    with pytest.raises(TypeError, match="'max_new_token'"):
+        next(pipe.stream(LAW, max_new_token=3))

@@ -1,0 +1,255 @@
+"""Section 3.1, first half: the sums of a domain, and the files that they are kept in."""
+
+import json
+import math
+import random
+import re
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ir3de import DomainStatistics
+from ir3de.modeling_ir3de import feature_space
+from ir3de.statistics_ir3de import (
+    FORMAT,
+    KINDS,
+    StatisticsCollector,
+    count_tokens,
+    fingerprint,
+    gram_from_counts,
+    padded_batches,
+    prompt_weights,
+)
+from ir3de.token_router_ir3de import FeatureMap
+
+from . import tiny
+
+PROMPTS = [tiny.token_ids(text) for domain in tiny.DOMAINS for text in tiny.sentences(domain, 30)]
+V = len(tiny.TOKENS)
+SPACE = "0123456789abcdef"
+
+
+def flat(prompts: list[list[int]]) -> torch.Tensor:
+    return torch.tensor(list(chain(*prompts)), dtype=torch.int64)
+
+
+def contribution(seed: int, space: str = SPACE, size: int = 4) -> DomainStatistics:
+    X = torch.randn(7, size, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    X[:, -1] = 1
+    return DomainStatistics.from_grams({"tokens": X.T @ X, "prompts": X[:2].T @ X[:2]}, space)
+
+
+def same(left: DomainStatistics, right: DomainStatistics) -> bool:
+    grams = all(torch.equal(left.gram(kind), right.gram(kind)) for kind in KINDS)
+    return left.contributions.keys() == right.contributions.keys() and grams
+
+
+def test_gram_of_counts_is_the_batched_sum_over_tokens() -> None:
+    E = tiny.embeddings()
+    A = torch.zeros(tiny.HIDDEN + 1, tiny.HIDDEN + 1, dtype=torch.float64)
+    for prompt in PROMPTS:
+        X = torch.cat([E[prompt].double(), torch.ones(len(prompt), 1, dtype=torch.float64)], dim=1)
+        A += X.T @ X
+    got = gram_from_counts(count_tokens(flat(PROMPTS), V), E)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, A, rtol=1e-12, atol=1e-12)
+
+
+def test_counts_of_parts_add_up_in_any_order() -> None:
+    whole = count_tokens(flat(PROMPTS), V)
+    parts = [count_tokens(flat(PROMPTS[i::4]), V) for i in range(4)]
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        total = sum((parts[i] for i in order), torch.zeros(V, dtype=torch.int64))
+        assert torch.equal(total, whole)
+        assert torch.equal(gram_from_counts(total, tiny.embeddings()), gram_from_counts(whole, tiny.embeddings()))
+
+
+def test_nothing_is_counted_where_there_is_nothing() -> None:
+    assert torch.equal(count_tokens(flat([]), V), torch.zeros(V, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("bad", [V, -1])
+def test_token_ids_without_an_embedding_are_refused(bad: int) -> None:
+    with pytest.raises(ValueError, match=f"token id {bad}.*rows 0 to {V - 1}"):
+        count_tokens(flat([[3], [4, bad]]), V)
+
+
+def literal_row(prompt: list[int], E: torch.Tensor) -> torch.Tensor:
+    """A prompt's row: its distinct tokens, weighted by 1 + ln(count), over the norm of the weights; and a one."""
+    w = {v: 1 + math.log(prompt.count(v)) for v in set(prompt)}
+    x = sum(w_v * E[v].double() for v, w_v in w.items()) / math.sqrt(sum(w_v**2 for w_v in w.values()))
+    return torch.cat([x, torch.ones(1, dtype=torch.float64)])
+
+
+def test_the_collector_sums_over_tokens_and_over_prompts() -> None:
+    E, prompts = tiny.embeddings(), [*PROMPTS, [5, 5, 5, 6], [7]]
+    collector = StatisticsCollector(E, SPACE)
+    for part in (prompts[:20], prompts[20:]):
+        collector.add(*tiny.prompts(part))
+    statistics = collector.statistics
+    assert torch.equal(statistics.gram("tokens"), gram_from_counts(count_tokens(flat(prompts), V), E))
+    X = torch.stack([literal_row(prompt, E) for prompt in prompts])
+    torch.testing.assert_close(statistics.gram("prompts"), X.T @ X, rtol=1e-5, atol=1e-5)
+    assert (statistics.rows("tokens"), statistics.rows("prompts")) == (len(flat(prompts)), len(prompts))
+
+
+def test_a_refused_prompt_leaves_the_collector_as_it_was() -> None:
+    collector = StatisticsCollector(tiny.embeddings(), SPACE)
+    collector.add(*tiny.prompts([[3, 4]]))
+    before = collector.statistics
+    with pytest.raises(ValueError, match="token id"):
+        collector.add(*tiny.prompts([[5], [V]]))
+    assert same(collector.statistics, before)
+
+
+def test_weights_of_a_prompts_tokens_ignore_padding_on_either_side() -> None:
+    ids = torch.tensor([[5, 6, 5, 0, 0], [0, 0, 5, 6, 5]])
+    mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]], dtype=torch.bool)
+    twice, once = 1 + math.log(2), 1.0
+    norm = math.hypot(twice, once)
+    expected = [twice / 2 / norm, once / norm, twice / 2 / norm]
+    got = prompt_weights(ids, mask)
+    torch.testing.assert_close(got, torch.tensor([[*expected, 0, 0], [0, 0, *expected]]))
+
+
+def test_batches_cover_every_prompt_once() -> None:
+    lengths = torch.tensor([3, 70_000, 1, 2, 70_000, 3, 300_000, 1])
+    ids = torch.cat([torch.full((int(n),), i) for i, n in enumerate(lengths)])
+    seen: dict[int, list[int]] = {}
+    for prompts, input_ids, mask in padded_batches(ids, lengths):
+        assert input_ids.numel() <= 1 << 18 or len(prompts) == 1
+        seen.update({int(p): input_ids[i][mask[i]].tolist() for i, p in enumerate(prompts)})
+    assert seen == {i: [i] * int(n) for i, n in enumerate(lengths)}
+
+
+def test_unions_do_not_care_for_order_grouping_or_repetition() -> None:
+    a, b, c = map(contribution, range(3))
+    assert same(a | b, b | a)
+    assert same((a | b) | c, c | (b | a))
+    assert same((a | b) | a, a | b)
+    assert not same(a, a | b)
+    for kind in KINDS:
+        total = a.gram(kind) + b.gram(kind) + c.gram(kind)
+        torch.testing.assert_close((a | b | c).gram(kind), total, rtol=1e-13, atol=1e-13)
+
+
+def test_a_contribution_that_is_left_out_was_never_there() -> None:
+    parts = [contribution(seed) for seed in range(6)]
+    expected = parts[0] | parts[1] | parts[2]
+    random.Random(0).shuffle(parts)
+    union = parts[0]
+    for part in parts[1:]:
+        union |= part
+    for gone in union.contributions.keys() - expected.contributions.keys():
+        del union.contributions[gone]
+    assert same(union, expected)
+
+
+@pytest.mark.parametrize("other", [contribution(1, space="f" * 16), contribution(1, size=5)])
+def test_sums_of_different_feature_spaces_are_never_added(other: DomainStatistics) -> None:
+    with pytest.raises(ValueError, match="cannot be added"):
+        contribution(0) | other
+
+
+def test_a_round_trip_is_identical_byte_for_byte(tmp_path: Path) -> None:
+    union = contribution(0) | contribution(1)
+    union.save(tmp_path / "a.safetensors")
+    loaded = DomainStatistics.load(tmp_path / "a.safetensors")
+    assert same(loaded, union)
+    assert (loaded.fingerprint, loaded.size, loaded.rows("tokens"), loaded.rows("prompts")) == (SPACE, 4, 14, 4)
+    (contribution(1) | contribution(0)).save(tmp_path / "b.safetensors")
+    loaded.save(tmp_path / "c.safetensors")
+    first, *others = [(tmp_path / f"{name}.safetensors").read_bytes() for name in "abc"]
+    assert others == [first, first]
+
+
+def test_statistics_can_be_saved_over_the_file_they_came_from(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    contribution(0).save(path)
+    (DomainStatistics.load(path) | contribution(1)).save(path)
+    assert same(DomainStatistics.load(path), contribution(0) | contribution(1))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"law\.safetensors is missing"):
+        DomainStatistics.load(tmp_path / "law.safetensors")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 60, -1])
+def test_a_truncated_file_is_refused(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "law.safetensors"
+    contribution(0).save(path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=re.escape(str(path)) + " is truncated"):
+        DomainStatistics.load(path)
+
+
+FEATURE_MAPS = [("unit",), ("rff", 8), ("rff", 10), ("rff", 8, 2.0), ("rff", 8, 2.0, 1)]
+GOOD = {"format": FORMAT, "fingerprint": SPACE, "size": 4}
+BAD_HEADERS = {
+    "of another library": None,
+    "of a later format": {**GOOD, "format": "ir3de-statistics-99"},
+    "no object": [GOOD],
+    "without a size": {"format": FORMAT, "fingerprint": SPACE},
+    "of another size": {**GOOD, "size": 5},
+}
+
+
+@pytest.mark.parametrize("header", BAD_HEADERS.values(), ids=BAD_HEADERS)
+def test_a_foreign_file_is_refused(tmp_path: Path, header: object) -> None:
+    path = tmp_path / "law.safetensors"
+    contribution(0).save(path)
+    save_file(load_file(path), path, metadata={"ir3de": json.dumps(header)} if header else {"format": "pt"})
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        DomainStatistics.load(path)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda packed: packed.index_fill(0, torch.tensor([2]), torch.nan),
+        lambda packed: packed.index_fill(0, torch.tensor([2]), torch.inf),
+        lambda packed: packed * 0,
+        lambda packed: packed[:-1].clone(),
+        lambda packed: packed.float(),
+    ],
+    ids=["NaN", "infinity", "no rows", "wrong shape", "wrong dtype"],
+)
+def test_sums_that_cannot_be_are_refused(tmp_path: Path, spoil) -> None:
+    path = tmp_path / "law.safetensors"
+    contribution(0).save(path)
+    tensors = {key: spoil(packed) for key, packed in load_file(path).items()}
+    save_file(tensors, path, metadata={"ir3de": json.dumps(GOOD)})
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        DomainStatistics.load(path)
+
+
+def test_a_file_without_contributions_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "law.safetensors"
+    save_file({}, path, metadata={"ir3de": json.dumps(GOOD)})
+    with pytest.raises(ValueError, match=re.escape(str(path))):
+        DomainStatistics.load(path)
+
+
+def test_the_fingerprint_tells_tokenizers_embeddings_and_feature_maps_apart() -> None:
+    vocabulary, E = {"a": 0, "b": 1}, torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    nearly = E.clone()
+    nearly[1, 1] += 1e-6
+    names = [
+        fingerprint(vocabulary, [0], E, "identity"),
+        fingerprint({"a": 1, "b": 0}, [0], E, "identity"),
+        fingerprint(vocabulary, [1], E, "identity"),
+        fingerprint(vocabulary, [0], nearly, "identity"),
+        fingerprint(vocabulary, [0], E.reshape(4, 1), "identity"),
+        *(fingerprint(vocabulary, [0], E, FeatureMap(*args).description) for args in FEATURE_MAPS),
+    ]
+    assert len(set(names)) == len(names)
+    assert fingerprint({"b": 1, "a": 0}, [0], E.clone(), "identity") == names[0]
+
+
+def test_a_tokenizer_that_does_not_fit_the_embeddings_is_refused() -> None:
+    with pytest.raises(ValueError, match=f"{V} tokens and the embeddings {V - 1} rows"):
+        feature_space(tiny.tokenizer(), tiny.embeddings()[:-1], FeatureMap())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
 )
@@ -60,10 +62,14 @@ class SequenceClassifier:
                 save_strategy="no",
                 logging_strategy="no",
                 report_to=[],
+                dataloader_pin_memory=False,
+                disable_tqdm=not sys.stderr.isatty(),
                 seed=self.seed,
             )
             collator = DataCollatorWithPadding(self.tokenizer)
-            Trainer(self.model, options, train_dataset=rows, data_collator=collator).train()  # type: ignore[arg-type]
+            trainer = Trainer(self.model, options, train_dataset=rows, data_collator=collator)  # type: ignore[arg-type]
+            trainer.remove_callback(PrinterCallback)
+            trainer.train()
         self.model.eval()
         return self
 

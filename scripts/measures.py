@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 BINS = 15
-SINGLE, BATCH, BATCHES = 40, 64, 6
+SINGLE, BATCH, BATCHES = 200, 64, 10
 SECONDS = 6.0  # after which a timing ends with what it has
+Route = Callable[[list[str]], Any]
 
 
 def recalls(labels: Any, p: Any) -> dict[int, float]:
@@ -64,28 +65,33 @@ def auroc(inside: Any, outside: Any) -> float:
     return float(below.mean() / (2 * len(outside)))
 
 
-def latency(route: Callable[[list[str]], Any], texts: Sequence[str]) -> dict[str, float]:
+def latency(routes: dict[str, Route], texts: Sequence[str]) -> dict[str, dict[str, float]]:
     """Seconds a prompt, one at a time and in batches of 64: medians, after a warm-up.
 
+    What is compared takes turns, call by call, so that a busy machine slows all of it alike.
+
     Args:
-        route (`Callable[[list[str]], Any]`): to time.
-        texts (`Sequence[str]`): prompts; the first 40 are timed one at a time, the first 384 in batches.
+        routes (`dict[str, Callable[[list[str]], Any]]`): what to time, by name.
+        texts (`Sequence[str]`): prompts; the first 200 are timed one at a time, the first 640 in batches.
+
+    Returns:
+        `dict`: `single` and `batch`, each with the seconds by name.
     """
     batches = [list(texts[start : start + BATCH]) for start in range(0, min(len(texts), BATCH * BATCHES), BATCH)]
-    return {
-        "single": _median_seconds(route, [[text] for text in texts[:SINGLE]]),
-        "batch": _median_seconds(route, batches),
-    }
+    singles = [[text] for text in texts[:SINGLE]]
+    return {"single": _median_seconds(routes, singles), "batch": _median_seconds(routes, batches)}
 
 
-def _median_seconds(route: Callable[[list[str]], Any], calls: Sequence[list[str]]) -> float:
-    for call in calls[:2]:
-        route(call[:8])
-    seconds, started = [], time.perf_counter()
+def _median_seconds(routes: dict[str, Route], calls: Sequence[list[str]]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {name: [] for name in routes}
+    for route in routes.values():
+        route(calls[0][:8])
+    started = time.perf_counter()
     for call in calls:
-        before = time.perf_counter()
-        route(call)
-        seconds.append((time.perf_counter() - before) / len(call))
+        for name, route in routes.items():
+            before = time.perf_counter()
+            route(call)
+            seconds[name].append((time.perf_counter() - before) / len(call))
         if time.perf_counter() - started > SECONDS:
             break
-    return statistics.median(seconds)
+    return {name: statistics.median(values) for name, values in seconds.items()}

@@ -37,7 +37,7 @@ def _accuracy(results: dict[str, Any]) -> Figure:
     """A group of bars a split, a bar a router, with standard errors; from the worst of the trained routers up."""
     splits = columns(results)
     routers = [name for name in results["settings"]["routers"] if name != "random"] or ["random"]
-    canvas = Figure(figsize=(max(6, 1.6 * len(splits)), 4))
+    canvas = Figure(layout="constrained", figsize=(max(6, 1.6 * len(splits)), 4))
     axes = canvas.subplots()
     width, low = 0.85 / len(routers), 1.0
     for i, router in enumerate(routers):
@@ -59,17 +59,17 @@ def _accuracy(results: dict[str, Any]) -> Figure:
 
 def _latency(results: dict[str, Any]) -> Figure:
     """Mean accuracy over all splits against the cost of a prompt in a batch, geometric mean over the data sets."""
-    canvas = Figure(figsize=(6.5, 4))
+    canvas = Figure(layout="constrained", figsize=(6.5, 4))
     axes = canvas.subplots()
     runs = results["runs"]
     for router in results["settings"]["routers"]:
         own = [run for run in runs if run["router"] == router]
-        if not own:
+        if not own or router == "random":
             continue
         accuracy = mean(part["macro_accuracy"] for run in own for part in run["splits"].values())
-        cost = float(np.exp(np.mean([np.log(run["latency"]["batch"]) for run in own])))
+        cost = float(np.exp(np.mean([np.log(run["latency"]["batch"]["routing"]) for run in own])))
         axes.scatter(1e6 * cost, 100 * accuracy, color=_color(results, router), edgecolor="0.3", label=router)
-    tokenizing = float(np.exp(np.mean([np.log(run["latency"]["tokenizing_batch"]) for run in runs])))
+    tokenizing = float(np.exp(np.mean([np.log(run["latency"]["batch"]["tokenizing"]) for run in runs])))
     axes.axvline(1e6 * tokenizing, color="0.6", linestyle="--", label="tokenizing alone")
     axes.set_xscale("log")
     axes.set_xlabel("µs a prompt, in a batch, tokenizing included")
@@ -81,7 +81,7 @@ def _latency(results: dict[str, Any]) -> Figure:
 def _reliability(results: dict[str, Any]) -> Figure:
     """Accuracy against confidence, a panel a split."""
     splits = columns(results)
-    canvas = Figure(figsize=(3 * min(4, len(splits)), 3 * -(-len(splits) // 4)))
+    canvas = Figure(layout="constrained", figsize=(3 * min(4, len(splits)), 3 * -(-len(splits) // 4)))
     panels = list(
         canvas.subplots(-(-len(splits) // 4), min(4, len(splits)), squeeze=False, sharex=True, sharey=True).flat
     )
@@ -90,12 +90,12 @@ def _reliability(results: dict[str, Any]) -> Figure:
         for router in results["settings"]["routers"]:
             bins = figure(results, router, data, split, "reliability")
             if bins and router != "random":
-                points = [(b["confidence"], b["accuracy"]) for b in bins if b["prompts"] >= 0.005]
+                points = [(b["confidence"], b["accuracy"]) for b in bins if b["prompts"] >= 0.02]
                 axes.plot(*zip(*points, strict=True), marker=".", color=_color(results, router), label=router)
         axes.set_title(heading, fontsize=9)
     for axes in panels[len(splits) :]:
         axes.set_visible(False)
     canvas.supxlabel("confidence")
     canvas.supylabel("accuracy")
-    canvas.legend(*canvas.axes[0].get_legend_handles_labels(), fontsize=7, loc="upper left", bbox_to_anchor=(1, 0.9))
+    canvas.legend(*canvas.axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right upper")
     return canvas

@@ -92,10 +92,9 @@ def cost_table(results: dict[str, Any]) -> str:
     """What routing costs: times tokenizing alone, tokenizing included, and microseconds."""
     rows = []
     for run in results["runs"]:
-        seconds = run["latency"]
         ways = [
-            f"{1e6 * seconds[way]:,.0f} µs ({seconds[way] / seconds['tokenizing_' + way]:.2f} ×)"
-            for way in ("single", "batch")
+            f"{1e6 * way['routing']:,.0f} µs ({way['routing'] / way['tokenizing']:.2f} ×)"
+            for way in (run["latency"]["single"], run["latency"]["batch"])
         ]
         rows.append([run["data"], run["router"], *ways, f"{run['fit_seconds']:.1f} s", f"{run['bytes'] / 1e6:.1f} MB"])
     head = ["data", "router", "one prompt (× tokenizing)", "a prompt of a batch (× tokenizing)", "fit", "memory"]

@@ -30,12 +30,12 @@ from ir3de.scripts.measures import (
     reliability,
     standard_error,
 )
-from ir3de.scripts.ours import ours
+from ir3de.scripts.ours import FEATURE_MAP_ROUTERS, ours
 from ir3de.scripts.report import write_report
 from ir3de.scripts.sources import load_source, quickstart_source
 
 TRAIN, TESTS = "train", ("test", "test_shift")
-SLOW = ("modem",)  # routers that must be asked for
+ON_REQUEST = ("modem", *FEATURE_MAP_ROUTERS)  # slow, or part of another
 Factory = Callable[[Options], Any]
 
 
@@ -78,7 +78,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--domain-column", default="domain", help="name of the column with the domain")
     parser.add_argument("--oos-domain", default="oos", help="domain of test prompts that no expert should answer")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for results.md, results.json and plots")
-    parser.add_argument("--routers", metavar="NAMES", help="comma-separated; default: all but modem, which is slow")
+    parser.add_argument(
+        "--routers",
+        metavar="NAMES",
+        help="comma-separated; default: all but modem (slow) and those of single feature maps",
+    )
     parser.add_argument("--embeddings", metavar="SOURCE", help="of our routers; default: SmolLM2-135M-Instruct's")
     parser.add_argument("--revision", help="revision of SOURCE")
     parser.add_argument("--gguf-file", help="name of the GGUF file, where the weights of SOURCE are GGUF")
@@ -164,12 +168,12 @@ def _sample(rows: list[Row], most: int) -> list[Row]:
 
 
 def select(routers: Mapping[str, Factory], names: str | None) -> dict[str, Factory]:
-    """The routers of a comma-separated list, or all but the slow ones.
+    """The routers of a comma-separated list, or all but those on request.
 
     Raises:
         ValueError: a name is unknown.
     """
-    wanted = [name for name in routers if name not in SLOW] if names is None else names.split(",")
+    wanted = [name for name in routers if name not in ON_REQUEST] if names is None else names.split(",")
     unknown = [name for name in wanted if name not in routers]
     if unknown:
         raise ValueError(f"--routers does not know {', '.join(unknown)}. Known: {', '.join(routers)}.")

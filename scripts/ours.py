@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
+import tempfile
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ir3de.configuration_ir3de import VARIANTS, IR3DEConfig
-from ir3de.modeling_ir3de import IR3DEModel, feature_space
+from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
-from ir3de.scripts.choose import NUM_VOTES, RELATIVE_LAMBDAS, choose
 from ir3de.scripts.data import Row
-from ir3de.scripts.fit import collect, domain_statistics
-from ir3de.token_router_ir3de import mean_diagonal
+from ir3de.scripts.fit import add_choice_arguments, check_domains, fit_router
+from ir3de.scripts.spool import Spool
 
 AUTO = "ir3de"
+FEATURE_MAP_ROUTERS = tuple(f"{AUTO}-prompt-{name}" for name in FEATURE_MAPS if name != "identity")
 
 
 class IR3DERouter:
@@ -24,35 +29,34 @@ class IR3DERouter:
     Our router, behind the interface of the baselines.
 
     Args:
-        variant (`str`): one of the config's, or `"auto"`.
+        options (`Sequence[str]`): of `ir3de fit`, those that decide how a router is fitted.
         tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings.
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
     """
 
     encoded = 0
 
-    def __init__(self, variant: str, tokenizer: Any, embeddings: torch.Tensor) -> None:
-        self.variants = VARIANTS if variant == "auto" else (variant,)
+    def __init__(self, options: Sequence[str], tokenizer: Any, embeddings: torch.Tensor) -> None:
+        self.options = options
         self.tokenizer, self.embeddings = tokenizer, embeddings
         self.domains: list[str] = []
         self.choice = ""
         self.pipeline: Any = None
 
     def fit(self, texts: Sequence[str], domains: Sequence[str]) -> IR3DERouter:
-        """Fits as `ir3de fit` does."""
-        rows = [Row(text, domain) for text, domain in zip(texts, domains, strict=True)]
+        """Fits as `ir3de fit` does, without its printing."""
         self.domains = sorted(set(domains))
-        config = IR3DEConfig(experts=[{"name": name} for name in self.domains])
-        name = feature_space(self.tokenizer, self.embeddings)
-        corpus = collect(rows, self.tokenizer, len(self.embeddings), config.max_length)
-        part = domain_statistics(corpus, self.embeddings, name, everything=False)
-        model = IR3DEModel.from_statistics(config, self.embeddings, part, self.tokenizer)
-        scale = mean_diagonal((domain.gram for domain in part.values()), config.balance)
-        lambdas = [scale * value for value in RELATIVE_LAMBDAS]
-        choose(model, corpus.held_out, self.variants, NUM_VOTES, lambdas)
-        model.fit(domain_statistics(corpus, self.embeddings, name, everything=True))
-        votes = f", k {model.config.num_votes}" if model.config.variant == "top-k" else ""
-        self.choice = f"{model.config.variant}{votes}, lambda {model.config.regularization:.2g}"
+        parser = argparse.ArgumentParser()
+        add_choice_arguments(parser)
+        args = parser.parse_args(self.options)
+        config = IR3DEConfig(experts=[{"name": name} for name in self.domains], num_features=args.num_features)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            spool = Spool(Path(folder))
+            rows = (Row(text, domain) for text, domain in zip(texts, domains, strict=True))
+            spool.fill(rows, self.tokenizer, config.max_length)
+            check_domains(spool)
+            model = fit_router(config, self.tokenizer, self.embeddings, spool, args)
+        self.choice = ", ".join(f"{key} {value}" for key, value in _chosen(model.config).items())
         self.pipeline = IR3DERoutingPipeline(model, device="cpu")
         return self
 
@@ -65,12 +69,24 @@ class IR3DERouter:
     @property
     def nbytes(self) -> int:
         """Bytes of the token table, which is all that a prompt is routed with."""
-        return sum(tensor.nbytes for tensor in self.pipeline.model.token_table if torch.is_tensor(tensor))
+        return sum(tensor.nbytes for tensor in self.pipeline.model.token_table())
 
 
 def ours(tokenizer: Any, embeddings: torch.Tensor) -> dict[str, Any]:
-    """A factory by name: the automatic choice, and each variant."""
-    names = {AUTO: "auto", **{f"{AUTO}-{variant}": variant for variant in VARIANTS}}
-    return {
-        name: lambda _, variant=variant: IR3DERouter(variant, tokenizer, embeddings) for name, variant in names.items()
-    }
+    """A factory by name: the automatic choice, each variant, and `prompt` on each feature map."""
+    options: dict[str, list[str]] = {AUTO: []}
+    options |= {f"{AUTO}-{variant}": ["--variant", variant] for variant in VARIANTS}
+    options |= {name: ["--variant", "prompt", "--feature-map", name.split("-")[-1]] for name in FEATURE_MAP_ROUTERS}
+    return {name: partial(_make, given, tokenizer, embeddings) for name, given in options.items()}
+
+
+def _make(options: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, _: Any) -> IR3DERouter:
+    return IR3DERouter(options, tokenizer, embeddings)
+
+
+def _chosen(config: IR3DEConfig) -> dict[str, Any]:
+    """The fields of the config that the choice set, as far as they matter to its variant."""
+    prompt = config.variant == "prompt"
+    keys = ["variant", "feature_map", *(["prompt_regularization", "token_noise"] if prompt else ["regularization"])]
+    keys += ["num_votes"] if config.variant == "top-k" else []
+    return {key: f"{value:.2g}" if isinstance(value := getattr(config, key), float) else value for key in keys}

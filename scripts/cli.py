@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ir3de.scripts import evaluate, fit, quickstart, route
+from ir3de.scripts import benchmark, evaluate, fit, quickstart, route
 
-COMMANDS = {"fit": fit, "evaluate": evaluate, "quickstart": quickstart, "route": route}
+COMMANDS = {"fit": fit, "evaluate": evaluate, "benchmark": benchmark, "quickstart": quickstart, "route": route}
 
 
 def main(arguments: list[str] | None = None) -> int:

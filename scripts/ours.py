@@ -1,0 +1,92 @@
+"""IR3DE among the routers that are compared: what `ir3de fit` does, with rows that are in memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.data import Row
+from ir3de.scripts.fit import add_choice_arguments, check_domains, fit_router
+from ir3de.scripts.spool import Spool
+
+AUTO = "ir3de"
+FEATURE_MAP_ROUTERS = tuple(f"{AUTO}-prompt-{name}" for name in FEATURE_MAPS if name != "identity")
+
+
+class IR3DERouter:
+    """
+    Our router, behind the interface of the baselines.
+
+    Args:
+        options (`Sequence[str]`): of `ir3de fit`, those that decide how a router is fitted.
+        tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings.
+        embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
+    """
+
+    encoded = 0
+
+    def __init__(self, options: Sequence[str], tokenizer: Any, embeddings: torch.Tensor) -> None:
+        self.options = options
+        self.tokenizer, self.embeddings = tokenizer, embeddings
+        self.domains: list[str] = []
+        self.choice = ""
+        self.pipeline: Any = None
+
+    def fit(self, texts: Sequence[str], domains: Sequence[str]) -> IR3DERouter:
+        """Fits as `ir3de fit` does, without its printing."""
+        self.domains = sorted(set(domains))
+        parser = argparse.ArgumentParser()
+        add_choice_arguments(parser)
+        args = parser.parse_args(self.options)
+        config = IR3DEConfig(experts=[{"name": name} for name in self.domains], num_features=args.num_features)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            spool = Spool(Path(folder))
+            rows = (Row(text, domain) for text, domain in zip(texts, domains, strict=True))
+            spool.fill(rows, self.tokenizer, config.max_length)
+            check_domains(spool)
+            model = fit_router(config, self.tokenizer, self.embeddings, spool, args)
+        self.choice = ", ".join(f"{key} {value}" for key, value in _chosen(model.config).items())
+        self.pipeline = IR3DERoutingPipeline(model, device="cpu")
+        return self
+
+    def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
+        """The records' scores, in the order of `domains`."""
+        records = self.pipeline(list(texts), generate=False)
+        order = [{expert["expert"]: expert["score"] for expert in record["ranking"]} for record in records]
+        return np.array([[row[name] for name in self.domains] for row in order])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the token table, which is all that a prompt is routed with."""
+        return sum(tensor.nbytes for tensor in self.pipeline.model.token_table())
+
+
+def ours(tokenizer: Any, embeddings: torch.Tensor) -> dict[str, Any]:
+    """A factory by name: the automatic choice, each variant, and `prompt` on each feature map."""
+    options: dict[str, list[str]] = {AUTO: []}
+    options |= {f"{AUTO}-{variant}": ["--variant", variant] for variant in VARIANTS}
+    options |= {name: ["--variant", "prompt", "--feature-map", name.split("-")[-1]] for name in FEATURE_MAP_ROUTERS}
+    return {name: partial(_make, given, tokenizer, embeddings) for name, given in options.items()}
+
+
+def _make(options: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, _: Any) -> IR3DERouter:
+    return IR3DERouter(options, tokenizer, embeddings)
+
+
+def _chosen(config: IR3DEConfig) -> dict[str, Any]:
+    """The fields of the config that the choice set, as far as they matter to its variant."""
+    prompt = config.variant == "prompt"
+    keys = ["variant", "feature_map", *(["prompt_regularization", "token_noise"] if prompt else ["regularization"])]
+    keys += ["num_votes"] if config.variant == "top-k" else []
+    return {key: f"{value:.2g}" if isinstance(value := getattr(config, key), float) else value for key in keys}

@@ -72,17 +72,18 @@ class Policy(NamedTuple):
             ranking is by score less weighted cost.
         """
         self.check(names, costs)
-        columns = torch.tensor([names.index(name) for name in (self.experts or names)]).sort().values
-        p = p[:, columns] / p[:, columns].sum(dim=1, keepdim=True)
+        if self.experts is not None:
+            columns = torch.tensor([index for index, name in enumerate(names) if name in self.experts])
+            p, names = p[:, columns], [names[index] for index in columns.tolist()]
+            p = p / p.sum(dim=1, keepdim=True)
         worth = p
         if self.cost_weight > 0:
-            worth = p - self.cost_weight * torch.tensor([costs[names[i]] for i in columns.tolist()], dtype=p.dtype)
-        order = worth.argsort(dim=1, descending=True, stable=True)[:, : self.top_n]
-        best = self._follow(worth, order[:, 0].tolist(), turns)
+            worth = p - self.cost_weight * torch.tensor([costs[name] for name in names], dtype=p.dtype)
+        order = _ranks(worth, self.top_n)
         last = torch.tensor(turns).cumsum(0) - 1
-        chosen_names = [names[i] for i in columns.tolist()]
-        rows = zip(best, p[last].tolist(), order[last].tolist(), strict=True)
-        return [self._record(chosen, scores, ranks, chosen_names) for chosen, scores, ranks in rows]
+        chosen = torch.tensor(self._follow(worth, order[:, 0].tolist(), turns))
+        fields = (chosen, p[last, chosen], order[last], p[last].gather(1, order[last]))
+        return [self._record(names, *row) for row in zip(*(field.tolist() for field in fields), strict=True)]
 
     def _follow(self, worth: torch.Tensor, best: list[int], turns: Sequence[int]) -> list[int]:
         """The choice at the last turn of each prompt, when an expert is left only for one that leads by the margin."""
@@ -96,9 +97,17 @@ class Policy(NamedTuple):
             start += number
         return chosen
 
-    def _record(self, chosen: int, scores: list[float], order: list[int], names: Sequence[str]) -> dict[str, Any]:
-        ranking = [{"expert": names[i], "score": scores[i]} for i in order]
-        record = {"expert": names[chosen], "score": scores[chosen], "ranking": ranking}
-        if scores[chosen] < self.min_score:
-            record |= {"expert": self.fallback_expert, "fallback": True}
-        return record
+    def _record(
+        self, names: Sequence[str], chosen: int, score: float, ranks: list[int], scores: list[float]
+    ) -> dict[str, Any]:
+        ranking = [{"expert": names[i], "score": value} for i, value in zip(ranks, scores, strict=True)]
+        record = {"expert": names[chosen], "score": score, "ranking": ranking}
+        return record | {"expert": self.fallback_expert, "fallback": True} if score < self.min_score else record
+
+
+def _ranks(worth: torch.Tensor, top_n: int | None) -> torch.Tensor:
+    """Indices of the largest values of each row, largest first; of equal ones the smaller index first."""
+    if top_n is None or top_n >= worth.shape[1]:
+        return worth.argsort(dim=1, descending=True, stable=True)
+    top = worth.topk(top_n, dim=1).indices.sort(dim=1).values
+    return top.gather(1, worth.gather(1, top).argsort(dim=1, descending=True, stable=True))

@@ -297,8 +297,10 @@ class IR3DEModel(PreTrainedModel):
                 )
         hub = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        model._origin = {"path": str(pretrained_model_name_or_path), "revision": revision, **hub}
-        if os.path.isdir(pretrained_model_name_or_path):
+        local = os.path.isdir(pretrained_model_name_or_path)
+        path = os.path.abspath(pretrained_model_name_or_path) if local else str(pretrained_model_name_or_path)
+        model._origin = {"path": path, "revision": revision, **hub}
+        if local:
             for name in model.config.expert_names:
                 read_header(model._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
         return (model, info) if wants_info else model

@@ -123,8 +123,8 @@ def vote_logits(token_logits: torch.Tensor, counted: torch.Tensor) -> torch.Tens
     Returns:
         `torch.Tensor` of shape `(B, D)`, float64: logarithms of the shares.
     """
-    weights = counted.double().unsqueeze(2)
-    votes = (F.one_hot(token_logits.argmax(dim=2), token_logits.shape[2]) * weights).sum(dim=1)
-    total = weights.sum(dim=1)
-    p = (token_logits.softmax(dim=2) * weights).sum(dim=1) / total
+    total = counted.sum(dim=1, keepdim=True)
+    votes = counted.new_zeros(len(counted), token_logits.shape[2], dtype=torch.float64)
+    votes.scatter_add_(1, token_logits.argmax(dim=2), counted.double())
+    p = (token_logits.softmax(dim=2) * counted.unsqueeze(2)).sum(dim=1, dtype=torch.float64) / total
     return ((votes + p) / (total + 1)).log()

@@ -1,0 +1,79 @@
+"""`python scripts/benchmark_scale.py`: a thousand experts beside five, and a table of Llama 3's size."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.sources import load_source, quickstart_source
+from ir3de.statistics_ir3de import gram_from_counts
+from ir3de.token_router_ir3de import solve, token_noise
+
+PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. " * 2
+
+
+def main() -> int:
+    """Prints what both cost."""
+    many_experts()
+    large_table()
+    return 0
+
+
+def many_experts(prompts: int = 1000, rounds: int = 5) -> None:
+    """Batch routing of prompts of about 50 tokens by random routers of 5 and of 1,000 experts, tokenizing included."""
+    source = quickstart_source()
+    tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
+    texts = [f"{index}. {PROMPT}" for index in range(prompts)]
+    routers: dict[str, Callable[[], Any]] = {"tokenizing alone": lambda: tokenizer(texts, add_special_tokens=False)}
+    for number in (5, 1000):
+        experts = [{"name": f"expert-{index}"} for index in range(number)]
+        config = IR3DEConfig(vocab_size=len(embeddings), hidden_size=embeddings.shape[1], experts=experts)
+        model = IR3DEModel(config).eval()
+        model.embed_tokens.weight.data = embeddings
+        pipe = IR3DERoutingPipeline(model, tokenizer, device="cpu", generate=False, top_n=5)
+        for variant in ("top-k", "prompt"):
+            routers[f"{number} experts, {variant}"] = lambda p=pipe, v=variant: p(texts, variant=v)  # type: ignore[misc]
+    times: dict[str, list[float]] = {name: [] for name in routers}
+    for _ in range(rounds + 1):  # in turn, so that a busy moment hits all alike; the first round warms up
+        for name, route in routers.items():
+            start = time.perf_counter()
+            route()
+            times[name].append(time.perf_counter() - start)
+    for name, values in times.items():
+        print(f"{name:22} {1e6 * statistics.median(values[1:]) / prompts:8.0f} us a prompt")
+
+
+def large_table(vocab_size: int = 128_256, hidden_size: int = 4096, domains: int = 10) -> None:
+    """Solve and table of both kinds of row over a random vocabulary, from sums that are given."""
+    generator = torch.Generator().manual_seed(0)
+    experts = [{"name": f"expert-{index}"} for index in range(domains)]
+    config = IR3DEConfig(vocab_size=vocab_size, hidden_size=hidden_size, experts=experts)
+    model = IR3DEModel(config).to(torch.bfloat16).eval()
+    model.token_router.float(), model.prompt_router.float()
+    model.embed_tokens.weight.data.normal_(generator=generator)
+    counts = torch.randint(0, 2, (vocab_size,), generator=generator) * (torch.arange(vocab_size) < 8192)
+    gram = gram_from_counts(counts, model.embed_tokens.weight.detach())
+    start = time.perf_counter()
+    solve([gram] * domains, 1e-5)
+    solve([gram] * domains, 1e-5, bias=False, noise=token_noise([gram] * domains, 1.0))
+    solved = time.perf_counter()
+    model.token_table("top-k"), model.token_table("prompt")
+    done = time.perf_counter()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{vocab_size:,} x {hidden_size:,}, {domains} experts: both solves {solved - start:.1f} s, both tables", end=""
+    )
+    print(f" {done - solved:.1f} s, peak memory {peak:.1f} GB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

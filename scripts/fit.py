@@ -23,8 +23,8 @@ from ir3de.scripts.sources import load_source
 from ir3de.scripts.spool import Prompts, Spool
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
-HELD_OUT_PART, HELD_OUT_MOST = 0.2, 1000  # of each domain's prompts, and at most so many
-SAMPLE_MOST = 2000  # prompts of each domain that candidates are fitted on
+HELD_OUT_PART, HELD_OUT_MOST = 0.2, 400  # of each domain's prompts, and at most so many
+SAMPLE_MOST = 1600  # prompts of each domain that candidates are fitted on
 HELD_OUT_LEAST = 30  # prompts in all, below which a choice would be noise
 RFF_MOST_BYTES = 4 << 30  # of sums, above which random features are not tried
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ir3de.scripts import benchmark, evaluate, fit, quickstart, route
+from ir3de.scripts import benchmark, evaluate, fit, quickstart, route, train_experts
 
-COMMANDS = {"fit": fit, "evaluate": evaluate, "benchmark": benchmark, "quickstart": quickstart, "route": route}
+COMMANDS = {
+    "fit": fit,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+    "quickstart": quickstart,
+    "route": route,
+    "train-experts": train_experts,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

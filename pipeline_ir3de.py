@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from functools import cache
 from itertools import accumulate, chain, islice
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoModel, GenerationConfig, Pipeline, TextGenerationPipeline
+from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .decision_ir3de import Policy
-from .experts_ir3de import ExpertPool, Prompt, text_of
+from .experts_ir3de import ExpertError, ExpertPool, check_options, describe_error, generation_options, nearest
+from .prompts_ir3de import Prompt, check_prompt, text_of, with_prompt
 from .route_selector_ir3de import probabilities
 from .statistics_ir3de import padded_batches
 
@@ -27,7 +25,7 @@ CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_ir3de.IR3DERoutingPipeline", "pt": 
 _OPTIONS = {
     "preprocess": ("explain", "route_on", "stickiness"),
     "forward": ("explain", "variant", "num_votes"),
-    "postprocess": ("generate", *Policy._fields),
+    "postprocess": ("generate", "on_error", *Policy._fields),
 }
 _ROUTED_AT_ONCE = 1024  # prompts of a generator that are read at a time where nothing is generated
 
@@ -41,7 +39,11 @@ class IR3DERoutingPipeline(Pipeline):
         tokenizer (`PreTrainedTokenizerBase`, *optional*): by default the one that was saved with the router.
         expert_kwargs (`dict`, *optional*): how experts are loaded: `device`, and whatever
             `AutoModelForCausalLM.from_pretrained` takes, such as `dtype` or `device_map`. By default experts run where
-            the router does.
+            the router does. `trust_remote_code=True` and `use_safetensors=False` concern only experts whose specs say
+            the same.
+        max_loaded_experts (`int`, *optional*): models that stay in memory; experts of one base count as one.
+        max_memory (`int` or `str`, *optional*): bytes, or a size such as `"8GB"`, that experts in memory take.
+        preload (`bool` or `list[str]`, *optional*): load all experts, or these, in the background.
         kwargs (*optional*): of [`~transformers.Pipeline`], and options of a call that shall hold for every call.
     """
 
@@ -55,10 +57,25 @@ class IR3DERoutingPipeline(Pipeline):
     _load_feature_extractor: Any = False
 
     def __init__(
-        self, model: Any, tokenizer: Any = None, expert_kwargs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        expert_kwargs: dict[str, Any] | None = None,
+        max_loaded_experts: int | None = None,
+        max_memory: int | str | None = None,
+        preload: bool | list[str] = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(model=model, tokenizer=tokenizer or model.tokenizer, **kwargs)
-        self.experts = ExpertPool(model.config.experts, **{"device": self.device, **(expert_kwargs or {})})
+        budget = {"max_loaded_experts": max_loaded_experts, "max_memory": max_memory}
+        self.experts = ExpertPool(model.config, **{"device": self.device, **budget, **(expert_kwargs or {})})
+        if preload:
+            self.experts.preload(model.config.expert_names if preload is True else preload)
+
+    @property
+    def loaded_experts(self) -> list[dict[str, Any]]:
+        """The models in memory, the least recently used first: `model`, its `experts`, `bytes` and `device`."""
+        return self.experts.loaded
 
     def __call__(  # type: ignore[override]
         self, inputs: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
@@ -83,18 +100,24 @@ class IR3DERoutingPipeline(Pipeline):
             route_on (`str`, *optional*, defaults to `"last"`): of a chat, its last user message, or with
                 `"conversation"` all of them.
             stickiness (`float`, *optional*, defaults to 0): a chat's expert changes only when another leads by it.
-            kwargs (*optional*): options of the expert's text-generation pipeline, such as `max_new_tokens`.
+            on_error (`str`, *optional*, defaults to `"next"`): where an expert fails, the `"next"` in the ranking
+                answers, or the error is raised (`"raise"`).
+            kwargs (*optional*): options of the expert's text-generation pipeline, such as `max_new_tokens`; `seed`;
+                `timeout`, the seconds that an expert may take; `truncation`, to cut the beginning of what is too long.
 
         Returns:
             `dict`, or a list or iterator of them: `expert`; its `score`; `ranking`, every expert with its score, best
             first; `generated_text`; `fallback` where the score was below the minimum, and `expert` is then the
-            fallback or `None`; and with `explain` `tokens`, each with its text (`token`), its `entropy` in nats, its
-            `vote`, whether it was `counted`, and its `contribution` to the chosen expert's `support`, which is the sum
-            of them: a logit where a mean decides, the share of the vote where tokens vote.
+            fallback or `None`; where experts failed, `failures`, each with `expert` and `error`, and then `expert` is
+            the one that answered, or where none did the chosen one, and `generated_text` is `None`; and with `explain`
+            `tokens`, each with its text (`token`), its `entropy` in nats, its `vote`, whether it was `counted`, and its
+            `contribution` to the chosen expert's `support`, which is the sum of them: a logit where a mean decides, the
+            share of the vote where tokens vote.
 
         Raises:
             TypeError: an input is neither text nor chat, or an option is unknown.
-            ValueError: a prompt is empty, or an option is out of range. Nothing has been generated then.
+            ValueError: a prompt is empty or not text, or an option is out of range. Nothing has been generated then.
+            ExpertError: an expert failed, with `on_error="raise"`.
         """
         options = self._merge(kwargs)
         options[2].setdefault("batch_size", batch_size or self._batch_size)
@@ -118,20 +141,35 @@ class IR3DERoutingPipeline(Pipeline):
 
         Yields:
             `dict`: first the route (`event` is `"route"`, with `expert`, `score` and `ranking`), then pieces of the
-            answer (`"text"`, with `text`), at last the complete record (`"record"`).
+            answer (`"text"`, with `text`), at last the complete record (`"record"`). Where an expert fails, a further
+            route, with `failures`, names the one that answers from the beginning.
+
+        Raises:
+            ExpertError: an expert failed, with `on_error="raise"`.
         """
         preprocess, forward, postprocess = self._merge(kwargs)
         record = self._run([prompt], preprocess, forward, {**postprocess, "generate": False})[0]
-        self.experts.check([] if record["expert"] is None else [record["expert"]])
-        yield {"event": "route", **record}
-        if record["expert"] is None:
-            yield {"event": "record", **record, "generated_text": None}
+        prompt = _check_prompt(prompt, 0)
+        generation, on_error = postprocess["generation"], postprocess.get("on_error", "next")
+        candidates = self._candidates(record, prompt, 0, generation, on_error)
+        if not candidates:
+            yield {"event": "route", **record}
+        for candidate in candidates:
+            record.update(candidate)
+            yield {"event": "route", **record}
+            pieces = []
+            try:
+                for piece in self.experts.stream(record["expert"], prompt, **generation):
+                    pieces.append(piece)
+                    yield {"event": "text", "text": piece}
+            except Exception as error:
+                _note_failure(record, error, on_error)
+                continue
+            text = "".join(pieces)
+            full = generation.get("return_full_text", False)
+            yield {"event": "record", **record, "generated_text": with_prompt(prompt, text) if full else text}
             return
-        pieces = []
-        for piece in self.experts.stream(record["expert"], _check_prompt(prompt, 0), **postprocess["generation"]):
-            pieces.append(piece)
-            yield {"event": "text", "text": piece}
-        yield {"event": "record", **record, "generated_text": "".join(pieces)}
+        yield {"event": "record", **record, **(candidates or [{}])[0], "generated_text": None}
 
     def _merge(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """The options of this pipeline under those of a call, by stage."""
@@ -150,10 +188,10 @@ class IR3DERoutingPipeline(Pipeline):
         )
         own = {key for keys in _OPTIONS.values() for key in keys}
         generation = {key: value for key, value in kwargs.items() if key not in own}
-        known = _generation_options()
-        for key in generation.keys() - known:
-            near = difflib.get_close_matches(key, [*known, *own], n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+        if postprocess.get("on_error", "next") not in ("next", "raise"):
+            raise ValueError(f"`on_error` must be 'next' or 'raise', got {postprocess['on_error']!r}.")
+        for key in generation.keys() - generation_options():
+            hint = nearest(key, own)
             raise TypeError(f"{key!r} is neither an option of ir3de-routing nor of text-generation.{hint}")
         return preprocess, forward, {**postprocess, **({"generation": generation} if generation else {})}
 
@@ -211,6 +249,7 @@ class IR3DERoutingPipeline(Pipeline):
         self,
         outputs: dict[str, Any],
         generate: bool = True,
+        on_error: str = "next",
         batch_size: int | None = None,
         generation: dict[str, Any] | None = None,
         **policy: Any,
@@ -227,23 +266,55 @@ class IR3DERoutingPipeline(Pipeline):
             for record, turn in zip(records, last, strict=True):
                 record["tokens"] = _explain(outputs["pieces"][turn], outputs["tokens"][turn], names, record)
         if generate:
-            self._answer(records, outputs["prompts"], batch_size, generation or {})
+            self._answer(records, outputs["prompts"], on_error, batch_size, generation or {})
         return records
 
     def _answer(
-        self, records: list[dict[str, Any]], prompts: list[Prompt], batch_size: int | None, generation: dict[str, Any]
+        self,
+        records: list[dict[str, Any]],
+        prompts: list[Prompt],
+        on_error: str,
+        batch_size: int | None,
+        generation: dict[str, Any],
     ) -> None:
-        """Adds `generated_text` to each record: one call an expert, whatever the order of the prompts."""
-        shares: dict[str, list[int]] = defaultdict(list)
-        for index, record in enumerate(records):
-            record["generated_text"] = None
-            if record["expert"] is not None:
-                shares[record["expert"]].append(index)
-        self.experts.check(list(shares))
-        for name, indices in shares.items():
-            answers = self.experts.generate(name, [prompts[i] for i in indices], batch_size, **generation)
-            for index, answer in zip(indices, answers, strict=True):
-                records[index]["generated_text"] = answer
+        """Adds `generated_text` to each record: a call an expert, then others for the prompts that failed."""
+        candidates = [
+            self._candidates(record, prompt, index, generation, on_error)
+            for index, (record, prompt) in enumerate(zip(records, prompts, strict=True))
+        ]
+        waiting = list(range(len(records)))
+        for attempt in range(max(map(len, candidates))):
+            waiting = [index for index in waiting if attempt < len(candidates[index])]
+            shares: dict[str, list[int]] = defaultdict(list)
+            for index in waiting:
+                records[index].update(candidates[index][attempt])
+                shares[records[index]["expert"]].append(index)
+            for name, indices in shares.items():
+                answers = self.experts.generate(name, [prompts[i] for i in indices], batch_size, **generation)
+                for index, answer in zip(indices, answers, strict=True):
+                    if isinstance(answer, Exception):
+                        _note_failure(records[index], answer, on_error)
+                    else:
+                        records[index]["generated_text"] = answer
+                        waiting.remove(index)
+        for record, tried in zip(records, candidates, strict=True):
+            if "generated_text" not in record:
+                record.update((tried or [{}])[0], generated_text=None)
+
+    def _candidates(
+        self, record: dict[str, Any], prompt: Prompt, index: int, generation: dict[str, Any], on_error: str
+    ) -> list[dict[str, Any]]:
+        """The experts that may answer a prompt, best first; prompt, options and specs are checked before any loads."""
+        check_prompt(prompt, index)
+        check_options(generation)
+        if record["expert"] is None:
+            return []
+        candidates = [{"expert": record["expert"], "score": record["score"]}]
+        for entry in record["ranking"] if on_error == "next" else ():
+            if entry["expert"] != record["expert"] and self.experts.can_answer(entry["expert"]):
+                candidates.append({"expert": entry["expert"], "score": entry["score"]})
+        self.experts.check(candidate["expert"] for candidate in candidates)
+        return candidates
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
         """Saves the router as [`IR3DEModel.save_pretrained`] does, with this pipeline's tokenizer."""
@@ -254,6 +325,12 @@ class IR3DERoutingPipeline(Pipeline):
         """Uploads the router as [`IR3DEModel.push_to_hub`] does, with this pipeline's tokenizer."""
         self.model.tokenizer = self.tokenizer
         return self.model.push_to_hub(repo_id, **kwargs)
+
+
+def _note_failure(record: dict[str, Any], error: Exception, on_error: str) -> None:
+    if on_error == "raise":
+        raise ExpertError(record["expert"], error) from error
+    record.setdefault("failures", []).append({"expert": record["expert"], "error": describe_error(error)})
 
 
 def _is_chat(inputs: Any) -> bool:
@@ -305,16 +382,6 @@ def _pieces(text: str, offsets: list[tuple[int, int]]) -> list[str]:
         pieces.append(text[end : max(end, stop)])
         end = max(end, stop)
     return pieces
-
-
-@cache
-def _generation_options() -> set[str]:
-    """Names of the options that a text-generation pipeline and `generate` take."""
-    stages = (TextGenerationPipeline._sanitize_parameters, TextGenerationPipeline._forward)
-    named = {name for stage in stages for name in inspect.signature(stage).parameters}
-    extra = {"streamer", "stopping_criteria", "logits_processor", "assistant_model", "prefix_allowed_tokens_fn"}
-    options = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    return (options | named | extra) - {"self", "model_inputs", "generate_kwargs", "kwargs"}
 
 
 def _register() -> None:

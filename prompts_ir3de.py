@@ -1,0 +1,72 @@
+"""What a prompt is to an expert: plain text or a chat, checked, and rendered the way the expert reads it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Prompt = str | list[dict[str, Any]]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def check_prompt(prompt: Prompt, index: int = 0) -> None:
+    """Checks that a text expert can read a prompt.
+
+    Args:
+        prompt (`str | list[dict]`): text or chat.
+        index (`int`): its place among the inputs, for the message.
+
+    Raises:
+        ValueError: a message has an unknown role, or content that is not text.
+    """
+    for message in [] if isinstance(prompt, str) else prompt:
+        if message["role"] not in ROLES:
+            raise ValueError(
+                f"Prompt {index} has a message of role {message['role']!r}; a role is one of {', '.join(ROLES)}."
+            )
+        content = message["content"]
+        if content is None and "tool_calls" in message:
+            continue
+        for part in content if isinstance(content, (list, tuple)) else [content]:
+            if not isinstance(part, str) and not (isinstance(part, dict) and isinstance(part.get("text"), str)):
+                kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
+                raise ValueError(
+                    f"Prompt {index} has content of type {kind!r}, and the experts read text only: send the text, or"
+                    " route alone with `generate=False`."
+                )
+
+
+def as_chat(prompt: Prompt, system_prompt: str | None = None) -> list[dict[str, Any]]:
+    """A prompt as a chat whose contents are strings, with the system prompt first unless it has one of its own."""
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [_flat(message) for message in prompt]
+    if system_prompt is not None and chat[0]["role"] not in ("system", "developer"):
+        chat = [{"role": "system", "content": system_prompt}, *chat]
+    return chat
+
+
+def as_text(prompt: Prompt, system_prompt: str | None = None) -> str:
+    """A prompt as plain text, for a model without a chat template."""
+    return "\n\n".join(text_of(message["content"]) for message in as_chat(prompt, system_prompt))
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, which is text or a list of parts; images and the like have none."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, (list, tuple)) else []
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def with_prompt(prompt: Prompt, answer: str) -> Prompt:
+    """What `return_full_text` gives: the prompt and the answer together."""
+    if isinstance(prompt, str):
+        return prompt + answer
+    return [*prompt, {"role": "assistant", "content": answer}]
+
+
+def _flat(message: dict[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    if not isinstance(content, (list, tuple)):
+        return message
+    return {**message, "content": text_of(content)}

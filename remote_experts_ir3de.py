@@ -1,0 +1,219 @@
+"""Experts elsewhere: OpenAI-compatible servers and Hub inference providers, with retries and timeouts."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from huggingface_hub import InferenceClient, constants
+from huggingface_hub.errors import HfHubHTTPError
+
+from .prompts_ir3de import Prompt, as_chat, as_text, with_prompt
+
+TIMEOUT = 60.0  # seconds, where neither spec nor caller says
+_AT_ONCE = 8  # requests to one expert, where the caller gives no batch_size
+_LONGEST_WAIT = 20.0  # seconds between two attempts, whatever Retry-After says
+_HUB_HOSTS = ("huggingface.co", "hf.co")  # not those where anyone may run a server, such as endpoints.huggingface.cloud
+
+# Names of `generate` -> names of chat and of text requests. What is in neither goes as it is to servers that know it.
+_CHAT_NAMES = {"max_new_tokens": "max_tokens", "num_return_sequences": "n", "stop_strings": "stop"}
+_CHAT = {"max_tokens", "n", "stop", "temperature", "top_p", "seed", "frequency_penalty", "presence_penalty"}
+_TEXT = {"max_new_tokens", "stop", "temperature", "top_p", "top_k", "seed", "repetition_penalty", "do_sample"}
+_EXTRA = {"top_k", "min_p", "repetition_penalty"}  # of vLLM, TGI and llama.cpp beside OpenAI's own
+
+T = TypeVar("T")
+
+
+class RemoteModel:
+    """
+    A model behind a server.
+
+    Args:
+        spec (`dict`): of an expert with an `endpoint` or a `provider`.
+        retries (`int`): attempts after the first, where the server is busy, broken or not reached.
+    """
+
+    def __init__(self, spec: dict[str, Any], retries: int = 2) -> None:
+        self._spec = spec
+        self._retries = retries
+        self._token = _token(spec)
+
+    def generate(self, prompts: Sequence[Prompt], batch_size: int | None, options: dict[str, Any]) -> list[Any]:
+        """Answers prompts, several at once, each with its texts or with the exception that kept it from being answered.
+
+        Args:
+            prompts (`Sequence[str | list[dict]]`): texts or chats.
+            batch_size (`int`, *optional*): requests at once.
+            options (`dict`): of a text-generation pipeline, as far as servers know them, and `seed` and `timeout`.
+        """
+        options = dict(options)
+        full = bool(options.pop("return_full_text", False))
+
+        def answer(prompt: Prompt) -> Any:
+            try:
+                texts: list[Any] = self._attempt(lambda: self._request(prompt, options))
+            except Exception as error:
+                return self._safe(error)
+            texts = [with_prompt(prompt, text) for text in texts] if full else texts
+            return texts[0] if len(texts) == 1 else texts
+
+        with ThreadPoolExecutor(min(batch_size or _AT_ONCE, len(prompts))) as threads:
+            return list(threads.map(answer, prompts))
+
+    def stream(self, prompt: Prompt, options: dict[str, Any]) -> Iterator[str]:
+        """Answers a prompt piece by piece; closing the iterator closes the connection.
+
+        Raises:
+            Exception: whatever kept the prompt from being answered; before the first piece it was tried again.
+        """
+        options = {key: value for key, value in options.items() if key != "return_full_text"}
+        timeout = self._timeout(options)
+        client, pieces, first = self._attempt(lambda: self._open(prompt, options))
+        end = time.monotonic() + timeout
+        try:
+            while first is not None:
+                if first:
+                    yield first
+                if time.monotonic() > end:
+                    raise TimeoutError(f"no complete answer within {timeout:g} s")
+                first = next(pieces, None)
+        except Exception as error:
+            raise self._safe(error) from None
+        finally:
+            client.close()
+
+    def _open(self, prompt: Prompt, options: dict[str, Any]) -> tuple[InferenceClient, Iterator[str], str | None]:
+        """A stream whose first piece has arrived."""
+        client = self._client(self._timeout(options))
+        try:
+            pieces = self._pieces(client, prompt, options)
+            return client, pieces, next(pieces, None)
+        except BaseException:
+            client.close()
+            raise
+
+    def _pieces(self, client: InferenceClient, prompt: Prompt, options: dict[str, Any]) -> Iterator[str]:
+        if self._spec.get("task") == "text":
+            text = as_text(prompt, self._spec.get("system_prompt"))
+            yield from client.text_generation(text, stream=True, **self._parameters(options))
+            return
+        finished = False
+        for event in client.chat_completion(
+            as_chat(prompt, self._spec.get("system_prompt")),
+            model=self._spec.get("model"),
+            stream=True,
+            **self._parameters(options),
+        ):
+            for choice in event.choices:
+                finished = finished or choice.finish_reason is not None
+                yield choice.delta.content or ""
+        if not finished:
+            raise ConnectionError("the stream ended before the answer did")
+
+    def _request(self, prompt: Prompt, options: dict[str, Any]) -> list[str]:
+        client, parameters = self._client(self._timeout(options)), self._parameters(options)
+        if self._spec.get("task") == "text":
+            return [str(client.text_generation(as_text(prompt, self._spec.get("system_prompt")), **parameters))]
+        chat = as_chat(prompt, self._spec.get("system_prompt"))
+        answer = client.chat_completion(chat, model=self._spec.get("model"), **parameters)
+        texts = [choice.message.content for choice in answer.choices]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            raise ConnectionError("the server's answer holds no text")
+        return [str(text) for text in texts]
+
+    def _client(self, timeout: float) -> InferenceClient:
+        if "provider" in self._spec:
+            model, provider = self._spec["model"], self._spec["provider"]
+            return InferenceClient(model, provider=provider, token=self._token, timeout=timeout)
+        # The header is always ours: by itself the client would send the Hub's token to any server.
+        headers = {"authorization": f"Bearer {self._token}" if self._token else ""}
+        return InferenceClient(base_url=self._spec["endpoint"], headers=headers, timeout=timeout)
+
+    def _timeout(self, options: dict[str, Any]) -> float:
+        return float(options.get("timeout") or self._spec.get("timeout") or TIMEOUT)
+
+    def _parameters(self, options: dict[str, Any]) -> dict[str, Any]:
+        """Generation options in the server's names.
+
+        Raises:
+            ValueError: servers do not know an option.
+        """
+        options = {key: value for key, value in options.items() if key != "timeout" and value is not None}
+        chat = self._spec.get("task") != "text"
+        if "stop_sequence" in options:
+            options["stop_strings"] = options.pop("stop_sequence")
+        if isinstance(options.get("stop_strings"), str):
+            options["stop_strings"] = [options["stop_strings"]]
+        if chat and options.pop("do_sample", True) is False:
+            options["temperature"] = 0.0
+        names = _CHAT_NAMES if chat else {"stop_strings": "stop"}
+        options = {names.get(key, key): value for key, value in options.items()}
+        known, extra = (_CHAT, _EXTRA) if chat else (_TEXT, set[str]())
+        if unknown := sorted(options.keys() - known - extra):
+            raise ValueError(f"a remote expert does not take {', '.join(unknown)}: leave them out")
+        beside = {key: options.pop(key) for key in extra & options.keys()}
+        return {**options, **({"extra_body": beside} if beside else {})}
+
+    def _attempt(self, request: Callable[[], T]) -> T:
+        """The request's result, after some patience with a server that is busy, broken or not reached."""
+        for attempt in range(self._retries + 1):
+            try:
+                return request()
+            except Exception as error:
+                wait = _wait_before_retry(error, attempt)
+                if wait is None or attempt == self._retries:
+                    raise self._safe(error) from None
+                time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _safe(self, error: Exception) -> Exception:
+        """The error without the token, whatever the server put into its answer."""
+        if self._token and self._token in str(error):
+            return RuntimeError(str(error).replace(self._token, "***"))
+        return error
+
+
+def _wait_before_retry(error: Exception, attempt: int) -> float | None:
+    """Seconds to wait before the next attempt, or None where another one would not help."""
+    backoff = float(0.5 * 2**attempt)
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        if status not in (408, 429) and status < 500:
+            return None
+        after = error.response.headers.get("retry-after", "")
+        return min(float(after), _LONGEST_WAIT) if re.fullmatch(r"\d+(\.\d+)?", after) else backoff
+    # A slow server gets no second chance, nor does an option that it does not take. A stalled stream raises the HTTP
+    # library's own timeout, which is known by its name: the library's name changes with huggingface_hub's version.
+    if isinstance(error, (TimeoutError, ValueError)) and not _is_broken_json(error):
+        return None
+    return None if "Timeout" in type(error).__name__ else backoff
+
+
+def _is_broken_json(error: Exception) -> bool:
+    return "JSONDecodeError" in type(error).__name__
+
+
+def _token(spec: dict[str, Any]) -> str | None:
+    """The token for an expert's server: IR3DE_TOKEN_ and its host's name in the environment, or for the Hub its login.
+
+    The name follows from the host, so that no config can have a token sent to a server that it was not meant for.
+    """
+    if "provider" in spec:
+        return None  # huggingface_hub finds the login
+    host = urlsplit(spec["endpoint"]).hostname or ""
+    name = "IR3DE_TOKEN_" + re.sub(r"[^A-Z0-9]", "_", host.upper())
+    if name in os.environ:
+        return os.environ[name]
+    hub = urlsplit(constants.ENDPOINT).hostname
+    if urlsplit(spec["endpoint"]).scheme == "https" and (
+        host == hub or any(host == known or host.endswith(f".{known}") for known in _HUB_HOSTS)
+    ):
+        from huggingface_hub import get_token
+
+        return get_token()
+    return None

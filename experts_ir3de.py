@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from queue import SimpleQueue
 from typing import Any
@@ -99,8 +99,8 @@ class ExpertPool:
         for name in names:
             if not self.can_answer(name):
                 raise ValueError(
-                    f"Expert {name!r} has no source of answers, so it cannot generate. Add `model`, `adapter` or"
-                    " `endpoint` to its spec in config.json, or pass `generate=False` to route only."
+                    f"Expert {name!r} has no `model`, `adapter` or `endpoint`, so it cannot generate. Add one to its"
+                    " spec in config.json, or pass `generate=False` to route only."
                 )
             for key in self.spec(name).get("generation", {}):
                 if key not in generation_options():
@@ -187,6 +187,15 @@ class ExpertPool:
                 for source, model in self._loaded.items()
             ]
 
+    def load(self, name: str) -> LocalModel:
+        """The model of an expert on this machine, loaded if it is not.
+
+        Raises:
+            Exception: whatever keeps it from being loaded.
+        """
+        with self._use(self.spec(name), None) as model:
+            return model
+
     def preload(self, names: Iterable[str], background: bool = True) -> threading.Thread:
         """Loads experts before they are asked, as many as the budget takes, with progress.
 
@@ -197,15 +206,12 @@ class ExpertPool:
         Returns:
             `threading.Thread`: that loads. An expert that fails is left for its first use, which says why.
         """
-        specs = [self.spec(name) for name in names if self.can_answer(name) and not _is_remote(self.spec(name))]
+        names = [name for name in names if self.can_answer(name) and not _is_remote(self.spec(name))]
 
         def load() -> None:
-            for spec in tqdm(specs, desc="Loading experts", unit=" experts", disable=None):
-                try:
-                    with self._use(spec, None):
-                        pass
-                except Exception:
-                    continue
+            for name in tqdm(names, desc="Loading experts", unit=" experts", disable=None):
+                with suppress(Exception):
+                    self.load(name)
 
         thread = threading.Thread(target=load, daemon=True)
         thread.start()

@@ -106,12 +106,14 @@ class LocalModel:
         Raises:
             ValueError: its weights do not fit the model.
         """
-        if "adapter" not in spec or spec["name"] in self.adapters:
+        if "adapter" not in spec:
             return
-        folder = Path(*{str(Path(_adapter_file(spec, file)).parent) for file in _ADAPTER_FILES})
         with self._lock:
+            if spec["name"] in self.adapters:
+                return
+            folder = Path(*{str(Path(_adapter_file(spec, file)).parent) for file in _ADAPTER_FILES})
             try:
-                self.model.load_adapter(str(folder), adapter_name=_adapter_name(spec), local_files_only=True)
+                self.model.load_adapter(str(folder), adapter_name=_adapter_name(spec))
             except (RuntimeError, ValueError, ImportError) as error:
                 if _adapter_name(spec) in getattr(self.model, "peft_config", {}):
                     self.model.delete_adapter(_adapter_name(spec))
@@ -161,10 +163,9 @@ class LocalModel:
         late = _Deadline(timeout)
         criteria = [*options.get("stopping_criteria", ()), late]
         try:
-            outputs: list[Any] = self.pipe(
-                inputs,
-                **{**options, "stopping_criteria": criteria, "return_full_text": False, "batch_size": batch_size},
-            )
+            settings = {**options, "stopping_criteria": criteria, "return_full_text": False, "batch_size": batch_size}
+            # A single prompt goes in as it is: of a list the pipeline makes a data loader, which moves the seed.
+            outputs: list[Any] = [self.pipe(*inputs, **settings)] if len(inputs) == 1 else self.pipe(inputs, **settings)
             if late.passed:
                 raise TimeoutError(f"no answer within {timeout:g} s")
             return outputs
@@ -284,7 +285,8 @@ def expected_size(base: dict[str, Any], allow: dict[str, bool], **model_kwargs: 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=where["trust_remote_code"])
     width = getattr(torch, dtype).itemsize if isinstance(dtype, str) else getattr(dtype, "itemsize", 4)
-    return int(sum(parameter.numel() for parameter in model.parameters()) * width)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return int(parameters * width + sum(buffer.nbytes for buffer in model.buffers()))
 
 
 def _gguf_size(path: str) -> int:

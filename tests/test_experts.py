@@ -1,0 +1,512 @@
+"""Experts on this machine: kinds, sharing, memory, failures, trust and streaming."""
+
+import gc
+import json
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as models_of_tokens
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    pipeline,
+    set_seed,
+)
+
+from ir3de import IR3DERoutingPipeline
+from ir3de.experts_ir3de import ExpertError, ExpertPool, _bytes
+from ir3de.local_experts_ir3de import LocalModel
+
+from . import tiny
+
+CODE, LAW, MATH = "debug the python function", "the court and a judge", "find the square root of this prime"
+PROMPTS = {"code": CODE, "law": LAW, "math": MATH}
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Three models, one for each domain."""
+    return {
+        name: tiny.expert(tmp_path_factory.mktemp(name), seed=seed, chat=seed == 0)
+        for seed, name in enumerate(tiny.DOMAINS)
+    }
+
+
+@pytest.fixture(scope="module")
+def adapters(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An adapter for each domain, all on the first model, with weights that change its answers."""
+    folders = {}
+    for seed, name in enumerate(tiny.DOMAINS):
+        torch.manual_seed(seed)
+        config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+        folders[name] = str(tmp_path_factory.mktemp(f"{name}-adapter"))
+        get_peft_model(AutoModelForCausalLM.from_pretrained(models["code"]), config).save_pretrained(folders[name])
+    return folders
+
+
+def pipe(specs: dict[str, dict[str, Any]], **kwargs: Any) -> IR3DERoutingPipeline:
+    """A pipeline of the tiny world whose experts have these specs."""
+    return IR3DERoutingPipeline(tiny.router(specs), device="cpu", **kwargs)
+
+
+def of_models(models: dict[str, str], **kwargs: Any) -> IR3DERoutingPipeline:
+    """A pipeline with a model of its own for each expert."""
+    return pipe({name: {"model": model} for name, model in models.items()}, **kwargs)
+
+
+def answer(model: str, prompt: str, **options: Any) -> str:
+    """What a model's own pipeline answers."""
+    direct = pipeline("text-generation", model=model, device="cpu")
+    inputs: Any = prompt if direct.tokenizer.chat_template is None else [{"role": "user", "content": prompt}]
+    return str(direct(inputs, return_full_text=False, **{**GREEDY, **options})[0]["generated_text"])
+
+
+# Adapters.
+
+
+def test_an_adapters_answer_is_that_of_peft_and_the_base_beside_it_keeps_its_own(
+    models: dict[str, str], adapters: dict[str, str]
+) -> None:
+    specs = {name: {"model": models["code"], "adapter": adapters[name]} for name in ("law", "math")}
+    made = pipe({**specs, "code": {"model": models["code"]}})
+    expected = {"code": answer(models["code"], CODE)}
+    for name in specs:
+        direct = pipeline("text-generation", model=models["code"], device="cpu")
+        direct.model = PeftModel.from_pretrained(direct.model, adapters[name])
+        chat = [{"role": "user", "content": PROMPTS[name]}]
+        expected[name] = direct(chat, return_full_text=False, **GREEDY)[0]["generated_text"]
+    assert answer(models["code"], LAW) != expected["law"], "the adapter changes the answer"
+    for name in ("law", "code", "math", "law"):
+        assert made(PROMPTS[name], **GREEDY)["generated_text"] == expected[name]
+    [row] = made.loaded_experts
+    assert row["experts"] == ["code", "law", "math"]
+    assert row["model"] == models["code"]
+    base = sum(p.numel() * 4 for p in AutoModelForCausalLM.from_pretrained(models["code"]).parameters())
+    assert base < row["bytes"] < 1.5 * base
+
+
+def test_an_adapter_alone_names_its_base(models: dict[str, str], adapters: dict[str, str]) -> None:
+    made = pipe({"law": {"adapter": adapters["law"]}, "code": {"model": models["code"]}})
+    made([LAW, CODE], **GREEDY)
+    assert len(made.loaded_experts) == 1
+
+
+def test_an_adapter_of_another_base_is_refused_before_anything_is_loaded(
+    adapters: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", pytest.fail)
+    made = pipe({"law": {"model": "org/other", "adapter": adapters["law"]}})
+    with pytest.raises(ExpertError, match=r"was trained on .* not on 'org/other'"):
+        made(LAW, on_error="raise")
+
+
+def test_an_adapter_that_does_not_fit_is_refused_and_the_base_stays_whole(
+    models: dict[str, str], adapters: dict[str, str], tmp_path: Path
+) -> None:
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    base = AutoModelForCausalLM.from_pretrained(models["code"])
+    wide = type(base)(type(base.config)(**{**base.config.to_dict(), "hidden_size": 32}))
+    get_peft_model(wide, config).save_pretrained(tmp_path)
+    made = pipe({"law": {"model": models["code"], "adapter": str(tmp_path)}, "code": {"model": models["code"]}})
+    with pytest.raises(ExpertError, match="does not fit"):
+        made(LAW, on_error="raise")
+    assert made(CODE, **GREEDY)["generated_text"] == answer(models["code"], CODE)
+
+
+def test_an_adapter_without_safetensors_is_refused(
+    models: dict[str, str], adapters: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_bytes((Path(adapters["law"]) / "adapter_config.json").read_bytes())
+    torch.save({}, tmp_path / "adapter_model.bin")
+    made = pipe({"law": {"model": models["code"], "adapter": str(tmp_path)}})
+    with pytest.raises(ExpertError, match=r"adapter_model\.safetensors"):
+        made(LAW, on_error="raise")
+
+
+# Memory.
+
+
+def test_the_least_recently_used_model_leaves_and_is_really_gone(models: dict[str, str]) -> None:
+    made = of_models(models, max_loaded_experts=2)
+    alive = {name: weakref.ref(made.experts.load(name).model) for name in ("code", "law")}
+    made(CODE, **GREEDY)
+    made(MATH, **GREEDY)
+    gc.collect()
+    assert [row["experts"] for row in made.loaded_experts] == [["code"], ["math"]]
+    assert alive["law"]() is None
+    assert alive["code"]() is not None
+    made.experts.unload()
+    gc.collect()
+    assert made.loaded_experts == []
+    assert alive["code"]() is None
+
+
+def test_a_budget_of_memory_bounds_what_is_loaded(models: dict[str, str]) -> None:
+    size = of_models(models).experts.load("law").size
+    made = of_models(models, max_memory=int(2.5 * size))
+    for prompt in PROMPTS.values():
+        made(prompt, **GREEDY)
+        assert sum(row["bytes"] for row in made.loaded_experts) <= 2.5 * size
+    assert len(made.loaded_experts) == 2
+    small = of_models(models, max_memory=size - 1)
+    with pytest.raises(ExpertError, match=f"takes {size:,} bytes, and max_memory is {size - 1:,}"):
+        small(LAW, on_error="raise")
+
+
+@pytest.mark.parametrize(("text", "size"), [(5, 5), ("8GB", 8 * 10**9), ("512 MiB", 2**29), ("1.5k", 1500)])
+def test_sizes_are_read(text: int | str, size: int) -> None:
+    assert _bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "8 apples", "-1", 0, "GB"])
+def test_a_size_that_is_none_is_refused(text: int | str) -> None:
+    with pytest.raises(ValueError, match="max_memory"):
+        _bytes(text)
+
+
+def test_no_model_leaves_while_it_generates(models: dict[str, str]) -> None:
+    made = of_models(models, max_loaded_experts=1)
+    model, order = made.experts.load("law"), []
+    model.model.register_forward_hook(lambda *_: order.append("law") or time.sleep(0.01))
+    threads = [threading.Thread(target=made, args=(LAW,), kwargs={**GREEDY, "min_new_tokens": 6})]
+    threads[0].start()
+    while not order:
+        time.sleep(0.001)
+    made(CODE, **GREEDY)
+    order.append("code")
+    threads[0].join()
+    assert order == ["law"] * 6 + ["code"]
+    assert [row["experts"] for row in made.loaded_experts] == [["code"]]
+
+
+def test_many_threads_load_a_model_once_and_get_their_own_answers(
+    models: dict[str, str], adapters: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = [], LocalModel.__init__
+    monkeypatch.setattr(
+        LocalModel, "__init__", lambda self, base, *a, **k: (loads.append(base), load(self, base, *a, **k))[1]
+    )
+    made = pipe({name: {"model": models["code"], "adapter": adapters[name]} for name in adapters})
+    records: dict[int, Any] = {}
+    prompts = [*PROMPTS.values()] * 4
+    run: Callable[[int], None] = lambda i: records.update({i: made(prompts[i], **GREEDY)})  # noqa: E731
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(loads) == 1
+    assert [records[i] for i in range(len(prompts))] == [made(prompt, **GREEDY) for prompt in prompts]
+
+
+def test_a_stream_that_nobody_reads_does_not_hold_its_model(models: dict[str, str]) -> None:
+    made = of_models(models, max_loaded_experts=1)
+    events = made.stream(LAW, **GREEDY)
+    assert [next(events)["event"], next(events)["event"]] == ["route", "text"]
+    assert made(CODE, timeout=30, **GREEDY)["expert"] == "code"
+    assert list(events)[-1]["event"] == "record"
+
+
+def test_preloading_happens_beside_and_leaves_failures_for_their_first_use(models: dict[str, str]) -> None:
+    made = pipe({"code": {"model": models["code"]}, "law": {"model": "/nowhere"}}, preload=True)
+    made.experts.preload(["code", "law", "math"], background=False)
+    assert [row["experts"] for row in made.loaded_experts] == [["code"]]
+
+
+# Generation.
+
+
+def test_seeds_are_those_of_text_generation(models: dict[str, str]) -> None:
+    made = of_models(models)
+    direct = pipeline("text-generation", model=models["law"], device="cpu")
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": True, "num_return_sequences": 2}
+    set_seed(7)
+    expected = [sequence["generated_text"] for sequence in direct(LAW, return_full_text=False, **options)]
+    assert made(LAW, seed=7, **options)["generated_text"] == expected
+    set_seed(7)
+    assert made(LAW, **options)["generated_text"] == expected
+
+
+def test_stop_strings_are_those_of_text_generation(tmp_path: Path) -> None:
+    letters = {letter: i for i, letter in enumerate(["<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    words = Tokenizer(models_of_tokens.BPE(letters, merges=[]))
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(tmp_path)
+    config = LlamaConfig(
+        vocab_size=len(letters), hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    made = pipe({"law": {"model": str(tmp_path)}})
+    whole = made(LAW, do_sample=False, max_new_tokens=30)["generated_text"]
+    direct = pipeline("text-generation", model=str(tmp_path), device="cpu")
+    expected = direct(LAW, return_full_text=False, do_sample=False, max_new_tokens=30, stop_sequence=whole[8:10])
+    for stop in ({"stop_strings": [whole[8:10]]}, {"stop_sequence": whole[8:10]}):
+        stopped = made(LAW, do_sample=False, max_new_tokens=30, **stop)["generated_text"]
+        assert stopped == expected[0]["generated_text"] != whole
+
+
+def test_a_prompt_beyond_the_window_is_refused_with_the_limit_and_cut_on_request(models: dict[str, str]) -> None:
+    made = of_models(models)
+    long = "judge " * 600 + "court"
+    with pytest.raises(ExpertError, match=r"601 tokens and 6 new ones exceed the window of 512"):
+        made(long, on_error="raise", **GREEDY)
+    cut = made(long, truncation=True, on_error="raise", **GREEDY)["generated_text"]
+    assert cut == answer(models["law"], "judge " * 505 + "court")
+
+
+def test_one_bad_prompt_does_not_lose_the_rest_of_a_batch(models: dict[str, str]) -> None:
+    made = of_models(models)
+    records = made([LAW, "judge " * 600, LAW + " jury"], **GREEDY)
+    assert [record["generated_text"] is None for record in records] == [False, True, False]
+    assert [failure["expert"] for failure in records[1]["failures"]] == [row["expert"] for row in records[1]["ranking"]]
+    assert records[1]["expert"] == "law"
+    assert records[0]["generated_text"] == answer(models["law"], LAW)
+
+
+def test_a_batch_that_memory_does_not_hold_is_halved(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made, sizes = of_models(models), []
+    model = made.experts.load("law").model
+    generate = model.generate
+
+    def two_at_most(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        sizes.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return generate(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(model, "generate", two_at_most)
+    records = made([LAW] * 5, **GREEDY)
+    assert [record["generated_text"] for record in records] == [answer(models["law"], LAW)] * 5
+    assert sizes == [5, 2, 3, 1, 2]
+
+
+def test_options_out_of_range_and_content_that_is_not_text_are_refused_before_anything_is_loaded(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = of_models(models)
+    monkeypatch.setattr(ExpertPool, "_use", pytest.fail)
+    image = [{"role": "user", "content": [{"type": "text", "text": LAW}, {"type": "image", "url": "x.png"}]}]
+    with pytest.raises(ValueError, match="Prompt 1 has content of type 'image'"):
+        made([LAW, image])
+    assert made(image, generate=False)["expert"] == "law"
+    with pytest.raises(ValueError, match="role 'usr'; a role is one of"):
+        made([[{"role": "usr", "content": LAW}]])
+    with pytest.raises(ValueError, match="`max_new_tokens` must be a whole number"):
+        made(LAW, max_new_tokens=0)
+    with pytest.raises(ValueError, match="`on_error` must be 'next' or 'raise'"):
+        made(LAW, on_error="ignore")
+    misspelt = pipe({"law": {"model": models["law"], "generation": {"max_new_token": 3}}})
+    with pytest.raises(ValueError, match=r"unknown option 'max_new_token'. Did you mean 'max_new_tokens'"):
+        misspelt(LAW)
+
+
+# Failures.
+
+
+def test_the_next_in_the_ranking_answers_and_the_record_says_why(models: dict[str, str]) -> None:
+    made = pipe({"code": {"model": models["code"]}, "law": {"model": "/nowhere"}, "math": {"model": models["math"]}})
+    records = made([CODE, LAW, MATH], **GREEDY)
+    second = made(LAW, generate=False)["ranking"][1]
+    assert [record["expert"] for record in records] == ["code", second["expert"], "math"]
+    assert records[1]["score"] == second["score"]
+    assert records[1]["generated_text"] == answer(models[second["expert"]], LAW)
+    [failure] = records[1]["failures"]
+    assert failure["expert"] == "law"
+    assert "/nowhere" in failure["error"]
+    assert "failures" not in records[0]
+    assert json.loads(json.dumps(records)) == records
+    with pytest.raises(ExpertError, match="Expert 'law' did not answer") as raised:
+        made([CODE, LAW], on_error="raise", **GREEDY)
+    assert raised.value.expert == "law"
+    assert raised.value.__cause__ is raised.value.cause
+
+
+def test_a_damaged_model_and_a_slow_one_fail_over(models: dict[str, str], tmp_path: Path) -> None:
+    for file in Path(models["law"]).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes()[: 1000 if file.suffix == ".safetensors" else None])
+    made = pipe({"law": {"model": str(tmp_path)}, "code": {"model": models["code"]}})
+    record = made(LAW, **GREEDY)
+    assert record["expert"] == "code"
+    assert "SafetensorError" in record["failures"][0]["error"]
+    slow = of_models(models)
+    slow.experts.load("law").model.register_forward_hook(lambda *_: time.sleep(0.2))
+    record = slow([LAW, LAW], timeout=1.5, max_new_tokens=20, min_new_tokens=20)[0]
+    assert record["expert"] != "law"
+    assert record["failures"] == [{"expert": "law", "error": "TimeoutError: no answer within 1.5 s"}]
+
+
+def test_an_expert_that_only_routes_is_passed_over(models: dict[str, str]) -> None:
+    made = pipe({"law": {"model": "/nowhere"}})
+    record = made(LAW, **GREEDY)
+    assert record["generated_text"] is None
+    assert [failure["expert"] for failure in record["failures"]] == ["law"]
+
+
+# Trust.
+
+
+def test_remote_code_runs_only_if_spec_and_caller_say_so(models: dict[str, str], tmp_path: Path) -> None:
+    for file in Path(models["law"]).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["auto_map"] = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
+    config["model_type"] = "evil"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    ran = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(
+        "from transformers import LlamaConfig, LlamaForCausalLM\n"
+        f"open({str(ran)!r}, 'w').close()\n"
+        "class Config(LlamaConfig):\n    model_type = 'evil'\n"
+        "class Model(LlamaForCausalLM):\n    config_class = Config\n"
+    )
+    allowed = {"expert_kwargs": {"trust_remote_code": True}}
+    plain, asking = {"law": {"model": str(tmp_path)}}, {"law": {"model": str(tmp_path), "trust_remote_code": True}}
+    for specs, kwargs in ((plain, {}), (plain, allowed), (asking, {})):
+        assert pipe(specs, **kwargs)(LAW, **GREEDY)["generated_text"] is None
+        assert not ran.exists()
+    with pytest.raises(ExpertError, match=r"If you trust it, allow it: .*'trust_remote_code': True"):
+        pipe(asking)(LAW, on_error="raise")
+    assert pipe(asking, **allowed)(LAW, **GREEDY)["generated_text"] == answer(models["law"], LAW)
+    assert ran.exists()
+
+
+def test_other_weights_than_safetensors_are_read_only_if_spec_and_caller_say_so(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    for file in Path(models["law"]).iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    torch.save(AutoModelForCausalLM.from_pretrained(models["law"]).state_dict(), tmp_path / "pytorch_model.bin")
+    allowed = {"expert_kwargs": {"use_safetensors": False}}
+    plain, asking = {"law": {"model": str(tmp_path)}}, {"law": {"model": str(tmp_path), "use_safetensors": False}}
+    for specs, kwargs in ((plain, {}), (plain, allowed), (asking, {})):
+        assert pipe(specs, **kwargs)(LAW, **GREEDY)["generated_text"] is None
+    assert pipe(asking, **allowed)(LAW, **GREEDY)["generated_text"] == answer(models["law"], LAW)
+
+
+# GGUF.
+
+
+def gguf(path: Path, architecture: str, kind: str | None = None) -> None:
+    """Writes a small GGUF file."""
+    import numpy as np
+    from gguf import GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(path, architecture)
+    if kind is None:
+        writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
+    else:
+        writer.add_tensor("token_embd.weight", np.zeros((4, 66), np.uint8), raw_dtype=GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "message"),
+    [
+        ("sphinx", None, "holds a model of type 'sphinx', which transformers cannot read"),
+        ("llama", "Q4_0_4_4", "quantized as Q4_0_4_4"),
+    ],
+)
+def test_a_gguf_file_that_cannot_be_read_is_refused_before_it_is(
+    tmp_path: Path, architecture: str, kind: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gguf import GGMLQuantizationType
+
+    if kind is not None and kind not in GGMLQuantizationType.__members__:
+        pytest.skip(f"gguf has no {kind}")
+    gguf(tmp_path / "x.gguf", architecture, kind)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", pytest.fail)
+    made = pipe({"law": {"model": str(tmp_path), "gguf_file": "x.gguf"}})
+    with pytest.raises(ExpertError, match=message):
+        made(LAW, on_error="raise")
+
+
+def test_a_file_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"no weights here" * 9)
+    made = pipe({"law": {"model": str(tmp_path), "gguf_file": "x.gguf"}})
+    with pytest.raises(ExpertError, match="not a GGUF file, or is damaged"):
+        made(LAW, on_error="raise")
+
+
+# Streaming.
+
+
+def test_the_route_comes_before_anything_is_loaded(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = of_models(models)
+    made(LAW, generate=False)
+    monkeypatch.setattr(ExpertPool, "_use", pytest.fail)
+    started = time.perf_counter()
+    assert next(made.stream(LAW))["expert"] == "law"
+    assert time.perf_counter() - started < 0.05
+
+
+def test_a_stream_goes_on_with_the_next_expert(models: dict[str, str]) -> None:
+    made = pipe({"law": {"model": "/nowhere"}, "code": {"model": models["code"]}, "math": {"model": "/nowhere"}})
+    events = list(made.stream(LAW, **GREEDY))
+    routes = [event for event in events if event["event"] == "route"]
+    assert routes[0]["expert"] == "law"
+    assert routes[-1]["expert"] == "code"
+    assert "/nowhere" in routes[-1]["failures"][0]["error"]
+    assert events[-1] == {"event": "record", **made(LAW, **GREEDY)}
+    with pytest.raises(ExpertError, match="'law' did not answer"):
+        list(made.stream(LAW, on_error="raise"))
+    nobody = pipe({"law": {"model": "/nowhere"}})
+    last = list(nobody.stream(LAW))[-1]
+    assert (last["event"], last["expert"], last["generated_text"]) == ("record", "law", None)
+
+
+# Specs.
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"model": "org/law", "adaptor": "org/x"}, "unknown key 'adaptor'. Did you mean 'adapter'"),
+        (
+            {"endpoint": "https://host/v1", "provider": "auto", "model": "org/law"},
+            "has two sources: endpoint and provider",
+        ),
+        ({"endpoint": "https://host/v1", "adapter": "org/x"}, "has two sources: endpoint and adapter"),
+        (
+            {"endpoint": "https://host/v1", "gguf_file": "x.gguf", "model": "m"},
+            "has two sources: endpoint and gguf_file",
+        ),
+        ({"endpoint": "host:8000"}, "must be a URL such as https://host/v1"),
+        ({"endpoint": "https://user:secret@host/v1"}, "without user, password or query"),
+        ({"endpoint": "https://host/v1?token=secret"}, "never from the config"),
+        ({"provider": "auto"}, "has `provider` but no `model`"),
+        ({"timeout": 3}, "has no source"),
+        ({"model": "m", "gguf_file": "weights.bin"}, "must name a .gguf file"),
+        ({"model": "m", "gguf_file": "w.gguf", "quantization": {}}, "quantized already"),
+        ({"model": "m", "adapter_revision": "v1"}, "has `adapter_revision` but no `adapter`"),
+        ({"model": "m", "dtype": "float8"}, "`dtype` of expert 'law' must be one of auto"),
+        ({"model": "m", "device_map": 3}, "must be a string or a mapping"),
+        ({"model": "m", "trust_remote_code": "yes"}, "must be true or false"),
+        ({"endpoint": "http://host", "task": "completion"}, "must be one of chat, text"),
+        ({"model": "m", "timeout": -1}, "`timeout` of expert 'law' must be a number"),
+        ({"dtype": "float16"}, "details of a model but no `model`"),
+    ],
+)
+def test_a_spec_that_contradicts_itself_is_refused(spec: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        pipe({"law": spec})
+
+
+def test_what_loads_an_expert_travels_with_the_router(tmp_path: Path) -> None:
+    tiny.router().save_pretrained(tmp_path)
+    for name in ("experts", "local_experts", "remote_experts", "prompts"):
+        assert (tmp_path / f"{name}_ir3de.py").is_file()

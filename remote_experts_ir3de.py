@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from huggingface_hub import InferenceClient, constants
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .prompts_ir3de import Prompt, as_chat, as_text, with_prompt
 
@@ -189,6 +189,8 @@ def _wait_before_retry(error: Exception, attempt: int) -> float | None:
         return min(float(after), _LONGEST_WAIT) if re.fullmatch(r"\d+(\.\d+)?", after) else backoff
     # A slow server gets no second chance, nor does an option that it does not take. A stalled stream raises the HTTP
     # library's own timeout, which is known by its name: the library's name changes with huggingface_hub's version.
+    if isinstance(error, OfflineModeIsEnabled):
+        return None
     if isinstance(error, (TimeoutError, ValueError)) and not _is_broken_json(error):
         return None
     return None if "Timeout" in type(error).__name__ else backoff

@@ -182,7 +182,7 @@ def save_adapter(model: Any, domain: str, folder: Path, base: str) -> None:
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, adapter_name=domain)
+    state = get_peft_model_state_dict(model, adapter_name=domain, save_embedding_layers=False)
     weights = {key: value.to("cpu", torch.float16).contiguous() for key, value in state.items()}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     config = model.peft_config[domain]

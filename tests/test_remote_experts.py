@@ -1,0 +1,343 @@
+"""Experts elsewhere: a real OpenAI-compatible server, and one that fails in every way between it and us."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import huggingface_hub
+import pytest
+from huggingface_hub import InferenceClient
+
+from ir3de import IR3DERoutingPipeline
+from ir3de.experts_ir3de import ExpertError
+
+from . import tiny
+
+LAW = "the court and a judge"
+GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
+
+
+class Server(ThreadingHTTPServer):
+    """A server whose answers a function gives: it takes the handler and the request's body."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, respond: Callable[[BaseHTTPRequestHandler, bytes], None]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                respond(self, self.rfile.read(int(self.headers["content-length"])))
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+@contextmanager
+def serve(respond: Callable[[BaseHTTPRequestHandler, bytes], None]) -> Iterator[Server]:
+    """A running server."""
+    server = Server(respond)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def send(handler: BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
+    """Sends a complete response."""
+    handler.send_response(status)
+    for key, value in {"content-type": "application/json", "content-length": str(len(body)), **headers}.items():
+        handler.send_header(key.replace("_", "-"), value)
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+def completion(text: str) -> bytes:
+    """The body of an answer."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+    return json.dumps(
+        {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    ).encode()
+
+
+def chunk(text: str, finish: str | None = None) -> bytes:
+    """A piece of a streamed answer."""
+    choice = {"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": finish}
+    return b"data: " + json.dumps({"id": "1", "created": 1, "model": "m", "choices": [choice]}).encode() + b"\n\n"
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def pipe(spec: dict[str, Any], others: dict[str, Any] | None = None, **kwargs: Any) -> IR3DERoutingPipeline:
+    """A pipeline whose law expert has this spec."""
+    return IR3DERoutingPipeline(tiny.router({"law": spec, **(others or {})}), device="cpu", **kwargs)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def online() -> Iterator[None]:
+    """The client talks to no server while it is offline, not even to one here; experts are local folders anyhow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a chat model."""
+    return tiny.expert(tmp_path_factory.mktemp("served"), seed=1, chat=True)
+
+
+@pytest.fixture(scope="module")
+def real(model: str) -> Iterator[str]:
+    """`transformers serve` with that model."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("openai")
+    port = free_port()
+    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", model, "--port", str(port)]
+    server = subprocess.Popen([*command, "--device", "cpu"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    url = f"http://localhost:{port}"
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, "the server ended"
+                time.sleep(0.2)
+        yield f"{url}/v1"
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+# A real server.
+
+
+def test_answers_chats_and_streams_are_those_of_a_direct_client(real: str, model: str) -> None:
+    made = pipe({"endpoint": real, "model": model, "system_prompt": "show python"})
+    client = InferenceClient(base_url=real)
+    system = {"role": "system", "content": "show python"}
+    for prompt in (LAW, [{"role": "user", "content": LAW}, {"role": "assistant", "content": "a jury"},
+                         {"role": "user", "content": "the court"}]):  # fmt: skip
+        chat = [system, *([{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt)]
+        direct = client.chat_completion(chat, model=model, max_tokens=8, temperature=0.0)
+        record = made(prompt, on_error="raise", **GREEDY)
+        assert record["generated_text"] == direct.choices[0].message.content != ""
+        events = list(made.stream(prompt, on_error="raise", **GREEDY))
+        pieces = [event["text"] for event in events if event["event"] == "text"]
+        streamed = client.chat_completion(chat, model=model, max_tokens=8, temperature=0.0, stream=True)
+        assert "".join(pieces) == "".join(e.choices[0].delta.content or "" for e in streamed if e.choices)
+        assert len(pieces) > 1
+        assert events[-1] == {"event": "record", **record}
+
+
+def test_a_remote_expert_answers_as_the_same_model_here(real: str, model: str) -> None:
+    here, there = pipe({"model": model}), pipe({"endpoint": real, "model": model})
+    prompts = [LAW, "the jury and the trial", "a contract clause"]
+    assert there(prompts, experts=["law"], **GREEDY) == here(prompts, experts=["law"], **GREEDY)
+
+
+def test_through_a_proxy_that_fails_every_prompt_gets_an_answer_or_a_recorded_failure(real: str, model: str) -> None:
+    faults = ["dropped", "429", "500", "stalled", "broken", "ok", "ok"]
+    seen, answered, lock = Counter[str](), Counter[str](), threading.Lock()
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        prompt = json.loads(body)["messages"][-1]["content"]
+        with lock:
+            fault = faults[(seen.total() + seen[prompt]) % len(faults)]
+            seen[prompt] += 1
+        if fault == "429":
+            send(handler, 429, b"{}", retry_after="0.1")
+        elif fault == "500":
+            send(handler, 500, b"oops")
+        elif fault == "broken":
+            send(handler, 200, b'{"choices": [')
+        elif fault == "stalled":
+            time.sleep(3.5)
+        elif fault == "ok":
+            request = urllib.request.Request(real + "/chat/completions", body, {"content-type": "application/json"})
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                send(handler, 200, answer.read())
+            with lock:
+                answered[prompt] += 1
+        handler.close_connection = True
+
+    prompts = [f"the court and judge number {i}" for i in range(200)]
+    with serve(respond) as proxy:
+        made = pipe({"endpoint": proxy.url, "model": model, "timeout": 3})
+        records = made(prompts, experts=["law"], do_sample=False, max_new_tokens=4)
+    direct = pipe({"endpoint": real, "model": model})(prompts, experts=["law"], do_sample=False, max_new_tokens=4)
+    failed = [record for record in records if record["generated_text"] is None]
+    assert len(records) == 200
+    assert all(record["failures"] for record in failed)
+    assert 0 < len(failed) < 100
+    kinds = {failure["error"].split(":")[0] for record in failed for failure in record["failures"]}
+    assert "InferenceTimeoutError" in kinds
+    for prompt, record, expected in zip(prompts, records, direct, strict=True):
+        if record["generated_text"] is not None:
+            assert record["generated_text"] == expected["generated_text"]
+        assert answered[prompt] == (record["generated_text"] is not None), "none lost, none doubled"
+
+
+# Faults, one by one.
+
+
+def test_where_nobody_listens_the_next_expert_answers(model: str) -> None:
+    others = {"code": {"model": model}, "math": {"model": model}}
+    made = pipe({"endpoint": f"http://127.0.0.1:{free_port()}/v1"}, others, expert_kwargs={"retries": 1})
+    record = made(LAW, **GREEDY)
+    assert record["expert"] in others
+    assert record["generated_text"]
+    assert "ConnectError" in record["failures"][0]["error"]
+    events = list(made.stream(LAW, **GREEDY))
+    assert events[-1] == {"event": "record", **record}
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(401, 1), (404, 1), (422, 1), (429, 3), (500, 3), (503, 3)])
+def test_what_may_pass_is_tried_again_and_what_does_not_is_not(status: int, attempts: int) -> None:
+    seen: list[bytes] = []
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        seen.append(body)
+        send(handler, status, b'{"error": "no"}', retry_after="0")
+
+    with serve(respond) as server, pytest.raises(ExpertError, match=str(status)):
+        pipe({"endpoint": server.url})(LAW, on_error="raise")
+    assert len(seen) == attempts
+
+
+def test_retry_after_is_respected() -> None:
+    times: list[float] = []
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            send(handler, 429, b"{}", retry_after="1")
+        else:
+            send(handler, 200, completion("a jury"))
+
+    with serve(respond) as server:
+        assert pipe({"endpoint": server.url})(LAW)["generated_text"] == "a jury"
+    assert times[1] - times[0] >= 1
+
+
+def test_a_stream_that_stalls_or_breaks_off_is_a_failure_and_its_pieces_are_dropped(model: str) -> None:
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        handler.send_response(200)
+        handler.send_header("content-type", "text/event-stream")
+        handler.end_headers()
+        handler.wfile.write(chunk("half an answer"))
+        handler.wfile.flush()
+        if json.loads(body)["messages"][-1]["content"] == LAW:
+            time.sleep(3)
+        handler.close_connection = True
+
+    with serve(respond) as server:
+        made = pipe({"endpoint": server.url, "timeout": 1}, {"code": {"model": model}})
+        for prompt, error in ((LAW, "Timeout"), (LAW + " jury", "the stream ended before the answer did")):
+            events = list(made.stream(prompt, **GREEDY))
+            kinds = [event["event"] for event in events]
+            assert kinds[:3] == ["route", "text", "route"]
+            assert error in events[2]["failures"][0]["error"]
+            pieces = [event["text"] for event in events[3:-1]]
+            assert events[-1]["generated_text"] == "".join(pieces)
+            assert events[-1]["expert"] == events[2]["expert"] == "code"
+
+
+def test_closing_a_stream_closes_the_connection() -> None:
+    broken = threading.Event()
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        try:
+            for _ in range(500):
+                handler.wfile.write(chunk("a jury "))
+                time.sleep(0.01)
+        except OSError:
+            broken.set()
+
+    with serve(respond) as server:
+        events = pipe({"endpoint": server.url}).stream(LAW)
+        assert [next(events)["event"], next(events)["event"]] == ["route", "text"]
+        events.close()
+        assert broken.wait(4)
+
+
+# Requests.
+
+
+def test_options_reach_the_server_in_its_names() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        bodies.append(json.loads(body))
+        send(handler, 200, completion("a jury"))
+
+    with serve(respond) as server:
+        made = pipe({"endpoint": server.url, "model": "judge-7b", "generation": {"temperature": 0.3, "top_p": 0.5}})
+        record = made(LAW, max_new_tokens=3, top_p=0.9, top_k=4, seed=5, stop_strings="end", return_full_text=True)
+        assert record["generated_text"] == LAW + "a jury"
+        with pytest.raises(ExpertError, match="does not take num_beams"):
+            made(LAW, num_beams=2, on_error="raise")
+    expected = {"model": "judge-7b", "max_tokens": 3, "temperature": 0.3, "top_p": 0.9, "top_k": 4, "seed": 5}
+    assert expected.items() <= bodies[0].items()
+    assert bodies[0]["stop"] == ["end"]
+    assert len(bodies) == 1
+
+
+def test_plain_text_goes_to_a_server_of_text_generation() -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        bodies.append(json.loads(body))
+        send(handler, 200, b'[{"generated_text": "a jury"}]')
+
+    with serve(respond) as server:
+        made = pipe({"endpoint": server.url, "task": "text"})
+        assert made(LAW, max_new_tokens=3)["generated_text"] == "a jury"
+    assert bodies[0]["inputs"] == LAW
+    assert bodies[0]["parameters"]["max_new_tokens"] == 3
+
+
+def test_tokens_go_only_where_they_belong_and_into_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        seen.append(handler.headers.get("authorization", ""))
+        send(handler, 401, json.dumps({"error": f"bad token {seen[-1]}"}).encode())
+
+    monkeypatch.setenv("HF_TOKEN", "hf_secret_of_the_hub")
+    assert huggingface_hub.get_token() == "hf_secret_of_the_hub"
+    with serve(respond) as server:
+        made = pipe({"endpoint": server.url})
+        made(LAW)
+        monkeypatch.setenv("IR3DE_TOKEN_127_0_0_1", "secret_of_the_server")
+        record = made(LAW)
+    assert "hf_secret" not in seen[0]
+    assert seen[1] == "Bearer secret_of_the_server"
+    assert "secret" not in json.dumps(record)

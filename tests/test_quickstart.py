@@ -46,4 +46,8 @@ def test_the_config_names_the_hub_and_no_local_folder(router: IR3DERoutingPipeli
 
 
 def test_what_is_embedded_is_small() -> None:
-    assert sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()) <= 16 * 2**20
+    adapters = list(FOLDER.glob("experts/*/adapter_model.safetensors"))
+    assert len(adapters) == 5
+    assert all(path.stat().st_size <= 3_000_000 for path in adapters)
+    rest = [path for path in FOLDER.rglob("*") if path.is_file() and path not in adapters]
+    assert sum(path.stat().st_size for path in rest) <= 16 * 2**20

@@ -85,12 +85,25 @@ def _method(config: Any) -> str:
 
 
 def _experts(config: Any, rows: Mapping[str, int]) -> str:
-    lines = ["## Experts", "", "| expert | model | revision | tokens seen |", "|---|---|---|---:|"]
+    lines = ["## Experts", "", "| expert | answers | revision | tokens seen |", "|---|---|---|---:|"]
     for expert in config.experts:
-        model = f"`{expert['model']}`" if "model" in expert else "none: routes only"
-        revision = expert.get("revision", "not pinned" if "model" in expert else "")
-        lines.append(f"| {expert['name']} | {model} | {revision} | {rows[expert['name']]:,} |")
+        source, revision = _source(expert)
+        lines.append(f"| {expert['name']} | {source} | {revision} | {rows[expert['name']]:,} |")
     return "\n".join(lines) + "\n"
+
+
+def _source(expert: Mapping[str, Any]) -> tuple[str, str]:
+    """What answers for an expert, and the revisions that it is pinned to."""
+    model = f"`{expert['model']}`" if "model" in expert else ""
+    if "endpoint" in expert or "provider" in expert:
+        where = f"<{expert['endpoint']}>" if "endpoint" in expert else f"provider `{expert['provider']}`"
+        return f"{model} at {where}: prompts leave your machine".strip(), "the server's"
+    pinned = [expert.get("revision", "not pinned")] if model else []
+    if "adapter" in expert:
+        pinned.append(expert.get("adapter_revision", "not pinned"))
+        model = f"{model or 'its base'} with adapter `{expert['adapter']}`"
+    trust = " (asks to run code of its own)" if expert.get("trust_remote_code") else ""
+    return (model or "nothing: routes only") + trust, ", ".join(pinned)
 
 
 def _evaluation(evaluation: Mapping[str, Any] | None) -> str:

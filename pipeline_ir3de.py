@@ -40,7 +40,7 @@ class IR3DERoutingPipeline(Pipeline):
         expert_kwargs (`dict`, *optional*): how experts are loaded: `device`, and whatever
             `AutoModelForCausalLM.from_pretrained` takes, such as `dtype` or `device_map`. By default experts run where
             the router does. `trust_remote_code=True` and `use_safetensors=False` concern only experts whose specs say
-            the same.
+            the same. `retries` is how often a busy remote expert is asked again (default: 2).
         max_loaded_experts (`int`, *optional*): models that stay in memory; experts of one base count as one.
         max_memory (`int` or `str`, *optional*): bytes, or a size such as `"8GB"`, that experts in memory take.
         preload (`bool` or `list[str]`, *optional*): load all experts, or these, in the background.

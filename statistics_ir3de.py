@@ -95,7 +95,7 @@ def prompt_weights(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     ids = input_ids.masked_fill(~mask, -1)
     ordered = ids.sort(dim=1).values
     counts = torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
-    w = (1 + counts.double().log()) * mask
+    w = (1 + torch.arange(input_ids.shape[1] + 1, device=ids.device).double().log())[counts] * mask
     norms = (w.square() / counts).sum(dim=1, keepdim=True).sqrt()
     return (w / counts / norms).float()
 

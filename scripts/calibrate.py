@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from ir3de.route_selector_ir3de import probabilities
 
-_TEMPERATURES = torch.logspace(-3, 3, 301, dtype=torch.float64)
+_COARSE = torch.logspace(-3, 3, 31, dtype=torch.float64)
+_FINE = torch.logspace(-0.2, 0.2, 21, dtype=torch.float64)  # as factors of the best coarse one
 _SPREADS = (0.0, 0.5)
 _BINS = 15
 
@@ -22,12 +23,13 @@ def fit_calibration(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, flo
     Returns:
         `dict`: `temperature` and `spread`, see [`~route_selector_ir3de.probabilities`].
     """
-    fits = {}
-    for spread in _SPREADS:
-        for temperature in _TEMPERATURES.tolist():
-            p = probabilities(logits, temperature, spread)
-            fits[temperature, spread] = float(F.nll_loss(p.clamp_min(1e-12).log(), labels))
-    temperature, spread = min(fits, key=lambda key: fits[key])
+
+    def loss(temperature: float, spread: float) -> float:
+        return float(F.nll_loss(probabilities(logits, temperature, spread).clamp_min(1e-12).log(), labels))
+
+    fits = [(temperature, spread) for spread in _SPREADS for temperature in _COARSE.tolist()]
+    coarse, spread = min(fits, key=lambda fit: loss(*fit))
+    temperature = min((coarse * _FINE).tolist(), key=lambda value: loss(value, spread))
     return {"temperature": temperature, "spread": spread}
 
 

@@ -313,6 +313,6 @@ class RouterEdits:
         """The largest squared length of a row of each kind; a prompt's is at most its tokens' sum."""
         token = 1.0
         if self.config.feature_map == "identity":
-            parts = self.embed_tokens.weight.split(_CHUNK)
+            parts = self.embed_tokens.weight.detach().split(_CHUNK)
             token = max(float(rows.double().square().sum(dim=1).max()) for rows in parts)
         return {"tokens": token, "prompts": token * self.config.max_length}

@@ -237,8 +237,6 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         W_prompts = _solve_prompts(config, [statistics[name].gram("prompts") for name in names], tokens)
         self.token_router = _filled(self.token_router, W_tokens)
         self.prompt_router = _filled(self.prompt_router, W_prompts)
-        for table in ("tokens", "prompts"):  # a new W may lie where an old one lay
-            self._derived.pop(table, None)
         self.config.set_experts(config.experts or [])
         self.config.measured_on = config.measured_on
         self._statistics = statistics

@@ -263,7 +263,7 @@ class RouterEdits:
             ValueError: a source is malformed, of another feature space, or brings nothing new. The router is as before.
         """
         load = type(self).from_pretrained  # type: ignore[attr-defined]
-        self._edit(union_of((read_experts(source, self._space, load) for source in sources), experts_of(self)))
+        self._edit(union_of((read_experts(source, self.space, load) for source in sources), experts_of(self)))
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Texts as the router reads them: token ids one text after another, and each text's number of tokens.
@@ -280,7 +280,7 @@ class RouterEdits:
         if (texts is None) == (statistics is None):
             raise ValueError(f"Expert {name!r} needs either `texts` of its domain or `statistics` of it.")
         if texts is None:
-            return read_statistics(statistics, name, self._space)
+            return read_statistics(statistics, name, self.space)
         collector, rest = self.collector(), iter([texts] if isinstance(texts, str) else texts)
         while batch := list(itertools.islice(rest, _TEXTS)):
             collector.add(*self.tokenize(batch))
@@ -289,7 +289,7 @@ class RouterEdits:
         return collector.statistics
 
     @property
-    def _space(self) -> tuple[str, int]:
+    def space(self) -> tuple[str, int]:
         """Fingerprint and number of columns of the router's statistics."""
         return str(self.config.fingerprint), self.config.features.width(self.config.hidden_size) + 1
 

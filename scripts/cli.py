@@ -5,9 +5,20 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ir3de.scripts import benchmark, evaluate, fit, quickstart, route
+from ir3de.scripts import add, benchmark, collect, evaluate, fit, merge, publish, quickstart, remove, route
 
-COMMANDS = {"fit": fit, "evaluate": evaluate, "benchmark": benchmark, "quickstart": quickstart, "route": route}
+COMMANDS = {
+    "fit": fit,
+    "route": route,
+    "evaluate": evaluate,
+    "add": add,
+    "remove": remove,
+    "collect": collect,
+    "publish": publish,
+    "merge": merge,
+    "benchmark": benchmark,
+    "quickstart": quickstart,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         return COMMANDS[args.command].run(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"ir3de {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

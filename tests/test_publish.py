@@ -96,7 +96,8 @@ def test_add_remove_and_merge_work_on_the_hub(repo: str, law: str, tmp_path: Pat
     assert cli.main(["remove", repo, "law"]) == 0
     assert experts(repo) == ["code", "math"]
     assert all(
-        torch.equal(*pair) for pair in zip(first.values(), IR3DEModel.from_pretrained(repo).state_dict().values(), strict=False)
+        torch.equal(*pair)
+        for pair in zip(first.values(), IR3DEModel.from_pretrained(repo).state_dict().values(), strict=False)
     )
     assert cli.main(["merge", repo, law]) == 0
     assert experts(repo) == ["code", "law", "math"]

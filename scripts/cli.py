@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
+from huggingface_hub.errors import HTTPError
+
 from ir3de.scripts import add, benchmark, collect, evaluate, fit, merge, publish, quickstart, remove, route
 
 COMMANDS = {
@@ -33,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
         return COMMANDS[args.command].run(args)
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"ir3de {args.command}: {error}", file=sys.stderr)
+        return 2
+    except HTTPError as error:  # those that say something of a repository are OSErrors too
+        print(f"ir3de {args.command}: the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

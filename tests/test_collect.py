@@ -118,23 +118,10 @@ def test_two_processes_give_the_same_token_rows(router: str, data: list[str], tm
     whole = run(router, data, tmp_path / "whole.safetensors")
     script = "import sys; from ir3de.scripts import collect; sys.exit(collect.main(sys.argv[1:]))"
     (tmp_path / "run.py").write_text(script)
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", str(tmp_path / "run.py")]
+    options = ["--router", router, "--name", "law", *data, "--output", str(tmp_path / "two.safetensors")]
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc_per_node=2",
-            "--standalone",
-            str(tmp_path / "run.py"),
-            "--router",
-            router,
-            "--name",
-            "law",
-            *data,
-            "--output",
-            str(tmp_path / "two.safetensors"),
-            "--shard-rows=10",
-        ],
+        [sys.executable, *launch, *options, "--shard-rows=10"],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

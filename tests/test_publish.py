@@ -27,7 +27,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HF_TOKEN", WRITE_TOKEN)
+        for name, value in {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE_TOKEN}.items():
+            patch.setenv(name, value)  # for other processes
         yield running
 
 
@@ -56,18 +57,15 @@ def experts(repo: str, revision: str = "main") -> list[str]:
     return model.config.expert_names
 
 
-def _publish(repo: str, number: int, path: str) -> None:
-    torch.set_num_threads(1)
-    raise SystemExit(cli.main(["publish", path, "--router", repo, "--name", f"domain-{number}"]))
-
-
 def test_eight_processes_publish_at_once_and_nobody_is_lost(repo: str, hub: Hub, tmp_path: Path) -> None:
-    fork = multiprocessing.get_context("fork")
+    server = multiprocessing.get_context("forkserver")  # a fork of this process may hang in its threads
+    server.set_forkserver_preload(["ir3de.scripts.cli"])
     processes = []
     for number in range(8):
         path = tmp_path / f"{number}.safetensors"
         tiny.statistics(tiny.sentences("law", 5, seed=number)).save(path)
-        processes.append(fork.Process(target=_publish, args=(repo, number, str(path))))
+        arguments = ["publish", str(path), "--router", repo, "--name", f"domain-{number}"]
+        processes.append(server.Process(target=cli.main, args=(arguments,)))
     for process in processes:
         process.start()
     for process in processes:

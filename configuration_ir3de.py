@@ -182,6 +182,8 @@ class IR3DEConfig(PreTrainedConfig):
         min_score (`float`): a probability; prompts whose best expert scores less go to the fallback.
         fallback_expert (`str`, *optional*): who answers those; by default nobody does.
         evaluation (`dict`, *optional*): what was measured when the router was fitted.
+        measured_on (`str`, *optional*): names the set of contributions that `evaluation` and `calibration` were
+            measured with, where edits have changed it since.
 
     Example:
 
@@ -220,6 +222,7 @@ class IR3DEConfig(PreTrainedConfig):
     min_score: float | int = 0
     fallback_expert: str | None = None
     evaluation: dict[str, Any] | None = None
+    measured_on: str | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.set_experts(self.experts or [])

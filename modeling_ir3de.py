@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,11 +21,19 @@ from transformers.utils.hub import cached_file
 
 from .card_ir3de import CARD_NAME, update_card
 from .configuration_ir3de import IR3DEConfig
+from .edits_ir3de import RouterEdits
+from .files_ir3de import STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import MEANS, TokenTable, contributions, select
-from .statistics_ir3de import DomainStatistics, check_token_ids, fingerprint, read_header
+from .statistics_ir3de import (
+    DomainStatistics,
+    StatisticsCollector,
+    check_token_ids,
+    fingerprint,
+    one_thread,
+    read_header,
+)
 from .token_router_ir3de import FeatureMap, entropy, mean_diagonal, solve, token_noise
 
-STATISTICS_FOLDER = "statistics"
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
 _HUB_KEYS = ("cache_dir", "local_files_only", "token", "subfolder")
@@ -54,7 +63,7 @@ class IR3DEOutput(ModelOutput):
     contributions: torch.Tensor | None = None
 
 
-class IR3DEModel(PreTrainedModel):
+class IR3DEModel(RouterEdits, PreTrainedModel):
     """
     A linear token router over frozen token embeddings (arXiv 2606.06098).
 
@@ -211,36 +220,43 @@ class IR3DEModel(PreTrainedModel):
             ValueError: domains and experts differ, or a domain's statistics are of another feature space. The router
                 is as before.
         """
-        statistics = dict(self.statistics if statistics is None else statistics)
-        names = self.config.expert_names
+        self._become(self.config, dict(self.statistics if statistics is None else statistics))
+
+    def _become(self, config: IR3DEConfig, statistics: dict[str, DomainStatistics]) -> None:
+        """Solves W for the experts of a config; only if that succeeds the router takes them on."""
+        names = config.expert_names
         if set(statistics) != set(names):
             raise ValueError(
                 f"Statistics and experts must name the same domains: no statistics for"
                 f" {sorted(set(names) - set(statistics))}, no expert for {sorted(set(statistics) - set(names))}."
             )
         for name in names:
-            check_feature_space(name, statistics[name], self.config)
+            check_feature_space(name, statistics[name], config)
         tokens = [statistics[name].gram("tokens") for name in names]
-        self._solve_tokens(tokens)
-        self._solve_prompts([statistics[name].gram("prompts") for name in names], tokens)
+        W_tokens = solve(tokens, config.regularization, config.balance, config.bias, config.normalize_columns)
+        W_prompts = _solve_prompts(config, [statistics[name].gram("prompts") for name in names], tokens)
+        self.token_router = _filled(self.token_router, W_tokens)
+        self.prompt_router = _filled(self.prompt_router, W_prompts)
+        self.config.set_experts(config.experts or [])
+        self.config.measured_on = config.measured_on
         self._statistics = statistics
 
-    def _solve_tokens(self, tokens: list[torch.Tensor]) -> None:
-        config = self.config
-        W = solve(tokens, config.regularization, config.balance, config.bias, config.normalize_columns)
-        with torch.no_grad():
-            self.token_router.weight.copy_(W[: self.token_router.in_features].T)
-            if config.bias:
-                self.token_router.bias.copy_(W[-1])
+    def collector(self) -> StatisticsCollector:
+        """A collector of statistics in this router's feature space.
 
-    def _solve_prompts(self, prompts: list[torch.Tensor], tokens: list[torch.Tensor]) -> None:
-        config = self.config
-        value = config.prompt_regularization
-        if value is None:
-            value = 1e-3 * mean_diagonal(prompts)
-        W = solve(prompts, value, bias=False, noise=token_noise(tokens, config.token_noise))
-        with torch.no_grad():
-            self.prompt_router.weight.copy_(W.T)
+        Raises:
+            ValueError: the embeddings are not those the router was fitted on, as when loaded in another dtype.
+        """
+        E = self.embed_tokens.weight.detach()
+        with one_thread():
+            if feature_space(self.tokenizer, E, self.config.features) != self.config.fingerprint:
+                raise ValueError(
+                    f"The embeddings, here in {E.dtype}, are not those that the router was fitted on: load it without"
+                    " `dtype` to collect statistics."
+                )
+            features = self.config.features.prepare(E)
+            phi = torch.cat([features(rows).cpu() for rows in E.split(_CHUNK)])
+        return StatisticsCollector(phi, str(self.config.fingerprint))
 
     @property
     def statistics(self) -> dict[str, DomainStatistics]:
@@ -274,6 +290,8 @@ class IR3DEModel(PreTrainedModel):
             ValueError: config and weights disagree, or weights or statistics are missing, truncated or not finite.
         """
         wants_info = kwargs.pop("output_loading_info", False)
+        if os.path.isdir(pretrained_model_name_or_path):
+            finish_save(Path(pretrained_model_name_or_path, kwargs.get("subfolder", "")))
         model: Any
         info: Any
         try:
@@ -308,6 +326,8 @@ class IR3DEModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes a complete repository: config, weights, statistics, tokenizer, code and card.
 
+        A save that is killed leaves a folder that loads as the old router or as the new one.
+
         Args:
             save_directory (`str` or `os.PathLike`): the folder; made if missing.
             push_to_hub (`bool`): push it afterwards, to `repo_id` (the folder's name by default).
@@ -322,17 +342,16 @@ class IR3DEModel(PreTrainedModel):
             raise ValueError(f"{folder} is a file: give a folder to save the router in.")
         statistics, tokenizer = self.statistics, self.tokenizer  # read both before anything is written
         self.config.custom_pipelines = CUSTOM_PIPELINES
-        super().save_pretrained(folder, *args, **kwargs)
-        tokenizer.save_pretrained(folder)
-        files = {name: folder / STATISTICS_FOLDER / f"{name}.safetensors" for name in statistics}
-        (folder / STATISTICS_FOLDER).mkdir(exist_ok=True)
-        for stale in set((folder / STATISTICS_FOLDER).glob("*.safetensors")) - set(files.values()):
-            stale.unlink()
-        for name, domain in statistics.items():
-            domain.save(files[name])
-        update_card(
-            folder / CARD_NAME, self.config, {name: domain.rows("tokens") for name, domain in statistics.items()}
-        )
+        with staged(folder) as new:
+            super().save_pretrained(new, *args, **kwargs)
+            tokenizer.save_pretrained(new)
+            (new / STATISTICS_FOLDER).mkdir()
+            for name, domain in statistics.items():
+                domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
+            if (folder / CARD_NAME).is_file():
+                shutil.copy(folder / CARD_NAME, new)
+            rows = {name: domain.rows("tokens") for name, domain in statistics.items()}
+            update_card(new / CARD_NAME, self.config, rows)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
@@ -346,6 +365,7 @@ class IR3DEModel(PreTrainedModel):
         token: bool | str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        parent_commit: str | None = None,
         **kwargs: Any,
     ) -> Any:
         """Uploads the complete repository as one commit.
@@ -358,6 +378,8 @@ class IR3DEModel(PreTrainedModel):
             token (`bool` or `str`, *optional*): as in huggingface_hub; by default the login.
             revision (`str`, *optional*): branch to push to.
             create_pr (`bool`): open a pull request instead.
+            parent_commit (`str`, *optional*): commit that the router was loaded from; the Hub refuses (412) if the
+                branch has moved on since.
             kwargs (*optional*): of [`~transformers.PreTrainedModel.save_pretrained`].
 
         Returns:
@@ -380,6 +402,7 @@ class IR3DEModel(PreTrainedModel):
                 create_pr=create_pr,
                 ignore_patterns=[".cache/*"],
                 delete_patterns=[f"{STATISTICS_FOLDER}/*"],
+                parent_commit=parent_commit,
             )
 
     def _require_origin(self) -> dict[str, Any]:
@@ -397,6 +420,26 @@ class IR3DEModel(PreTrainedModel):
         if os.path.isdir(path):
             return str(Path(path, origin.get("subfolder", ""), filename))
         return str(cached_file(path, filename, **origin))
+
+
+def _solve_prompts(config: IR3DEConfig, prompts: list[torch.Tensor], tokens: list[torch.Tensor]) -> torch.Tensor:
+    """W of the prompt rows, of shape `(F, D)`, from A_d over the prompts and over the tokens of each domain."""
+    value = config.prompt_regularization
+    if value is None:
+        value = 1e-3 * mean_diagonal(prompts)
+    return solve(prompts, value, bias=False, noise=token_noise(tokens, config.token_noise))
+
+
+def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
+    """The layer with W, whose last row is the bias if it has one; a new layer if the number of experts differs."""
+    if router.out_features != W.shape[1]:
+        bias, at = router.bias is not None, router.weight
+        router = nn.Linear(router.in_features, W.shape[1], bias=bias, device=at.device, dtype=at.dtype)
+    with torch.no_grad():
+        router.weight.copy_(W[: router.in_features].T)
+        if router.bias is not None:
+            router.bias.copy_(W[-1])
+    return router
 
 
 def check_not_empty(mask: torch.Tensor) -> None:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +27,11 @@ FORMAT = "ir3de-statistics-1"
 KINDS = ("tokens", "prompts")  # of rows
 _PADDED_TOKENS = 1 << 18  # of a batch, padding included
 _CHUNK = 8192  # rows of the vocabulary that are widened to float64 at a time
+_MOST_BYTES = 8 << 30  # of a file
+_MOST_HEADER = 1 << 20  # bytes
+_MOST_COLUMNS = 1 << 14
+_TENSOR = re.compile(r"[0-9a-f]{16}\.(tokens|prompts)")
+_TOLERANCE = 1e-9  # of A's trace, by which rounding may make an eigenvalue negative
 
 
 def count_tokens(token_ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
@@ -63,15 +71,28 @@ def gram_from_counts(counts: torch.Tensor, features: torch.Tensor) -> torch.Tens
         features (`torch.Tensor` of shape `(V, F)`): of each token; in the paper its embedding.
 
     Returns:
-        `torch.Tensor` of shape `(F + 1, F + 1)`, float64: with the column of ones last.
+        `torch.Tensor` of shape `(F + 1, F + 1)`, float64: with the column of ones last. The same bit for bit whatever
+        the number of threads, so that the same counts are the same contribution on every node.
     """
     width = features.shape[1] + 1
     A = torch.zeros(width, width, dtype=torch.float64)
-    for ids in counts.nonzero().squeeze(1).split(_CHUNK):
-        X = torch.ones(len(ids), width, dtype=torch.float64)
-        X[:, :-1] = features[ids]
-        A.addmm_((X * counts[ids].unsqueeze(1)).T, X)
+    with one_thread():
+        for ids in counts.nonzero().squeeze(1).split(_CHUNK):
+            X = torch.ones(len(ids), width, dtype=torch.float64)
+            X[:, :-1] = features[ids]
+            A.addmm_((X * counts[ids].unsqueeze(1)).T, X)
     return A
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Makes torch compute on one thread: how many there are decides the order of a sum and so its last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def mean_weights(mask: torch.Tensor) -> torch.Tensor:
@@ -189,21 +210,14 @@ class DomainStatistics:
         """Makes the statistics of one contribution from its sums A, of shape `(size, size)`, by kind of row."""
         size = len(grams[KINDS[0]])
         packed = {kind: grams[kind][_upper(size)] for kind in KINDS}
-        digest = hashlib.sha256()
-        for kind in KINDS:
-            digest.update(packed[kind].numpy().tobytes())
-        return cls(size, fingerprint, {digest.hexdigest()[:16]: packed})
+        return cls(size, fingerprint, {content_hash(packed): packed})
 
     def gram(self, kind: str) -> torch.Tensor:
         """A_d of shape `(size, size)`, float64, of a kind of row: the contributions summed in order of their ids."""
         packed = torch.zeros(self.size * (self.size + 1) // 2, dtype=torch.float64)
         for key in sorted(self.contributions):
             packed += self.contributions[key][kind]
-        A = torch.zeros(self.size, self.size, dtype=torch.float64)
-        rows, columns = _upper(self.size)
-        A[rows, columns] = packed
-        A[columns, rows] = packed
-        return A
+        return _unpack(packed, self.size)
 
     def rows(self, kind: str) -> int:
         """n_d, the number of rows of a kind behind the sums: tokens or prompts."""
@@ -218,6 +232,32 @@ class DomainStatistics:
                 " embeddings."
             )
         return DomainStatistics(self.size, self.fingerprint, {**self.contributions, **other.contributions})
+
+    def check(self, name: str, longest: Mapping[str, float]) -> None:
+        """Checks that every contribution can be what it claims, sums x x^T over rows x: statistics may be a stranger's.
+
+        Args:
+            name (`str`): of the domain, for the message.
+            longest (`Mapping[str, float]`): by kind, the largest squared length that a row can have, the one left out.
+
+        Raises:
+            ValueError: sums are larger than their number of rows allows, or not positive semi-definite.
+        """
+        for key, kinds in self.contributions.items():
+            for kind in KINDS:
+                A = _unpack(kinds[kind], self.size)
+                trace, n = float(A.diagonal()[:-1].sum()), float(A[-1, -1])
+                if not trace <= n * longest[kind] * (1 + 1e-4):
+                    raise ValueError(
+                        f"Contribution {key} to {name!r}: its {kind} sum to a trace of {trace:.6g}, but {n:.0f} rows of"
+                        f" this feature space give at most {n * longest[kind]:.6g}. Have it collected again."
+                    )
+                A.diagonal().add_(_TOLERANCE * (trace + n))
+                if int(torch.linalg.cholesky_ex(A)[1]):
+                    raise ValueError(
+                        f"Contribution {key} to {name!r}: its {kind} are not positive semi-definite, which sums of"
+                        " x x^T are. Have it collected again."
+                    )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the contributions to a safetensors file; the same contributions give the same bytes."""
@@ -237,47 +277,88 @@ class DomainStatistics:
             ValueError: the file is truncated, of another format, or its sums are not what they should be.
         """
         header = read_header(path)
-        size = int(header["size"])
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
         contributions: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-        for name, packed in tensors.items():
-            if packed.shape != (size * (size + 1) // 2,) or packed.dtype != torch.float64:
-                raise ValueError(
-                    f"{path}: {name} has shape {tuple(packed.shape)} and dtype {packed.dtype}; expected"
-                    f" ({size * (size + 1) // 2},) and float64. The file was not written by this library."
-                )
-            if not bool(packed.isfinite().all()) or float(packed[-1]) < 1:
-                raise ValueError(f"{path}: {name} holds NaN, infinity or no rows. Collect it again.")
-            key, _, kind = name.partition(".")
-            contributions[key][kind] = packed
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a mapping)
+                packed = file.get_tensor(name)
+                if not bool(packed.isfinite().all()) or not _is_count(float(packed[-1])):
+                    raise ValueError(
+                        f"{path}: {name} holds NaN, infinity, or a last entry that is no number of rows. Collect it"
+                        " again."
+                    )
+                key, _, kind = name.partition(".")
+                contributions[key][kind] = packed
         for key, kinds in contributions.items():
-            if set(kinds) != set(KINDS):
-                raise ValueError(f"{path}: contribution {key} holds {sorted(kinds)}; expected {sorted(KINDS)}.")
-        return cls(size, str(header["fingerprint"]), dict(contributions))
+            if content_hash(kinds) != key:
+                raise ValueError(
+                    f"{path}: the sums of contribution {key} are not those it is named by: fetch it again."
+                )
+        return cls(int(header["size"]), str(header["fingerprint"]), dict(contributions))
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, str | int]:
-    """Reads and checks the header of a statistics file without reading its sums.
+    """Reads and checks the header of a statistics file and what its tensors are, without reading its sums.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is truncated or of another format.
+        ValueError: the file is truncated, too large or of another format.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"The statistics file {path} is missing: copy it from the router's repository again.")
     try:
+        _check_bytes(path)
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("ir3de", "{}"))
-            empty = not file.keys()
-    except (SafetensorError, ValueError) as error:
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            layout = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is truncated or not a statistics file ({error}): fetch it again.") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
-        raise ValueError(f"{path} has format {found!r}; this version reads {FORMAT!r}.")
-    if not isinstance(header.get("size"), int) or not isinstance(header.get("fingerprint"), str) or empty:
-        raise ValueError(f"{path} has no size, no fingerprint or no sums in it: it was not written by this library.")
-    return dict(header)
+        raise ValueError(f"{path} has format {str(found)[:60]!r}; this version reads {FORMAT!r}.")
+    _check_layout(path, header, layout)
+    return header
+
+
+def _check_bytes(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError where a file or its header is too large to be read at all."""
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > _MOST_HEADER:
+        raise ValueError(f"its header would have {header:,} bytes, more than {_MOST_HEADER:,}")
+    if os.path.getsize(path) > _MOST_BYTES:
+        raise ValueError(f"it has {os.path.getsize(path):,} bytes, more than {_MOST_BYTES:,}")
+
+
+def _check_layout(path: Any, header: Mapping[str, Any], layout: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Raises ValueError unless the tensors are pairs of packed triangles, and the header says of what size."""
+    size, space = header.get("size"), header.get("fingerprint")
+    if type(size) is not int or not 1 < size <= _MOST_COLUMNS or not isinstance(space, str) or len(space) > 64:
+        raise ValueError(f"{path}: its header has no fingerprint, or no size of 2 to {_MOST_COLUMNS} columns.")
+    for name, found in layout.items():
+        if not _TENSOR.fullmatch(name):
+            raise ValueError(f"{path} holds {name[:80]!r}, which is no sum of a contribution: fetch it again.")
+        if found != ((size * (size + 1) // 2,), "F64"):
+            raise ValueError(
+                f"{path}: {name} has shape {found[0]} and dtype {found[1]}; expected ({size * (size + 1) // 2},) and"
+                " F64. The file was not written by this library."
+            )
+    ids = {name.partition(".")[0] for name in layout}
+    if not ids or len(layout) != len(KINDS) * len(ids):
+        raise ValueError(f"{path}: expected contributions with sums of {' and '.join(KINDS)}, got {sorted(layout)}.")
+
+
+def _is_count(value: float) -> bool:
+    """Whether a float64 is a number of rows that is counted exactly."""
+    return 1 <= value <= 2**53 and value.is_integer()
+
+
+def content_hash(packed: Mapping[str, torch.Tensor]) -> str:
+    """Names a contribution: 16 hexadecimal digits of a hash over its sums."""
+    digest = hashlib.sha256()
+    for kind in KINDS:
+        digest.update(packed[kind].numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def fingerprint(vocabulary: Mapping[str, int], probe: list[int], embeddings: torch.Tensor, feature_map: str) -> str:
@@ -300,3 +381,12 @@ def _upper(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices of the upper triangle of a square matrix, the diagonal included, in row order."""
     rows, columns = torch.triu_indices(size, size)
     return rows, columns
+
+
+def _unpack(packed: torch.Tensor, size: int) -> torch.Tensor:
+    """The symmetric matrix of shape `(size, size)` whose upper triangle in row order is given."""
+    A = torch.zeros(size, size, dtype=torch.float64)
+    for i, row in enumerate(packed.split(list(range(size, 0, -1)))):  # far faster than by indices
+        A[i, i:] = row
+        A[i + 1 :, i] = row[1:]
+    return A

@@ -5,15 +5,34 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ir3de.scripts import benchmark, evaluate, fit, quickstart, route, train_experts
+from huggingface_hub.errors import HTTPError
+
+from ir3de.scripts import (
+    add,
+    benchmark,
+    collect,
+    evaluate,
+    fit,
+    merge,
+    publish,
+    quickstart,
+    remove,
+    route,
+    train_experts,
+)
 
 COMMANDS = {
     "fit": fit,
+    "route": route,
     "evaluate": evaluate,
+    "add": add,
+    "remove": remove,
+    "collect": collect,
+    "publish": publish,
+    "merge": merge,
+    "train-experts": train_experts,
     "benchmark": benchmark,
     "quickstart": quickstart,
-    "route": route,
-    "train-experts": train_experts,
 }
 
 
@@ -27,8 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         return COMMANDS[args.command].run(args)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"ir3de {args.command}: {error}", file=sys.stderr)
+        return 2
+    except HTTPError as error:  # those that say something of a repository are OSErrors too
+        print(f"ir3de {args.command}: the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -26,17 +26,22 @@ class Row(NamedTuple):
     source: str = ""
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that name data; `read_rows` takes them."""
+def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds the options that name labelled data; `read_rows` takes them."""
+    add_text_arguments(parser, required)
+    parser.add_argument("--domain-column", default="domain", help="name of the column with the domain")
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds the options that name text of one domain; `read_texts` takes them."""
     parser.add_argument(
         "--data",
         action="append",
-        required=True,
+        required=required,
         metavar="FILE_OR_ID",
         help="JSON Lines with `text` and `domain`, plain or .gz, or the id of a Hub data set; repeatable",
     )
     parser.add_argument("--text-column", default="text", help="name of the column with the prompt (default: text)")
-    parser.add_argument("--domain-column", default="domain", help="name of the column with the domain")
     parser.add_argument("--split", default="train", help="split of a Hub data set (default: train)")
     parser.add_argument(
         "--where",
@@ -53,12 +58,28 @@ def read_rows(args: argparse.Namespace) -> Iterator[Row]:
     Raises:
         ValueError: a line is not JSON, or a row has no text or domain; file and line are named.
     """
+    for place, row in _rows(args):
+        text, domain = (_field(row, column, place) for column in (args.text_column, args.domain_column))
+        yield Row(text, domain, str(row.get("source", "")))
+
+
+def read_texts(args: argparse.Namespace) -> Iterator[str]:
+    """Streams the text of the rows that the options of `add_text_arguments` name, whatever their domain.
+
+    Raises:
+        ValueError: a line is not JSON, or a row has no text; file and line are named.
+    """
+    for place, row in _rows(args):
+        yield _field(row, args.text_column, place)
+
+
+def _rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows that meet the conditions, and where they are."""
     conditions = [_condition(where) for where in args.where]
     for data in args.data:
         for place, row in _open(data, args.split):
             if all(condition(row) for condition in conditions):
-                text, domain = (_field(row, column, place) for column in (args.text_column, args.domain_column))
-                yield Row(text, domain, str(row.get("source", "")))
+                yield place, row
 
 
 def _condition(where: str) -> Callable[[dict[str, Any]], bool]:

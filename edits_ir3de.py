@@ -1,0 +1,318 @@
+"""Edits of a router's set of experts. Each makes new specs and new statistics; the old ones stay as they are."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+from .configuration_ir3de import check_expert, check_expert_name
+from .statistics_ir3de import DomainStatistics, StatisticsCollector, read_header
+
+_TEXTS = 1024  # that are tokenized at a time
+_CHUNK = 8192  # rows of the vocabulary that are measured at a time
+
+
+class Experts(NamedTuple):
+    """
+    What a router is made of.
+
+    Args:
+        specs (`dict[str, dict]`): of each expert, by its name.
+        statistics (`dict[str, DomainStatistics]`): of each expert's domain.
+    """
+
+    specs: dict[str, dict[str, Any]]
+    statistics: dict[str, DomainStatistics]
+
+    @property
+    def digest(self) -> str:
+        """Names the set of contributions, and with it W: 16 hexadecimal digits."""
+        ids = sorted((name, *sorted(domain.contributions)) for name, domain in self.statistics.items())
+        return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
+
+    def with_expert(self, spec: Any, statistics: DomainStatistics) -> Experts:
+        """These experts and a new one.
+
+        Raises:
+            ValueError: the spec is malformed, its name is taken, or a contribution is here already.
+        """
+        spec = check_expert({"name": spec} if isinstance(spec, str) else spec)
+        name = spec["name"]
+        taken = [other for other in self.specs if other.lower() == name.lower()]
+        if taken:
+            raise ValueError(
+                f"There is an expert {taken[0]!r} already. Give {name!r} another name, add to its domain with `merge`,"
+                " or put it in the other's place with `replace_expert`."
+            )
+        for other, domain in self.statistics.items():
+            _check_disjoint(other, domain, statistics)
+        return Experts({**self.specs, name: spec}, {**self.statistics, name: statistics})
+
+    def without(self, name: str) -> Experts:
+        """These experts but one.
+
+        Raises:
+            ValueError: there is no such expert.
+        """
+        if name not in self.specs:
+            raise ValueError(f"There is no expert {name!r} among {sorted(self.specs)}.")
+        specs = {other: spec for other, spec in self.specs.items() if other != name}
+        return Experts(specs, {other: self.statistics[other] for other in specs})
+
+    def union(self, other: Experts) -> Experts:
+        """These experts and another router's; domains that both have get both's contributions, and keep their spec.
+
+        Raises:
+            ValueError: the other brings nothing new, or a contribution that is here under another name.
+        """
+        merged = self
+        for name, domain in sorted(other.statistics.items()):
+            if name not in self.specs:
+                merged = merged.with_expert(other.specs.get(name, {"name": name}), domain)
+                continue
+            for mine, here in self.statistics.items():
+                if mine != name:
+                    _check_disjoint(mine, here, domain)
+            merged = Experts(merged.specs, {**merged.statistics, name: merged.statistics[name] | domain})
+        if merged.digest == self.digest:
+            raise ValueError(
+                f"Nothing to merge: every contribution to {', '.join(sorted(other.statistics))} is part of the router"
+                " already."
+            )
+        return merged
+
+
+def _check_disjoint(name: str, here: DomainStatistics, new: DomainStatistics) -> None:
+    """Raises ValueError where a contribution is part of a domain already."""
+    twice = sorted(here.contributions.keys() & new.contributions.keys())
+    if twice:
+        raise ValueError(f"Contribution {', '.join(twice)} is part of {name!r} already: it would count twice.")
+
+
+def read_statistics(source: Any, name: str, space: tuple[str, int]) -> DomainStatistics:
+    """The statistics of one domain, from memory or from files.
+
+    Args:
+        source (`DomainStatistics`, `str`, `os.PathLike`, or a list of these): several add up.
+        name (`str`): of the domain, for messages.
+        space (`tuple[str, int]`): fingerprint and number of columns that are expected; a file of others is not read.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file is damaged or of another feature space, or a contribution is named twice.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        header = read_header(source)
+        check_space(str(source), SimpleNamespace(**header), space)
+        return DomainStatistics.load(source)
+    if not isinstance(source, (list, tuple)):
+        check_space(name, source, space)
+        return source  # type: ignore[no-any-return]
+    if not source:
+        raise ValueError(f"There are no statistics of {name!r}: give at least one file.")
+    parts = [read_statistics(part, name, space) for part in source]
+    union = parts[0]
+    for part in parts[1:]:
+        _check_disjoint(name, union, part)
+        union |= part
+    return union
+
+
+def read_experts(source: Any, space: tuple[str, int], load: Callable[[str], Any]) -> Experts:
+    """The experts that a source brings.
+
+    Args:
+        source (`Any`): a router; the folder or Hub id of one; a statistics file named after its domain; or a mapping of
+            domains to what [`read_statistics`] takes.
+        space (`tuple[str, int]`): fingerprint and number of columns that are expected.
+        load (`Callable`): makes a router of a folder or Hub id.
+    """
+    if isinstance(source, Mapping):
+        for name in source:
+            check_expert_name(name)
+        return Experts({}, {name: read_statistics(part, name, space) for name, part in source.items()})
+    if isinstance(source, (str, os.PathLike)):
+        if Path(source).suffix == ".safetensors":
+            return read_experts({Path(source).stem: source}, space, load)
+        source = load(str(source))
+    experts = experts_of(source)
+    for name, domain in experts.statistics.items():
+        check_space(name, domain, space)
+    return experts
+
+
+def check_space(name: str, statistics: Any, space: tuple[str, int]) -> None:
+    """Raises ValueError where `fingerprint` and `size` of statistics are not those of a router."""
+    if (statistics.fingerprint, statistics.size) != space:
+        raise ValueError(
+            f"The statistics of {name!r} are of feature space {statistics.fingerprint} with {statistics.size} columns;"
+            f" this router's is {space[0]} with {space[1]}. Collect them again with its tokenizer, embeddings and"
+            " feature map."
+        )
+
+
+def experts_of(router: Any) -> Experts:
+    """What a router is made of."""
+    return Experts({spec["name"]: spec for spec in router.config.experts}, dict(router.statistics))
+
+
+def pull(statistics: Mapping[str, DomainStatistics], balance: bool) -> dict[str, float]:
+    """Each domain's share of A's trace over the token rows: how strongly it pulls on the router.
+
+    With `balance` rows do not matter, so no domain gains by claiming many; 1 / D each is even.
+    """
+    traces = {}
+    for name, domain in statistics.items():
+        diagonal = domain.gram("tokens").diagonal()
+        traces[name] = float(diagonal.sum() / diagonal[-1]) if balance else float(diagonal.sum())
+    return {name: trace / sum(traces.values()) for name, trace in traces.items()}
+
+
+def union_of(sources: Iterable[Experts], first: Experts) -> Experts:
+    """The union of all, each of which must bring something new."""
+    for source in sources:
+        first = first.union(source)
+    return first
+
+
+class RouterEdits:
+    """The edits of a router: each checks everything, solves W anew, and only then changes the router."""
+
+    config: Any
+    embed_tokens: Any
+    tokenizer: Any
+
+    @property
+    def statistics(self) -> dict[str, DomainStatistics]:
+        """The statistics of each domain."""
+        raise NotImplementedError
+
+    def collector(self) -> StatisticsCollector:
+        """A collector of statistics in the router's feature space."""
+        raise NotImplementedError
+
+    def _become(self, config: Any, statistics: dict[str, DomainStatistics]) -> None:
+        raise NotImplementedError
+
+    def add_expert(
+        self, spec: str | dict[str, Any], texts: Iterable[str] | None = None, statistics: Any = None
+    ) -> None:
+        """Adds an expert; the others' text is not needed, and how much there was does not matter.
+
+        Args:
+            spec (`str` or `dict`): its name, or its spec; see [`IR3DEConfig`].
+            texts (`Iterable[str]`, *optional*): text of its domain.
+            statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain, instead of texts.
+
+        Raises:
+            ValueError: spec or statistics are malformed, the name is taken, or a contribution is here already. The
+                router is as before.
+        """
+        name = spec if isinstance(spec, str) else str(spec.get("name"))
+        self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)))
+
+    def remove_expert(self, name: str) -> None:
+        """Removes an expert: the router is then, bit for bit, the one that never had it.
+
+        Raises:
+            ValueError: there is no such expert, it is the last, or it is the fallback. The router is as before.
+        """
+        rest = experts_of(self).without(name)
+        if not rest.specs:
+            raise ValueError(f"{name!r} is the last expert, and a router needs one. Add another before removing it.")
+        self._edit(rest)
+
+    def replace_expert(
+        self, name: str, spec: str | dict[str, Any], texts: Iterable[str] | None = None, statistics: Any = None
+    ) -> None:
+        """Puts an expert in another's place.
+
+        Args:
+            name (`str`): of the expert that leaves.
+            spec (`str` or `dict`): of the one that comes, under the same name or a new one.
+            texts (`Iterable[str]`, *optional*): text of its domain. Without texts and statistics it takes over those of
+                the expert that leaves.
+            statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain.
+
+        Raises:
+            ValueError: as in [`IR3DEModel.add_expert`] and [`IR3DEModel.remove_expert`]. The router is as before.
+        """
+        here = experts_of(self)
+        rest = here.without(name)
+        if texts is None and statistics is None:
+            statistics = here.statistics[name]
+        new = name if isinstance(spec, str) else str(spec.get("name"))
+        self._edit(rest.with_expert(spec, self._new(new, texts, statistics)))
+
+    def merge(self, *sources: Any) -> None:
+        """Merges other routers or statistics: new domains become experts, known ones gain contributions.
+
+        Args:
+            sources (`Any`): each a router, the folder or Hub id of one, a statistics file that is named after its
+                domain, or a mapping of domains to statistics.
+
+        Raises:
+            ValueError: a source is malformed, of another feature space, or brings nothing new. The router is as before.
+        """
+        load = type(self).from_pretrained  # type: ignore[attr-defined]
+        self._edit(union_of((read_experts(source, self.space, load) for source in sources), experts_of(self)))
+
+    def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Texts as the router reads them: token ids one text after another, and each text's number of tokens.
+
+        Texts without a token are left out.
+        """
+        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        prompts = [ids[: self.config.max_length] for ids in encoded["input_ids"] if ids]
+        flat = [token for ids in prompts for token in ids]
+        return torch.tensor(flat, dtype=torch.int64), torch.tensor([len(ids) for ids in prompts], dtype=torch.int64)
+
+    def _new(self, name: str, texts: Iterable[str] | None, statistics: Any) -> DomainStatistics:
+        """The statistics of a domain that is to join, from either source, checked as a stranger's."""
+        if (texts is None) == (statistics is None):
+            raise ValueError(f"Expert {name!r} needs either `texts` of its domain or `statistics` of it.")
+        if texts is None:
+            return read_statistics(statistics, name, self.space)
+        collector, rest = self.collector(), iter([texts] if isinstance(texts, str) else texts)
+        while batch := list(itertools.islice(rest, _TEXTS)):
+            collector.add(*self.tokenize(batch))
+        if not int(collector.counts.sum()):
+            raise ValueError(f"The texts of {name!r} have no tokens: give text of the domain.")
+        return collector.statistics
+
+    @property
+    def space(self) -> tuple[str, int]:
+        """Fingerprint and number of columns of the router's statistics."""
+        return str(self.config.fingerprint), self.config.features.width(self.config.hidden_size) + 1
+
+    def _edit(self, experts: Experts) -> None:
+        """Takes on other experts, once everything that is new has been checked."""
+        before = experts_of(self)
+        longest = self._longest()
+        for name, domain in experts.statistics.items():
+            old = before.statistics[name].contributions if name in before.statistics else {}
+            new = {key: value for key, value in domain.contributions.items() if key not in old}
+            DomainStatistics(domain.size, domain.fingerprint, new).check(name, longest)
+        config = copy.deepcopy(self.config)
+        config.set_experts(list(experts.specs.values()))
+        config.check()
+        if config.evaluation or config.calibration:
+            measured_on = config.measured_on or before.digest
+            config.measured_on = None if measured_on == experts.digest else measured_on
+        self._become(config, experts.statistics)
+
+    def _longest(self) -> dict[str, float]:
+        """The largest squared length of a row of each kind; a prompt's is at most its tokens' sum."""
+        token = 1.0
+        if self.config.feature_map == "identity":
+            parts = self.embed_tokens.weight.detach().split(_CHUNK)
+            token = max(float(rows.double().square().sum(dim=1).max()) for rows in parts)
+        return {"tokens": token, "prompts": token * self.config.max_length}

@@ -1,0 +1,49 @@
+"""`ir3de add`: gives a router one more expert, from statistics or from text of its domain."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.data import add_text_arguments, read_texts
+from ir3de.scripts.edit import add_spec_arguments, add_target_arguments, apply_edit, expert_spec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `ir3de add`."""
+    add_target_arguments(parser)
+    parser.add_argument("name", help="of the expert and its domain")
+    add_spec_arguments(parser)
+    parser.add_argument("--statistics", action="append", metavar="FILE", help="of `ir3de collect`; repeatable")
+    add_text_arguments(parser, required=False)
+    parser.add_argument("--replace", metavar="NAME", help="an expert that leaves at the same time")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Adds an expert."""
+    if bool(args.statistics) == bool(args.data) and not args.replace:
+        raise ValueError("Give the domain's text with --data, or its statistics with --statistics.")
+
+    def edit(model: IR3DEModel) -> None:
+        source = {"texts": read_texts(args) if args.data else None, "statistics": args.statistics}
+        if args.replace:
+            model.replace_expert(args.replace, expert_spec(args), **source)
+        else:
+            model.add_expert(expert_spec(args), **source)
+
+    message = f"Replace {args.replace} by {args.name}" if args.replace else f"Add {args.name}"
+    place = apply_edit(args.router, edit, message, args.output, args.create_pr)
+    print(f"{message}: {place}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `ir3de add`."""
+    parser = argparse.ArgumentParser(prog="ir3de add", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,180 @@
+"""`ir3de merge`: merges statistics, other routers or a pull request into a router, and shows before and after."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+
+from ir3de.configuration_ir3de import check_expert_name
+from ir3de.edits_ir3de import pull, read_statistics
+from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.data import Row, add_data_arguments, read_rows
+from ir3de.scripts.edit import add_target_arguments, apply_edit
+from ir3de.scripts.evaluate import routing_accuracy
+
+_MOST_BYTES = 8 << 30  # that are downloaded of a pull request
+_MOST_CONFIG = 1 << 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `ir3de merge`."""
+    add_target_arguments(parser)
+    parser.add_argument(
+        "source", nargs="*", help="statistics file NAME.safetensors, or folder or Hub id of another router"
+    )
+    parser.add_argument("--pr", type=int, metavar="N", help="a pull request of the router's repository")
+    parser.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    add_data_arguments(parser, required=False)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merges, and prints what that changes."""
+    if bool(args.source) == (args.pr is not None):
+        raise ValueError("Give either sources to merge or --pr N.")
+    rows = list(read_rows(args)) if args.data else []
+
+    def edit(model: IR3DEModel) -> None:
+        before = snapshot(model, rows)
+        if args.pr is None:
+            model.merge(*args.source)
+        else:
+            model.merge(Proposal(args.router, args.pr, model))
+        print(compare(before, snapshot(model, rows)))
+
+    if args.dry_run:
+        edit(IR3DEModel.from_pretrained(args.router))
+        return 0
+    message = f"Merge {', '.join(args.source)}" if args.pr is None else f"Merge pull request {args.pr}"
+    place = apply_edit(args.router, edit, message, args.output, args.create_pr)
+    if args.pr is not None and args.output is None:
+        comment = f"Its statistics were merged: {place}"
+        HfApi().change_discussion_status(args.router, args.pr, "closed", comment=comment)
+    print(f"{message}: {place}")
+    return 0
+
+
+class Proposal:
+    """
+    The experts that a pull request proposes: statistics files that are new or changed, and specs of new experts.
+
+    Nothing else of it is read, and no code of it runs.
+
+    Args:
+        repo_id (`str`): of the router.
+        number (`int`): of the pull request.
+        model ([`IR3DEModel`]): the router as it is.
+
+    Raises:
+        ValueError: it proposes no statistics, or they are too large, malformed or of another feature space.
+        OSError: there is no such pull request.
+    """
+
+    def __init__(self, repo_id: str, number: int, model: IR3DEModel) -> None:
+        revision, here = f"refs/pr/{number}", _statistics_files(repo_id, "main")
+        new = {path: info for path, info in _statistics_files(repo_id, revision).items() if here.get(path) != info}
+        if not new:
+            raise ValueError(f"Pull request {number} of {repo_id} proposes no statistics: there is nothing to merge.")
+        total = sum(size for _, size in new.values())
+        if total > _MOST_BYTES:
+            raise ValueError(f"Pull request {number} has {total:,} bytes of statistics, more than {_MOST_BYTES:,}.")
+        api = HfApi()
+        paths = {check_expert_name(Path(path).stem): path for path in new}
+        self.statistics = {
+            name: read_statistics(api.hf_hub_download(repo_id, path, revision=revision), name, model.space)
+            for name, path in paths.items()
+        }
+        specs = _read_specs(api.hf_hub_download(repo_id, "config.json", revision=revision))
+        self.config = argparse.Namespace(experts=[specs.get(name, {"name": name}) for name in paths])
+
+
+def _statistics_files(repo_id: str, revision: str) -> dict[str, tuple[str, int]]:
+    """Content id and size of the statistics files of a revision, by path."""
+    info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
+    return {
+        file.rfilename: (str(file.blob_id), int(file.size or 0))
+        for file in info.siblings or []
+        if Path(file.rfilename).parent == Path(STATISTICS_FOLDER) and file.rfilename.endswith(".safetensors")
+    }
+
+
+def _read_specs(path: str) -> dict[str, Any]:
+    """The experts' specs in a stranger's config.json, by name; they are checked when they are taken on."""
+    if Path(path).stat().st_size > _MOST_CONFIG:
+        raise ValueError(f"The config.json of the pull request has more than {_MOST_CONFIG:,} bytes.")
+    try:
+        experts = json.loads(Path(path).read_text(encoding="utf-8"))["experts"]
+        return {expert["name"]: expert for expert in experts}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"The config.json of the pull request has no readable experts ({error!r}).") from error
+
+
+def snapshot(model: IR3DEModel, rows: Sequence[Row]) -> dict[str, Any]:
+    """What a comparison needs to know of a router.
+
+    Args:
+        model ([`IR3DEModel`]): the router.
+        rows (`Sequence[Row]`): labelled prompts; those of domains without an expert are left out.
+    """
+    names = model.config.expert_names
+    router = model.prompt_router if model.config.variant == "prompt" else model.token_router
+    known = [row for row in rows if row.domain in names]
+    return {
+        "W": dict(zip(names, router.weight.detach().double().clone(), strict=True)),
+        "pull": pull(model.statistics, model.config.balance),
+        "contributions": {name: len(domain.contributions) for name, domain in model.statistics.items()},
+        "prompts": {name: domain.rows("prompts") for name, domain in model.statistics.items()},
+        "accuracy": routing_accuracy(IR3DERoutingPipeline(model, device="cpu"), known) if known else None,
+    }
+
+
+def compare(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Two snapshots side by side: contributions, prompts, pull, how far W moved, and recall where there are data."""
+    lines = [f"{'expert':<24}{'contributions':>16}{'prompts':>20}{'pull %':>16}{'W moves %':>11}{'recall %':>18}"]
+    for name in sorted(before["W"].keys() | after["W"].keys()):
+        old, new = before["W"].get(name), after["W"].get(name)
+        moved = "" if old is None or new is None else f"{100 * float((new - old).norm() / old.norm()):.2f}"
+        recalls = [_recall(side, name) for side in (before, after)]
+        cells = [
+            _change(before["contributions"].get(name), after["contributions"].get(name), "{}"),
+            _change(before["prompts"].get(name), after["prompts"].get(name), "{:,}"),
+            _change(before["pull"].get(name), after["pull"].get(name), "{:.1%}"),
+        ]
+        lines.append(
+            f"{name:<24}{cells[0]:>16}{cells[1]:>20}{cells[2].replace('%', ''):>16}{moved:>11}"
+            f"{_change(*recalls, '{:.1%}').replace('%', ''):>18}"
+        )
+    for title, side in (("before", before), ("after", after)):
+        if side["accuracy"]:
+            figures = side["accuracy"]
+            lines.append(f"{title}: macro accuracy {figures['macro_accuracy']:.2%} of {figures['prompts']:,} prompts")
+    return "\n".join(lines)
+
+
+def _recall(side: dict[str, Any], name: str) -> float | None:
+    domains = (side["accuracy"] or {}).get("domains", {})
+    return domains[name]["recall"] if name in domains else None
+
+
+def _change(old: Any, new: Any, form: str) -> str:
+    if old is None and new is None:
+        return ""
+    cells = ["-" if value is None else form.format(value) for value in (old, new)]
+    return cells[0] if cells[0] == cells[1] else " > ".join(cells)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `ir3de merge`."""
+    parser = argparse.ArgumentParser(prog="ir3de merge", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""Differentially private statistics: what one prompt adds is bounded, and Gaussian noise hides whether it was there.
+
+Two data sets are neighbours if one has a prompt more. A prompt adds x x^T of a row of length at most sqrt(2) (the
+column of ones included) to the prompt rows' A, and the mean of its tokens' x x^T, which are as long, to the token rows'
+A: so it moves each by at most 2 in the Frobenius norm, and both together by 2 sqrt(2). The noise for that is calibrated
+with the analytic Gaussian mechanism (Balle and Wang 2018, theorem 8 and algorithm 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import secrets
+
+import torch
+
+from ir3de.statistics_ir3de import (
+    DomainStatistics,
+    StatisticsCollector,
+    check_token_ids,
+    padded_batches,
+    prompt_weights,
+    weighted_sums,
+)
+
+SHARE = 1 << 20  # a prompt's counts sum to this, in whole numbers so that they add exactly
+SENSITIVITY = 2 * math.sqrt(2)
+
+
+def add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of the private mode."""
+    parser.add_argument("--epsilon", type=float, help="make the statistics differentially private for each prompt")
+    parser.add_argument("--delta", type=float, default=1e-6, help="of the private mode (default: 1e-6)")
+
+
+def check_privacy(epsilon: float, delta: float, feature_map: str) -> None:
+    """Raises ValueError where the private mode cannot keep its promise."""
+    if not (0 < epsilon < math.inf and 0 < delta < 1):
+        raise ValueError(
+            f"The private mode needs epsilon above 0 and delta between 0 and 1; got {epsilon} and {delta}."
+        )
+    if feature_map == "identity":
+        raise ValueError(
+            "The private mode needs tokens of bounded length, and this router's feature map is 'identity'. Fit it with"
+            " --feature-map unit or rff."
+        )
+
+
+class PrivateCollector(StatisticsCollector):
+    """
+    Collects sums to which each prompt adds a bounded amount; without noise they are not private yet.
+
+    Args:
+        features (`torch.Tensor` of shape `(V, F)`): of each token, no longer than 1.
+        fingerprint (`str`): of the feature space.
+    """
+
+    def add(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
+        """Adds prompts; see [`StatisticsCollector.add`]. A prompt's tokens share one token's weight."""
+        check_token_ids(token_ids, len(self.features))
+        self.counts.index_add_(0, token_ids, (SHARE // lengths).repeat_interleave(lengths))
+        for _, input_ids, mask in padded_batches(token_ids, lengths):
+            X = torch.ones(len(input_ids), len(self.prompts), dtype=torch.float64)
+            rows = weighted_sums(self.features, input_ids, prompt_weights(input_ids, mask)).double()
+            X[:, :-1] = rows / rows.norm(dim=1, keepdim=True).clamp_min(1)
+            self.prompts.addmm_(X.T, X)
+
+
+def release(
+    tokens: torch.Tensor, prompts: torch.Tensor, fingerprint: str, epsilon: float, delta: float
+) -> DomainStatistics:
+    """Noisy statistics that may be published. What follows the noise does not look at the data again.
+
+    Args:
+        tokens (`torch.Tensor` of shape `(F + 1, F + 1)`): A over the token rows of a `PrivateCollector`, over `SHARE`.
+        prompts (`torch.Tensor` of shape `(F + 1, F + 1)`): A over its prompt rows.
+        fingerprint (`str`): of the feature space.
+        epsilon (`float`): of (epsilon, delta)-differential privacy for one prompt.
+        delta (`float`): its delta.
+    """
+    sigma = noise_scale(epsilon, delta, SENSITIVITY)
+    generator = torch.Generator().manual_seed(secrets.randbits(63))
+    grams = {}
+    for kind, A in (("tokens", tokens), ("prompts", prompts)):
+        noise = torch.randn(A.shape, generator=generator, dtype=torch.float64).mul_(sigma).triu_()
+        grams[kind] = _nearest(A + noise + noise.triu(1).T)
+    return DomainStatistics.from_grams(grams, fingerprint)
+
+
+def noise_scale(epsilon: float, delta: float, sensitivity: float) -> float:
+    """The smallest standard deviation of Gaussian noise that gives (epsilon, delta)-differential privacy.
+
+    Args:
+        epsilon (`float`): above 0.
+        delta (`float`): between 0 and 1.
+        sensitivity (`float`): how far neighbours can be apart in the Euclidean norm.
+    """
+    low, high = 0.0, sensitivity
+    while gaussian_delta(high, epsilon, sensitivity) > delta:
+        high *= 2
+    for _ in range(200):  # delta falls as the noise grows
+        middle = (low + high) / 2
+        low, high = (middle, high) if gaussian_delta(middle, epsilon, sensitivity) > delta else (low, middle)
+    return high
+
+
+def gaussian_delta(sigma: float, epsilon: float, sensitivity: float) -> float:
+    """delta of Gaussian noise: Phi(D/2s - es/D) - exp(e) Phi(-D/2s - es/D) (Balle and Wang 2018, theorem 8)."""
+    if sigma == 0:
+        return 1.0
+    a, b = sensitivity / (2 * sigma), epsilon * sigma / sensitivity
+    second = _log_normal_cdf(-a - b)
+    return math.exp(_log_normal_cdf(a - b)) - math.exp(epsilon + second)
+
+
+def _log_normal_cdf(x: float) -> float:
+    return float(torch.special.log_ndtr(torch.tensor(x, dtype=torch.float64)))
+
+
+def _nearest(A: torch.Tensor) -> torch.Tensor:
+    """Noisy sums made sums of x x^T again: no negative eigenvalue, a whole number of rows, rows no longer than 1."""
+    values, vectors = torch.linalg.eigh(A)
+    A = (vectors * values.clamp_min(0)) @ vectors.T
+    A = (A + A.T) / 2
+    n = max(1, math.ceil(float(A[-1, -1])))
+    trace = float(A.diagonal()[:-1].sum())
+    scale = torch.full((len(A),), min(1.0, math.sqrt(n / trace)) if trace else 1.0, dtype=torch.float64)
+    scale[-1] = 1
+    A = A * scale * scale.unsqueeze(1)
+    A[-1, -1] = n
+    return A

@@ -1,0 +1,51 @@
+"""`ir3de publish`: sends a statistics file to a router on the Hub, as a commit or as a pull request."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.edit import add_spec_arguments, apply_edit, expert_spec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `ir3de publish`."""
+    parser.add_argument("file", help="statistics of one domain, by `ir3de collect`")
+    parser.add_argument("--router", required=True, metavar="DIR_OR_ID", help="Hub id (or folder) of the router")
+    parser.add_argument("--name", help="of the domain; default: the name of the file")
+    add_spec_arguments(parser)
+    parser.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Publishes statistics."""
+    args.name = args.name or Path(args.file).stem
+    spec = expert_spec(args)
+
+    def edit(model: IR3DEModel) -> None:
+        if args.name not in model.config.expert_names:
+            model.add_expert(spec, statistics=args.file)
+        elif len(spec) == 1:
+            model.merge({args.name: args.file})
+        else:
+            raise ValueError(
+                f"{args.router} has an expert {args.name!r} already: leave out --model and the like to add to its"
+                " domain, or choose another --name."
+            )
+
+    message = f"Contribute to {args.name}"
+    print(f"{message}: {apply_edit(args.router, edit, message, create_pr=args.create_pr)}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `ir3de publish`."""
+    parser = argparse.ArgumentParser(prog="ir3de publish", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

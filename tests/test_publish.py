@@ -1,0 +1,237 @@
+"""Publishing to a Hub while others do, and merging what strangers propose."""
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import CommitOperationAdd, HfApi, constants
+
+from ir3de import IR3DEModel
+from ir3de.edits_ir3de import experts_of
+from ir3de.scripts import cli, edit
+from ir3de.token_router_ir3de import FeatureMap
+
+from . import tiny
+from .hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, Hub, serve
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A running Hub where this process is logged in."""
+    with pytest.MonkeyPatch.context() as patch, serve() as (url, running):
+        patch.setattr(constants, "ENDPOINT", url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name, value in {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE_TOKEN}.items():
+            patch.setenv(name, value)  # for other processes
+        yield running
+
+
+@pytest.fixture
+def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
+    """A published router of code and math."""
+    name = f"user/{request.node.name.partition('[')[0][5:60]}"
+    made = tiny.router({"code": {"model": "org/code"}})
+    made.remove_expert("law")
+    made.push_to_hub(name)
+    return name
+
+
+@pytest.fixture
+def law(tmp_path: Path) -> str:
+    """Statistics of law."""
+    tiny.statistics(tiny.sentences("law", 20)).save(tmp_path / "law.safetensors")
+    return str(tmp_path / "law.safetensors")
+
+
+def experts(repo: str, revision: str = "main") -> list[str]:
+    model = IR3DEModel.from_pretrained(repo, revision=revision)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.fit()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items()), "W is of its statistics"
+    return model.config.expert_names
+
+
+def test_eight_processes_publish_at_once_and_nobody_is_lost(repo: str, hub: Hub, tmp_path: Path) -> None:
+    server = multiprocessing.get_context("forkserver")  # a fork of this process may hang in its threads
+    server.set_forkserver_preload(["ir3de.scripts.cli"])
+    processes = []
+    for number in range(8):
+        path = tmp_path / f"{number}.safetensors"
+        tiny.statistics(tiny.sentences("law", 5, seed=number)).save(path)
+        arguments = ["publish", str(path), "--router", repo, "--name", f"domain-{number}"]
+        processes.append(server.Process(target=cli.main, args=(arguments,)))
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 8
+    commits = HfApi().list_repo_commits(repo)
+    named = [experts(repo, commit.commit_id) for commit in commits if commit.title.startswith(("Contribute", "Upload"))]
+    assert [len(names) for names in named] == list(range(10, 1, -1)), "one commit a change, and each loads"
+    assert {f"domain-{number}" for number in range(8)} < set(named[0])
+
+
+def test_the_order_of_publishing_does_not_matter(repo: str, law: str, tmp_path: Path) -> None:
+    tiny.statistics(tiny.sentences("code", 5, seed=5)).save(tmp_path / "code.safetensors")
+    for path in (law, str(tmp_path / "code.safetensors")):
+        assert cli.main(["publish", path, "--router", repo]) == 0
+    model = tiny.router()
+    model.merge(tmp_path / "code.safetensors")
+    assert experts_of(IR3DEModel.from_pretrained(repo)).digest == experts_of(model).digest
+
+
+def test_add_remove_and_merge_work_on_the_hub(repo: str, law: str, tmp_path: Path) -> None:
+    first = IR3DEModel.from_pretrained(repo).state_dict()
+    assert cli.main(["add", repo, "law", "--statistics", law, "--model", "org/law", "--model-revision", "abc"]) == 0
+    added = IR3DEModel.from_pretrained(repo)
+    assert added.config.experts[1] == {"name": "law", "model": "org/law", "revision": "abc"}
+    assert cli.main(["remove", repo, "law"]) == 0
+    assert experts(repo) == ["code", "math"]
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(first.values(), IR3DEModel.from_pretrained(repo).state_dict().values(), strict=False)
+    )
+    assert cli.main(["merge", repo, law]) == 0
+    assert experts(repo) == ["code", "law", "math"]
+    assert [commit.title for commit in HfApi().list_repo_commits(repo)[:3]] == [f"Merge {law}", "Remove law", "Add law"]
+
+
+def test_commands_edit_a_folder_too(tmp_path: Path, law: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "router")
+    tiny.router().save_pretrained(folder)
+    rows = [json.dumps({"text": text}) for text in tiny.sentences("law", 30, seed=3)]
+    (tmp_path / "art.jsonl").write_text("\n".join(rows))
+    assert cli.main(["add", folder, "art", "--data", str(tmp_path / "art.jsonl"), "--output", folder + "2"]) == 0
+    assert IR3DEModel.from_pretrained(folder).config.expert_names == ["code", "law", "math"]
+    assert IR3DEModel.from_pretrained(folder + "2").config.expert_names == ["art", "code", "law", "math"]
+    assert cli.main(["add", folder, "civil-law", "--replace", "law"]) == 0
+    assert cli.main(["merge", folder, law]) == 2, "the same contribution under another name"
+    assert "would count twice" in capsys.readouterr().err
+    assert cli.main(["remove", folder, "code", "--create-pr"]) == 2
+    assert "--create-pr" in capsys.readouterr().err
+    assert IR3DEModel.from_pretrained(folder).config.expert_names == ["civil-law", "code", "math"]
+
+
+def test_a_stranger_proposes_and_the_owner_merges(
+    repo: str, law: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", OTHER_TOKEN)
+        assert cli.main(["publish", law, "--router", repo, "--model", "org/law", "--create-pr"]) == 0
+    assert cli.main(["publish", *_part(tmp_path, "math"), "--router", repo]) == 0  # main moves on meanwhile
+    assert experts(repo) == ["code", "math"]
+    lines = [json.dumps({"text": text, "domain": d}) for d in tiny.DOMAINS for text in tiny.sentences(d, 9, seed=7)]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    capsys.readouterr()
+    merge = ["merge", repo, "--pr", "1", "--data", str(tmp_path / "test.jsonl")]
+    assert cli.main([*merge, "--dry-run"]) == 0
+    assert experts(repo) == ["code", "math"]
+    assert cli.main(merge) == 0
+    shown = capsys.readouterr().out
+    assert "- > 1" in shown
+    assert "before: macro accuracy" in shown
+    assert "after: macro accuracy" in shown
+    assert experts(repo) == ["code", "law", "math"]
+    model = IR3DEModel.from_pretrained(repo)
+    assert model.config.experts[1] == {"name": "law", "model": "org/law"}
+    assert len(model.statistics["math"].contributions) == 2, "what came in between stays"
+    assert HfApi().get_discussion_details(repo, 1).status == "closed"
+    assert cli.main(["merge", repo, "--pr", "1"]) == 2
+    assert "nothing to merge" in capsys.readouterr().err.lower()
+
+
+def _part(tmp_path: Path, name: str) -> list[str]:
+    tiny.statistics(tiny.sentences(name, 6, seed=9)).save(tmp_path / f"{name}.safetensors")
+    return [str(tmp_path / f"{name}.safetensors")]
+
+
+HOSTILE = {
+    "not about statistics": ({"notes.txt": b"hello"}, "proposes no statistics"),
+    "a pickle": ({"statistics/law.safetensors": b"\x80\x04\x95" + b"x" * 99}, "not a statistics file"),
+    "a name that no expert may have": ({"statistics/.hidden.safetensors": b"x"}, "cannot name an expert"),
+    "no config": ({"statistics/law.safetensors": None, "config.json": b"[]"}, "no readable experts"),
+    "a broken config": ({"statistics/law.safetensors": None, "config.json": b"[" * 9999}, "no readable experts"),
+    "an unknown key": (
+        {"statistics/law.safetensors": None, "config.json": b'{"experts": [{"name": "law", "run": "x"}]}'},
+        "unknown key",
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "message"), HOSTILE.values(), ids=HOSTILE)
+def test_a_hostile_pull_request_is_refused(
+    hub: Hub,
+    files: dict[str, bytes | None],
+    message: str,
+    law: str,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    name = f"user/{request.node.callspec.id.replace(' ', '-')}"
+    made = tiny.router()
+    made.remove_expert("law")
+    made.push_to_hub(name)
+    adds = [CommitOperationAdd(path, Path(law).read_bytes() if data is None else data) for path, data in files.items()]
+    HfApi().create_commit(name, adds, commit_message="mine", create_pr=True, token=OTHER_TOKEN)
+    before = hub.files(name)
+    assert cli.main(["merge", name, "--pr", "1"]) == 2
+    assert message in capsys.readouterr().err
+    assert hub.files(name) == before
+
+
+def test_without_the_right_to_write_local_work_is_kept(
+    repo: str, law: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, mine = hub.files(repo), Path(law).read_bytes()
+    for token in (READ_TOKEN, OTHER_TOKEN, "hf_nobody"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        assert cli.main(["publish", law, "--router", repo]) == 2
+        said = capsys.readouterr().err
+        assert "may not write" in said or "401" in said, said
+    assert hub.files(repo) == before
+    assert Path(law).read_bytes() == mine
+
+
+def test_missing_things_are_named(
+    repo: str, law: str, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = hub.files(repo)
+    tiny.statistics(tiny.sentences("law", 5), FeatureMap("unit")).save(tmp_path / "unit.safetensors")
+    for arguments, message in [
+        (["merge", repo, "--pr", "99"], "refs/pr/99|99"),
+        (["publish", law, "--router", "user/absent"], "user/absent"),
+        (["publish", str(tmp_path / "no.safetensors"), "--router", repo], "missing"),
+        (["publish", str(tmp_path / "unit.safetensors"), "--router", repo], "feature space"),
+        (["publish", law, "--router", repo, "--name", "code", "--model", "org/x"], "has an expert 'code' already"),
+        (["remove", repo, "art"], "no expert 'art'"),
+        (["merge", repo], "either sources"),
+    ]:
+        assert cli.main(arguments) == 2
+        said = capsys.readouterr().err
+        assert any(part in said for part in message.split("|")), said
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert cli.main(["publish", law, "--router", repo]) == 2
+    assert "cannot be reached" in capsys.readouterr().err
+    assert hub.files(repo) == before
+
+
+def test_it_gives_up_after_bounded_attempts(repo: str, law: str, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edit, "_PAUSE", 0)
+
+    def race(model: IR3DEModel) -> None:
+        HfApi().upload_file(path_or_fileobj=model.config.to_json_string().encode() + b" " * len(seen), **upload)
+        seen.append(model)
+        model.add_expert("law", statistics=law)
+
+    seen: list[IR3DEModel] = []
+    upload = {"path_in_repo": "race.json", "repo_id": repo}
+    with pytest.raises(RuntimeError, match="each of 3 attempts"):
+        edit.publish(repo, race, "Add law", attempts=3)
+    assert len(seen) == 3
+    assert experts(repo) == ["code", "math"]

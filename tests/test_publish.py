@@ -24,7 +24,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     with pytest.MonkeyPatch.context() as patch, serve() as (url, running):
         patch.setattr(constants, "ENDPOINT", url)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        patch.setattr("transformers.utils.hub.hf_api", lambda: HfApi(endpoint=url))  # else made once a process
+        patch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))  # else made once a process
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))

@@ -71,7 +71,7 @@ def _body(config: Any, rows: Mapping[str, int]) -> str:
         f" fitted in closed form ([IR3DE](https://arxiv.org/abs/2606.06098)): {_method(config)}. Embeddings:"
         f" `{config.embedding_model or 'of an unnamed model'}` ({config.vocab_size:,} x {config.hidden_size}).\n"
     )
-    return "\n".join([intro, _experts(config, rows), _evaluation(config.evaluation), _LOAD, _STATISTICS])
+    return "\n".join([intro, _experts(config, rows), _evaluation(config), _LOAD, _STATISTICS])
 
 
 def _method(config: Any) -> str:
@@ -106,16 +106,19 @@ def _source(expert: Mapping[str, Any]) -> tuple[str, str]:
     return (model or "nothing: routes only") + trust, ", ".join(pinned)
 
 
-def _evaluation(evaluation: Mapping[str, Any] | None) -> str:
+def _evaluation(config: Any) -> str:
+    evaluation = config.evaluation
     if not evaluation:
         return ""
+    edited = " **The set of experts has been edited since: these figures describe the router before.**"
     lines = [
         "## Measured",
         "",
         f"On {evaluation['prompts']:,} held-out prompts of the training sources; the router here was then fitted on all"
         f" rows. Macro accuracy: **{100 * evaluation['macro_accuracy']:.1f} %** (standard error"
         f" {100 * evaluation['standard_error']:.1f}); expected calibration error of the scores:"
-        f" {evaluation['calibration_error']:.3f}. The choice was made on the same prompts.",
+        f" {evaluation['calibration_error']:.3f}. The choice was made on the same prompts."
+        f"{edited if config.measured_on else ''}",
         "",
         "| domain | recall | held-out prompts |",
         "|---|---:|---:|",

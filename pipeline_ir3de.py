@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, chain, islice
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -217,7 +218,8 @@ class IR3DERoutingPipeline(Pipeline):
         encoding = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=explain, verbose=False
         )
-        token_ids = [ids[: self.model.config.max_length] for ids in encoding["input_ids"]]
+        longest = self.model.config.max_length
+        token_ids = [ids[:longest] for ids in encoding["input_ids"]]
         if not all(token_ids):
             empty = next(i for i, texts in enumerate(turns) for text in texts if not token_ids.pop(0))
             raise ValueError(f"Prompt {empty} is empty ({prompts[empty]!r}): there is nothing to route on.")
@@ -226,7 +228,7 @@ class IR3DERoutingPipeline(Pipeline):
             "prompts": prompts,
             "turns": [len(texts) for texts in turns],
             "pieces": pieces,
-            "token_ids": torch.tensor(list(chain.from_iterable(token_ids))),
+            "token_ids": torch.from_numpy(np.fromiter(chain.from_iterable(token_ids), dtype=np.int64)),
             "lengths": torch.tensor([len(ids) for ids in token_ids]),
         }
 

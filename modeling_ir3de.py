@@ -254,8 +254,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
                     f"The embeddings, here in {E.dtype}, are not those that the router was fitted on: load it without"
                     " `dtype` to collect statistics."
                 )
-            features = self.config.features.prepare(E)
-            phi = torch.cat([features(rows).cpu() for rows in E.split(_CHUNK)])
+            phi = self.config.features.table(E)
         return StatisticsCollector(phi, str(self.config.fingerprint))
 
     @property

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+_CHUNK = 8192  # rows of the vocabulary that are mapped at a time
+
 
 class FeatureMap(NamedTuple):
     """
@@ -58,6 +60,11 @@ class FeatureMap(NamedTuple):
             return torch.cat([angles.cos(), angles.sin()], dim=1) * math.sqrt(2 / self.size)
 
         return fourier
+
+    def table(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Features of the whole vocabulary: `(V, h)` to `(V, F)`, float32, on the CPU."""
+        features = self.prepare(embeddings)
+        return torch.cat([features(rows).cpu() for rows in embeddings.split(_CHUNK)])
 
     def _frequencies(self, hidden_size: int) -> torch.Tensor:
         """Omega of shape `(h, F / 2)`, drawn on the CPU so that every device has the same."""

@@ -75,8 +75,7 @@ def search(
         variants (`Sequence[str]`): to try.
         grids (*optional*): `num_votes`, `lambdas` (absolute) and `token_noises` to try instead of the default ones.
     """
-    features = config.features.prepare(embeddings)
-    phi = torch.cat([features(rows) for rows in embeddings.split(8192)])
+    phi = config.features.table(embeddings)
     collectors = {}
     for name, prompts in tqdm(sample.items(), desc=f"Summing ({config.feature_map})", disable=None, leave=False):
         collectors[name] = StatisticsCollector(phi, "sample")

@@ -123,8 +123,7 @@ def fit_router(
 
 def collect(config: IR3DEConfig, tokenizer: Any, embeddings: torch.Tensor, spool: Spool) -> dict[str, DomainStatistics]:
     """The statistics of each domain over all of its prompts, in the config's feature space."""
-    features = config.features.prepare(embeddings)
-    phi = torch.cat([features(rows) for rows in embeddings.split(8192)])
+    phi = config.features.table(embeddings)
     name = feature_space(tokenizer, embeddings, config.features)
     statistics = {}
     for domain in tqdm(spool.domains, desc="Summing", unit=" domains", disable=None):

@@ -16,6 +16,7 @@ from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
@@ -201,12 +202,28 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         Raises:
             ValueError: domains and experts differ, or statistics, tokenizer and embeddings do not belong together.
         """
-        config.fingerprint = feature_space(tokenizer, embeddings, config.features)
+        model = cls.from_embeddings(config, embeddings, tokenizer)
+        model.fit(statistics)
+        return model
+
+    @classmethod
+    def from_embeddings(cls, config: IR3DEConfig, embeddings: torch.Tensor, tokenizer: Any) -> IR3DEModel:
+        """Makes a router that is yet to be fitted, for [`IR3DEModel.collector`] and then [`IR3DEModel.fit`].
+
+        Args:
+            config ([`IR3DEConfig`]): with the experts.
+            embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
+            tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings; saved with the router.
+
+        Raises:
+            ValueError: tokenizer and embeddings do not belong together.
+        """
         config.vocab_size, config.hidden_size = embeddings.shape
-        model = cls(config)
+        with no_init_weights():  # E is given, and W is solved
+            model = cls(config)
         model.embed_tokens.weight = nn.Parameter(embeddings.detach().clone(), requires_grad=False)
         model._tokenizer = tokenizer
-        model.fit(statistics)
+        config.fingerprint = model._feature_space
         model.eval()
         return model
 
@@ -248,14 +265,25 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             ValueError: the embeddings are not those the router was fitted on, as when loaded in another dtype.
         """
         E = self.embed_tokens.weight.detach()
+        if self._feature_space != self.config.fingerprint:
+            raise ValueError(
+                f"The embeddings, here in {E.dtype}, are not those that the router was fitted on: load it without"
+                " `dtype` to collect statistics."
+            )
         with one_thread():
-            if feature_space(self.tokenizer, E, self.config.features) != self.config.fingerprint:
-                raise ValueError(
-                    f"The embeddings, here in {E.dtype}, are not those that the router was fitted on: load it without"
-                    " `dtype` to collect statistics."
-                )
             phi = self.config.features.table(E)
-        return StatisticsCollector(phi, str(self.config.fingerprint))
+        return StatisticsCollector(phi, self._feature_space)
+
+    @property
+    def _feature_space(self) -> str:
+        """The fingerprint of the tokenizer with the embeddings as they are now."""
+        E, features = self.embed_tokens.weight.detach(), self.config.features
+
+        def make() -> str:
+            with one_thread():
+                return feature_space(self.tokenizer, E, features)
+
+        return self._derive("space", make)  # type: ignore[no-any-return]
 
     @property
     def statistics(self) -> dict[str, DomainStatistics]:

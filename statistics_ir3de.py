@@ -26,7 +26,8 @@ from safetensors.torch import save_file
 FORMAT = "ir3de-statistics-1"
 KINDS = ("tokens", "prompts")  # of rows
 _PADDED_TOKENS = 1 << 18  # of a batch, padding included
-_CHUNK = 8192  # rows of the vocabulary that are widened to float64 at a time
+_CHUNK = 8192  # rows of the vocabulary that are hashed at a time
+_GRAM_ROWS, _GRAM_COLUMNS = 2048, 160  # of the vocabulary, widened to float64, and of A, that are multiplied at a time
 _MOST_BYTES = 8 << 30  # of a file
 _MOST_HEADER = 1 << 20  # bytes
 _MOST_COLUMNS = 1 << 14
@@ -77,11 +78,14 @@ def gram_from_counts(counts: torch.Tensor, features: torch.Tensor) -> torch.Tens
     width = features.shape[1] + 1
     A = torch.zeros(width, width, dtype=torch.float64)
     with one_thread():
-        for ids in counts.nonzero().squeeze(1).split(_CHUNK):
+        for ids in counts.nonzero().squeeze(1).split(_GRAM_ROWS):
             X = torch.ones(len(ids), width, dtype=torch.float64)
             X[:, :-1] = features[ids]
-            A.addmm_((X * counts[ids].unsqueeze(1)).T, X)
-    return A
+            cX = X * counts[ids].unsqueeze(1)
+            for start in range(0, width, _GRAM_COLUMNS):  # A is symmetric: what lies left of the diagonal is spared
+                part = slice(start, start + _GRAM_COLUMNS)
+                A[part, start:].addmm_(cX[:, part].T, X[:, start:])
+    return A.triu() + A.triu(1).T
 
 
 @contextmanager
@@ -114,8 +118,11 @@ def prompt_weights(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         `torch.Tensor` of shape `(B, T)`, float32: occurrences of one token share its weight, padding has none.
     """
     ids = input_ids.masked_fill(~mask, -1)
-    ordered = ids.sort(dim=1).values
-    counts = torch.searchsorted(ordered, ids, right=True) - torch.searchsorted(ordered, ids)
+    ordered, positions = ids.sort(dim=1)
+    starts = torch.ones_like(mask)  # of runs of one token
+    torch.ne(ordered[:, 1:], ordered[:, :-1], out=starts[:, 1:])
+    runs = starts.flatten().cumsum(0) - 1
+    counts = torch.empty_like(ids).scatter_(1, positions, runs.bincount()[runs].view_as(ids))
     w = (1 + torch.arange(input_ids.shape[1] + 1, device=ids.device).double().log())[counts] * mask
     norms = (w.square() / counts).sum(dim=1, keepdim=True).sqrt()
     return (w / counts / norms).float()

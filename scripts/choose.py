@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.route_selector_ir3de import TokenTable, select
 from ir3de.scripts.spool import Prompts
-from ir3de.statistics_ir3de import StatisticsCollector, gram_from_counts, padded_batches
+from ir3de.statistics_ir3de import StatisticsCollector, count_tokens, gram_from_counts, padded_batches
 from ir3de.token_router_ir3de import entropy, mean_diagonal, solve
 
 NUM_VOTES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # the paper's grid
@@ -76,12 +76,7 @@ def search(
         grids (*optional*): `num_votes`, `lambdas` (absolute) and `token_noises` to try instead of the default ones.
     """
     phi = config.features.table(embeddings)
-    collectors = {}
-    for name, prompts in tqdm(sample.items(), desc=f"Summing ({config.feature_map})", disable=None, leave=False):
-        collectors[name] = StatisticsCollector(phi, "sample")
-        collectors[name].add(*prompts)
-    prompts_A = [collector.prompts for collector in collectors.values()]
-    counts = [collector.counts for collector in collectors.values()]
+    counts = [count_tokens(prompts.token_ids, len(phi)) for prompts in sample.values()]
     used = torch.cat([prompts.token_ids for prompts in held_out.values()]).unique()
     held_out = {name: Prompts(torch.searchsorted(used, p.token_ids), p.lengths) for name, p in held_out.items()}
     if any(variant != "prompt" for variant in variants):
@@ -98,6 +93,11 @@ def search(
                 }
                 yield _measure(table, held_out, {"feature_map": config.feature_map, **fields})
     if "prompt" in variants:
+        collectors = [StatisticsCollector(phi, "sample") for _ in sample]
+        rows = zip(collectors, sample.values(), strict=True)
+        for collector, prompts in tqdm(rows, f"Summing ({config.feature_map})", len(sample), leave=False, disable=None):
+            collector.add(*prompts)
+        prompts_A = [collector.prompts for collector in collectors]
         mixed = gram_from_counts(sum(c / c.sum() for c in counts), phi)  # type: ignore[arg-type]
         scale = mean_diagonal(prompts_A)
         for noise in grids.get("token_noises") or TOKEN_NOISES:

@@ -15,7 +15,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig, check_expert_name
-from ir3de.modeling_ir3de import IR3DEModel, feature_space
+from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.calibrate import calibration_error, fit_calibration
 from ir3de.scripts.choose import Candidate, best_of, describe, search
 from ir3de.scripts.data import add_data_arguments, read_rows
@@ -118,16 +118,17 @@ def fit_router(
     logits = torch.cat(list(best.logits.values()))
     config.calibration = fit_calibration(logits, labels)
     config.evaluation = evaluation(best, calibration_error(logits, labels, config.calibration))
-    return IR3DEModel.from_statistics(config, embeddings, collect(config, tokenizer, embeddings, spool), tokenizer)
+    model = IR3DEModel.from_embeddings(config, embeddings, tokenizer)
+    model.fit(collect(model, spool))
+    return model
 
 
-def collect(config: IR3DEConfig, tokenizer: Any, embeddings: torch.Tensor, spool: Spool) -> dict[str, DomainStatistics]:
-    """The statistics of each domain over all of its prompts, in the config's feature space."""
-    phi = config.features.table(embeddings)
-    name = feature_space(tokenizer, embeddings, config.features)
+def collect(model: IR3DEModel, spool: Spool) -> dict[str, DomainStatistics]:
+    """The statistics of each domain over all of its prompts, in the router's feature space."""
+    empty = model.collector()
     statistics = {}
     for domain in tqdm(spool.domains, desc="Summing", unit=" domains", disable=None):
-        collector = StatisticsCollector(phi, name)
+        collector = StatisticsCollector(empty.features, empty.fingerprint)
         for prompts in spool.parts(domain):
             collector.add(*prompts)
         statistics[domain] = collector.statistics

@@ -79,20 +79,22 @@ class Spool:
 
     def take(self, domain: str, rows: torch.Tensor) -> Prompts:
         """The prompts of a domain with the given row numbers."""
-        ids, lengths = self._ids(domain), self.lengths(domain)
-        ends = lengths.cumsum(0)
-        parts = [ids[ends[row] - lengths[row] : ends[row]] for row in rows.tolist()]
-        flat = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
-        return Prompts(torch.from_numpy(flat).long(), lengths[rows])
+        lengths = self.lengths(domain)
+        starts = (lengths.cumsum(0) - lengths)[rows].tolist()
+        parts = [self._ids(domain, *part) for part in zip(starts, lengths[rows].tolist(), strict=True)]
+        return Prompts(torch.cat([torch.empty(0, dtype=torch.int64), *parts]), lengths[rows])
 
     def parts(self, domain: str) -> Iterator[Prompts]:
         """All prompts of a domain, part by part."""
-        ids, lengths = self._ids(domain), self.lengths(domain)
+        lengths = self.lengths(domain)
         parts = lengths.cumsum(0) // _TOKENS
-        end = 0
+        start = 0
         for part in lengths.split(parts.unique(return_counts=True)[1].tolist()):
-            start, end = end, end + int(part.sum())
-            yield Prompts(torch.from_numpy(ids[start:end].astype(np.int64)), part)
+            size = int(part.sum())
+            yield Prompts(self._ids(domain, start, size), part)
+            start += size
 
-    def _ids(self, domain: str) -> Any:
-        return np.memmap(self.folder / f"{self._numbers[domain]}.ids", dtype=np.int32, mode="r")
+    def _ids(self, domain: str, start: int, size: int) -> torch.Tensor:
+        path = self.folder / f"{self._numbers[domain]}.ids"
+        offset = start * np.dtype(np.int32).itemsize
+        return torch.from_numpy(np.fromfile(path, dtype=np.int32, count=size, offset=offset)).long()

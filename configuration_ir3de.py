@@ -141,6 +141,18 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def check_choice(variant: Any, num_votes: Any) -> None:
+    """Raises ValueError unless these say how a prompt is routed."""
+    if variant not in VARIANTS:
+        raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}; got {variant!r}.")
+    _check_positive("num_votes", num_votes)
+
+
+def _check_positive(field: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{field}` must be a whole number of at least 1, got {value!r}.")
+
+
 class IR3DEConfig(PreTrainedConfig):
     """
     Configuration of an [`IR3DEModel`].
@@ -259,22 +271,14 @@ class IR3DEConfig(PreTrainedConfig):
         self.id2label = dict(enumerate(self.expert_names))
         self.label2id = {name: index for index, name in self.id2label.items()}
 
-    def check(self, **overrides: Any) -> None:
+    def check(self) -> None:
         """Checks the fields; the model calls it again because overrides at load time bypass the constructor.
-
-        Args:
-            overrides (*optional*): values of a single call that stand in for the config's.
 
         Raises:
             ValueError: a field is out of range; the message names the field, the value and what is expected.
         """
-        variant = overrides.get("variant", self.variant)
-        if variant not in VARIANTS:
-            raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}; got {variant!r}.")
-        for field in ("num_votes", "max_length"):
-            value = overrides.get(field, getattr(self, field))
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{field}` must be a whole number of at least 1, got {value!r}.")
+        check_choice(self.variant, self.num_votes)
+        _check_positive("max_length", self.max_length)
         for field in ("regularization", "prompt_regularization", "length_scale"):
             value = getattr(self, field)
             if (not is_number(value) or value <= 0) and not (field == "prompt_regularization" and value is None):

@@ -80,10 +80,14 @@ class Policy(NamedTuple):
         if self.cost_weight > 0:
             worth = p - self.cost_weight * torch.tensor([costs[name] for name in names], dtype=p.dtype)
         order = _ranks(worth, self.top_n)
-        last = torch.tensor(turns).cumsum(0) - 1
-        chosen = torch.tensor(self._follow(worth, order[:, 0].tolist(), turns))
-        fields = (chosen, p[last, chosen], order[last], p[last].gather(1, order[last]))
-        return [self._record(names, *row) for row in zip(*(field.tolist() for field in fields), strict=True)]
+        chosen = order[:, :1]
+        if len(p) > len(turns):
+            followed = torch.tensor(self._follow(worth, chosen.squeeze(1).tolist(), turns)).unsqueeze(1)
+            last = torch.tensor(turns).cumsum(0) - 1
+            p, order, chosen = p[last], order[last], followed
+        fields = (chosen, p.gather(1, chosen), order, p.gather(1, order))
+        rows = zip(*(field.tolist() for field in fields), strict=True)
+        return [self._record(names, chosen, score, *ranking) for [chosen], [score], *ranking in rows]
 
     def _follow(self, worth: torch.Tensor, best: list[int], turns: Sequence[int]) -> list[int]:
         """The choice at the last turn of each prompt, when an expert is left only for one that leads by the margin."""

@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
 from .card_ir3de import CARD_NAME, update_card
-from .configuration_ir3de import IR3DEConfig
+from .configuration_ir3de import IR3DEConfig, check_choice
 from .edits_ir3de import RouterEdits
 from .files_ir3de import STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import MEANS, TokenTable, contributions, select
@@ -131,7 +131,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         """
         variant = self.config.variant if variant is None else variant
         num_votes = self.config.num_votes if num_votes is None else num_votes
-        self.config.check(variant=variant, num_votes=num_votes)
+        check_choice(variant, num_votes)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         check_token_ids(input_ids, self.config.vocab_size)
         check_not_empty(mask)

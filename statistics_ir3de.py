@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 
 FORMAT = "ir3de-statistics-1"
 KINDS = ("tokens", "prompts")  # of rows
+_PAIRS = 1 << 14  # of tokens, up to which comparing all of them is faster than sorting
 _PADDED_TOKENS = 1 << 18  # of a batch, padding included
 _CHUNK = 8192  # rows of the vocabulary that are hashed at a time
 _GRAM_ROWS, _GRAM_COLUMNS = 2048, 160  # of the vocabulary, widened to float64, and of A, that are multiplied at a time
@@ -117,15 +118,21 @@ def prompt_weights(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(B, T)`, float32: occurrences of one token share its weight, padding has none.
     """
-    ids = input_ids.masked_fill(~mask, -1)
-    ordered, positions = ids.sort(dim=1)
-    starts = torch.ones_like(mask)  # of runs of one token
-    torch.ne(ordered[:, 1:], ordered[:, :-1], out=starts[:, 1:])
-    runs = starts.flatten().cumsum(0) - 1
-    counts = torch.empty_like(ids).scatter_(1, positions, runs.bincount()[runs].view_as(ids))
-    w = (1 + torch.arange(input_ids.shape[1] + 1, device=ids.device).double().log())[counts] * mask
+    counts = _occurrences(input_ids.masked_fill(~mask, -1))
+    w = (1 + torch.arange(input_ids.shape[1] + 1, device=mask.device).double().log())[counts] * mask
     norms = (w.square() / counts).sum(dim=1, keepdim=True).sqrt()
     return (w / counts / norms).float()
+
+
+def _occurrences(ids: torch.Tensor) -> torch.Tensor:
+    """How often the id at each place occurs in its row; `ids` and result are of shape `(B, T)`."""
+    if ids.numel() * ids.shape[1] <= _PAIRS:
+        return (ids.unsqueeze(1) == ids.unsqueeze(2)).sum(dim=2)
+    ordered, positions = ids.sort(dim=1)
+    starts = torch.ones_like(ids, dtype=torch.bool)  # of runs of one id
+    torch.ne(ordered[:, 1:], ordered[:, :-1], out=starts[:, 1:])
+    runs = starts.flatten().cumsum(0) - 1
+    return torch.empty_like(ids).scatter_(1, positions, runs.bincount()[runs].view_as(ids))
 
 
 def padded_batches(
@@ -140,6 +147,9 @@ def padded_batches(
     Yields:
         indices of the prompts in a batch, its `input_ids` and its `mask`, padded on the right.
     """
+    if len(lengths) == 1:  # a single prompt, for which the bookkeeping would cost more than the route
+        yield torch.zeros_like(lengths), token_ids[None], torch.ones_like(token_ids[None], dtype=torch.bool)
+        return
     starts = lengths.cumsum(0) - lengths
     rest = lengths.argsort(descending=True)
     while len(rest):

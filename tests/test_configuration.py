@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from ir3de import IR3DEConfig
+from ir3de.configuration_ir3de import check_choice
 
 EXPERTS = [
     {"name": "math", "model": "org/math", "revision": "v1", "system_prompt": "Be brief.", "cost": 2},
@@ -137,13 +138,11 @@ def test_a_malformed_expert_is_refused(spec: object, message: str) -> None:
         config(experts=[spec])
 
 
-def test_overrides_of_a_single_call_are_checked_too() -> None:
-    made = config()
+def test_the_choice_of_a_single_call_is_checked_too() -> None:
     with pytest.raises(ValueError, match="`num_votes`"):
-        made.check(num_votes=0)
+        check_choice("top-k", 0)
     with pytest.raises(ValueError, match="`variant`"):
-        made.check(variant="some")
-    assert (made.num_votes, made.variant) == (10, "top-k")
+        check_choice("some", 1)
 
 
 def test_overrides_at_load_time_are_checked_when_the_model_is_made(router, tmp_path: Path) -> None:

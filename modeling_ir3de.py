@@ -31,8 +31,9 @@ from .statistics_ir3de import (
     fingerprint,
     one_thread,
     read_header,
+    total,
 )
-from .token_router_ir3de import FeatureMap, entropy, mean_diagonal, solve, token_noise
+from .token_router_ir3de import FeatureMap, entropy, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
@@ -232,9 +233,8 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             )
         for name in names:
             check_feature_space(name, statistics[name], config)
-        tokens = [statistics[name].gram("tokens") for name in names]
-        W_tokens = solve(tokens, config.regularization, config.balance, config.bias, config.normalize_columns)
-        W_prompts = _solve_prompts(config, [statistics[name].gram("prompts") for name in names], tokens)
+        with one_thread():
+            W_tokens, W_prompts = _solve(config, [statistics[name] for name in names])
         self.token_router = _filled(self.token_router, W_tokens)
         self.prompt_router = _filled(self.prompt_router, W_prompts)
         self.config.set_experts(config.experts or [])
@@ -421,12 +421,16 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         return str(cached_file(path, filename, **origin))
 
 
-def _solve_prompts(config: IR3DEConfig, prompts: list[torch.Tensor], tokens: list[torch.Tensor]) -> torch.Tensor:
-    """W of the prompt rows, of shape `(F, D)`, from A_d over the prompts and over the tokens of each domain."""
+def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:
+    """W of the token rows and W of the prompt rows, which has no bias."""
+    A, B = total(domains, "tokens", config.balance)
+    W_tokens = ridge(A, B, config.regularization, config.bias, config.normalize_columns)
+    noise = A if config.balance else total(domains, "tokens", balance=True)[0]
+    A, B = total(domains, "prompts", balance=True)
     value = config.prompt_regularization
     if value is None:
-        value = 1e-3 * mean_diagonal(prompts)
-    return solve(prompts, value, bias=False, noise=token_noise(tokens, config.token_noise))
+        value = 1e-3 * float(A.diagonal()[:-1].mean())
+    return W_tokens, ridge(A.add_(noise, alpha=config.token_noise), B, value, bias=False)
 
 
 def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:

@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .card_ir3de import CARD_NAME, update_card
+from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig
 from .edits_ir3de import RouterEdits
 from .files_ir3de import STATISTICS_FOLDER, finish_save, staged
@@ -349,8 +349,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
                 domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
             if (folder / CARD_NAME).is_file():
                 shutil.copy(folder / CARD_NAME, new)
-            rows = {name: domain.rows("tokens") for name, domain in statistics.items()}
-            update_card(new / CARD_NAME, self.config, rows)
+            update_card(new / CARD_NAME, self.config, statistics)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
@@ -392,15 +391,17 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             if api.file_exists(repo_id, CARD_NAME, revision=revision):  # what people wrote in the card stays
                 api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder)
             self.save_pretrained(folder, **kwargs)
+            message = commit_message or "Upload IR3DE router"
+            update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message))
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
-                commit_message=commit_message or "Upload IR3DE router",
+                commit_message=message,
                 commit_description=commit_description,
                 revision=revision,
                 create_pr=create_pr,
                 ignore_patterns=[".cache/*"],
-                delete_patterns=[f"{STATISTICS_FOLDER}/*"],
+                delete_patterns=[f"{STATISTICS_FOLDER}/*", PLOT_NAME],
                 parent_commit=parent_commit,
             )
 

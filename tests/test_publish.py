@@ -100,7 +100,11 @@ def test_add_remove_and_merge_work_on_the_hub(repo: str, law: str, tmp_path: Pat
     )
     assert cli.main(["merge", repo, law]) == 0
     assert experts(repo) == ["code", "law", "math"]
-    assert [commit.title for commit in HfApi().list_repo_commits(repo)[:3]] == [f"Merge {law}", "Remove law", "Add law"]
+    assert [commit.title for commit in HfApi().list_repo_commits(repo)[:3]] == [
+        "Merge law.safetensors",
+        "Remove law",
+        "Add law",
+    ]
 
 
 def test_commands_edit_a_folder_too(tmp_path: Path, law: str, capsys: pytest.CaptureFixture[str]) -> None:

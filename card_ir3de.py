@@ -162,7 +162,10 @@ def _about(config: Any, statistics: Mapping[str, Any], plotted: bool) -> str:
 
 
 def _link(source: str) -> str:
-    return f"[`{source}`](https://huggingface.co/{source})" if _on_hub(source) else f"`{source}`"
+    """A source of weights as a link; of a folder of this machine only the name."""
+    if _on_hub(source):
+        return f"[`{source}`](https://huggingface.co/{source})"
+    return f"`{Path(source).name if Path(source).is_absolute() else source}`"
 
 
 def _method(config: Any) -> str:
@@ -199,7 +202,7 @@ def _source(expert: Mapping[str, Any]) -> tuple[str, str]:
         revisions.append(_revision(expert["adapter"], expert.get("adapter_revision")))
         model = f"{model or 'its base'} with adapter {_link(expert['adapter'])}"
     trust = " (asks to run code of its own)" if expert.get("trust_remote_code") else ""
-    return (model or "nothing: routes only") + trust, ", ".join(revisions)
+    return (model or "nothing: routes only") + trust, ", ".join(dict.fromkeys(revisions))
 
 
 def _revision(source: str, revision: str | None) -> str:

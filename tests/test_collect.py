@@ -3,8 +3,12 @@
 import gzip
 import json
 import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from ir3de.statistics_ir3de import StatisticsCollector
 
 from . import tiny
 
+KILLS = int(os.environ.get("IR3DE_KILLS", "4"))  # the full proof: `make prove`
 TEXTS = tiny.sentences("law", 70)
 
 
@@ -100,6 +105,31 @@ def test_a_killed_collection_resumes_to_the_identical_file(
     run(router, data, tmp_path / "law.safetensors", "--shard-rows=10")
     assert times == [path.stat().st_mtime_ns for path in made], "what was done is not done again"
     assert (tmp_path / "law.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_collections_killed_at_random_instants_resume_to_the_identical_file(
+    router: str, data: list[str], tmp_path: Path
+) -> None:
+    start = time.perf_counter()
+    run(router, data, tmp_path / "whole.safetensors", "--shard-rows=2")
+    takes, draw, output, halfway = time.perf_counter() - start, random.Random(0), tmp_path / "law.safetensors", 0
+    shards = len(list((tmp_path / "whole.safetensors.shards").iterdir()))
+    for _ in range(KILLS):
+        shutil.rmtree(f"{output}.shards", ignore_errors=True)
+        output.unlink(missing_ok=True)
+        child = os.fork()
+        if not child:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            run(router, data, output, "--shard-rows=2")
+            os._exit(0)
+        time.sleep(draw.uniform(0, takes))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        halfway += 0 < len(list(tmp_path.glob("law.safetensors.shards/*-??????.safetensors"))) < shards
+        run(router, data, output, "--shard-rows=2")
+        assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert halfway > 0
+    print(f"{halfway} of {KILLS} kills came halfway")
 
 
 def test_the_jobs_of_a_queue_share_the_shards(router: str, data: list[str], tmp_path: Path) -> None:

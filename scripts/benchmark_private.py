@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--test-where", action="append", required=True, metavar="KEY=VALUE", help="rows to test on")
     parser.add_argument("--embeddings", help="Hub id or folder of a causal LM; default: SmolLM2-135M-Instruct")
     parser.add_argument("--gguf-file", help="name of the GGUF file, where its weights are GGUF")
-    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.3, 1, 3, 10, 100, 1000])
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.3, 1.0, 3.0, 10.0, 100.0, 1000.0])
     parser.add_argument("--seeds", type=int, default=3, help="draws of the noise (default: 3)")
     parser.add_argument("--name", default="privacy", help="of the plot and the figures (default: privacy)")
     parser.add_argument("--output", default=".", metavar="DIR", help="folder for both")

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 DONE = $(VENV)/.installed
 
-.PHONY: install demo app test lint clean
+.PHONY: install demo app test prove lint clean
 
 install: $(DONE)
 
@@ -19,6 +19,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+# A hundred saves and a hundred collections killed at random instants; the memory that refusing each hostile file takes.
+prove: install
+	IR3DE_KILLS=100 $(BIN)/python -m pytest -rP tests/test_atomic_save.py tests/test_collect.py tests/test_trust.py \
+		-k "random_instants or hostile"
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard
 
-CARD_NAME = "README.md"
+CARD_NAME, PLOT_NAME = "README.md", "confusion.png"
 BEGIN, END = "<!-- ir3de: generated from here on, edits are overwritten -->", "<!-- ir3de: generated up to here -->"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_CHANGE = re.compile(r"^\| \d{4}-\d\d-\d\d \| .* \| `([0-9a-f]{12})` \|$", re.MULTILINE)
+_MOST_CHANGES = 200  # that the history lists
+_HELD_OUT = "held-out part of the training data"
 
 _LOAD = """\
 ## Load it
@@ -25,6 +32,24 @@ router("Solve 3x + 5 = 20", max_new_tokens=64)  # adds "generated_text", by the 
 
 model = AutoModel.from_pretrained("THIS_REPOSITORY", trust_remote_code=True)
 ```
+
+The router runs code from this repository: read it, and pin a `revision`.
+"""
+
+_ADD = """\
+## Add an expert
+
+No retraining, and the text behind the other experts is not needed. `ir3de collect` turns text into one file of sums;
+the text itself stays where it is:
+
+```
+ir3de collect --router THIS_REPOSITORY --name law --data law.jsonl
+ir3de publish law.safetensors --router THIS_REPOSITORY --model org/law-llm --create-pr
+```
+
+The owner merges with `ir3de merge THIS_REPOSITORY --pr N`, which shows what changes. On a copy of your own:
+`ir3de add FOLDER law --statistics law.safetensors` and `ir3de remove FOLDER law`. An expert that is added and removed
+again leaves the router bit for bit as it was.
 """
 
 _STATISTICS = """\
@@ -36,42 +61,111 @@ the token counts of the domain can be solved back out of A.
 """
 
 
-def update_card(path: Path, config: Any, rows: Mapping[str, int]) -> None:
-    """Writes the generated part of a card and its metadata; other text and metadata stay.
+def update_card(path: Path, config: Any, statistics: Mapping[str, Any], change: tuple[str, str] | None = None) -> None:
+    """Writes the generated part of a card, its metadata and its plot; other text, metadata and results stay.
 
     Args:
         path (`Path`): of the card; made if missing.
         config ([`IR3DEConfig`]): of the router.
-        rows (`Mapping[str, int]`): tokens behind each domain's statistics.
+        statistics (`Mapping[str, DomainStatistics]`): of each expert's domain.
+        change (`tuple[str, str]`, *optional*): the repository that the card is for, and what is done to it in a line.
+            The history gains that line if the experts or their statistics are others than the history knows.
     """
     old = path.read_text(encoding="utf-8") if path.is_file() else "---\n{}\n---\n# An IR3DE router\n"
-    card = ModelCard(old, ignore_metadata_errors=True)
+    card: Any = ModelCard(old, ignore_metadata_errors=True)
     for key, value in _metadata(config).items():
         setattr(card.data, key, value)
-    part = f"{BEGIN}\n\n{_body(config, rows)}\n{END}"
+    card.data.eval_results = [
+        *(result for result in card.data.eval_results or [] if result.dataset_name != _HELD_OUT),
+        *model_index(config),
+    ] or None
+    if card.data.eval_results:  # a model-index needs a name
+        card.data.model_name = card.data.model_name or "IR3DE router"
     before, mark, rest = card.text.partition(BEGIN)
-    card.text = before + part + rest.partition(END)[2] if mark else f"{card.text.rstrip()}\n\n{part}\n"
+    generated, _, after = rest.partition(END)
+    history = _history(generated, state(config, statistics), change[1] if change else None)
+    plotted = plot_confusion(path.with_name(PLOT_NAME), config)
+    body = "\n".join([_about(config, statistics, plotted), _LOAD, _ADD, _STATISTICS, *history])
+    part = f"{BEGIN}\n\n{body.replace('THIS_REPOSITORY', change[0]) if change else body}\n{END}"
+    card.text = before + part + after if mark else f"{card.text.rstrip()}\n\n{part}\n"
     card.save(path)
 
 
+def model_index(config: Any) -> list[EvalResult]:
+    """What was measured when the router was fitted, as results of a model-index; nothing once edits changed it."""
+    if not config.evaluation or config.measured_on:
+        return []
+    metrics = {
+        ("accuracy", "macro routing accuracy (%)"): round(100 * config.evaluation["macro_accuracy"], 2),
+        ("ece", "expected calibration error"): round(config.evaluation["calibration_error"], 4),
+    }
+    dataset: dict[str, Any] = {"dataset_type": ", ".join(config.datasets or ["held-out"]), "dataset_name": _HELD_OUT}
+    return [
+        EvalResult(task_type="text-generation", **dataset, metric_type=kind, metric_name=name, metric_value=value)
+        for (kind, name), value in metrics.items()
+    ]
+
+
+def state(config: Any, statistics: Mapping[str, Any]) -> str:
+    """Names the experts with their statistics, whatever the edits that led to them: 12 hexadecimal digits."""
+    ids = {name: sorted(domain.contributions) for name, domain in statistics.items()}
+    return hashlib.sha256(json.dumps([config.experts, ids], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _history(old: str, now: str, change: str | None) -> list[str]:
+    """The section on edits: the old generated part's lines, and one more where a change led to another state."""
+    lines = [match[0] for match in _CHANGE.finditer(old)]
+    last = _CHANGE.fullmatch(lines[-1]) if lines else None
+    if change is not None and (last is None or last[1] != now):
+        title = re.sub(r"[\s|<>`]+", " ", change).strip()[:100]
+        lines.append(f"| {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} | {title} | `{now}` |")
+    if not lines:
+        return []
+    about = "A state names the experts and their statistics: the same state is the same router."
+    return [
+        "## History of edits",
+        "",
+        about,
+        "",
+        "| date | change | state |",
+        "|---|---|---|",
+        *lines[-_MOST_CHANGES:],
+        "",
+    ]
+
+
 def _metadata(config: Any) -> dict[str, Any]:
-    linked = [config.embedding_model, *(expert.get("model") for expert in config.experts)]
-    ids = sorted({model for model in linked if model and _HUB_ID.fullmatch(model)})
+    sources = [expert.get(key) for expert in config.experts for key in ("model", "adapter")]
+    ids = sorted({source for source in [config.embedding_model, *sources] if _on_hub(source)})
     metadata: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["ir3de", "router", "llm-routing", "custom_code"],
+        "base_model": ids or None,
+        "datasets": config.datasets,
     }
-    return {**metadata, "base_model": ids} if ids else metadata
+    return {key: value for key, value in metadata.items() if value or key == "base_model"}
 
 
-def _body(config: Any, rows: Mapping[str, int]) -> str:
+def _on_hub(source: str | None) -> bool:
+    """Whether a source of weights looks like a Hub id, and no folder of that name is here."""
+    return source is not None and bool(_HUB_ID.fullmatch(source)) and not Path(source).is_dir()
+
+
+def _about(config: Any, statistics: Mapping[str, Any], plotted: bool) -> str:
     intro = (
         f"Routes a prompt to one of {len(config.experts)} domain experts with a linear router over token embeddings,"
         f" fitted in closed form ([IR3DE](https://arxiv.org/abs/2606.06098)): {_method(config)}. Embeddings:"
-        f" `{config.embedding_model or 'of an unnamed model'}` ({config.vocab_size:,} x {config.hidden_size}).\n"
+        f" {_link(config.embedding_model or 'of an unnamed model')} ({config.vocab_size:,} x {config.hidden_size}).\n"
     )
-    return "\n".join([intro, _experts(config, rows), _evaluation(config), _LOAD, _STATISTICS])
+    return "\n".join([intro, _experts(config, statistics), _evaluation(config, plotted)])
+
+
+def _link(source: str) -> str:
+    """A source of weights as a link; of a folder of this machine only the name."""
+    if _on_hub(source):
+        return f"[`{source}`](https://huggingface.co/{source})"
+    return f"`{Path(source).name if Path(source).is_absolute() else source}`"
 
 
 def _method(config: Any) -> str:
@@ -84,29 +178,47 @@ def _method(config: Any) -> str:
     return f"variant `{config.variant}`{votes}, {features} features, lambda {config.regularization:g}, {balance} sums"
 
 
-def _experts(config: Any, rows: Mapping[str, int]) -> str:
-    lines = ["## Experts", "", "| expert | answers | revision | tokens seen |", "|---|---|---|---:|"]
+def _experts(config: Any, statistics: Mapping[str, Any]) -> str:
+    lines = ["## Experts", "", "| expert | answers | revision | prompts seen | tokens seen | contributions |"]
+    lines.append("|---|---|---|---:|---:|---:|")
     for expert in config.experts:
+        domain = statistics[expert["name"]]
+        rows = f"{domain.rows('prompts'):,} | {domain.rows('tokens'):,} | {len(domain.contributions)}"
         source, revision = _source(expert)
-        lines.append(f"| {expert['name']} | {source} | {revision} | {rows[expert['name']]:,} |")
+        lines.append(f"| {expert['name']} | {source} | {revision} | {rows} |")
+    if any(_on_hub(expert.get("model")) and not _pinned(expert.get("revision")) for expert in config.experts):
+        lines += ["", "What is not pinned to a commit may answer differently tomorrow."]
     return "\n".join(lines) + "\n"
 
 
 def _source(expert: Mapping[str, Any]) -> tuple[str, str]:
     """What answers for an expert, and the revisions that it is pinned to."""
-    model = f"`{expert['model']}`" if "model" in expert else ""
+    model = _link(expert["model"]) if "model" in expert else ""
     if "endpoint" in expert or "provider" in expert:
         where = f"<{expert['endpoint']}>" if "endpoint" in expert else f"provider `{expert['provider']}`"
         return f"{model} at {where}: prompts leave your machine".strip(), "the server's"
-    pinned = [expert.get("revision", "not pinned")] if model else []
+    revisions = [_revision(expert["model"], expert.get("revision"))] if model else []
     if "adapter" in expert:
-        pinned.append(expert.get("adapter_revision", "not pinned"))
-        model = f"{model or 'its base'} with adapter `{expert['adapter']}`"
+        revisions.append(_revision(expert["adapter"], expert.get("adapter_revision")))
+        model = f"{model or 'its base'} with adapter {_link(expert['adapter'])}"
     trust = " (asks to run code of its own)" if expert.get("trust_remote_code") else ""
-    return (model or "nothing: routes only") + trust, ", ".join(pinned)
+    return (model or "nothing: routes only") + trust, ", ".join(dict.fromkeys(revisions))
 
 
-def _evaluation(config: Any) -> str:
+def _revision(source: str, revision: str | None) -> str:
+    if not _on_hub(source):
+        return "a folder"
+    if _pinned(revision):
+        return f"`{revision}`"
+    return f"`{revision}`, **a branch or tag: not pinned**" if revision else "**not pinned**"
+
+
+def _pinned(revision: str | None) -> bool:
+    """Whether a revision is a commit, which never changes."""
+    return revision is not None and bool(_COMMIT.fullmatch(revision))
+
+
+def _evaluation(config: Any, plotted: bool) -> str:
     evaluation = config.evaluation
     if not evaluation:
         return ""
@@ -125,4 +237,35 @@ def _evaluation(config: Any) -> str:
     ]
     for name, domain in evaluation["domains"].items():
         lines.append(f"| {name} | {100 * domain['recall']:.1f} % | {domain['prompts']:,} |")
+    if plotted:
+        lines += ["", f"![Where prompts of each domain were sent, in percent]({PLOT_NAME})"]
     return "\n".join(lines) + "\n"
+
+
+def plot_confusion(path: Path, config: Any) -> bool:
+    """Draws where held-out prompts of each domain were sent, if that was measured and matplotlib is installed."""
+    confusion = (config.evaluation or {}).get("confusion")
+    if not confusion:
+        return False
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    domains, side = list(confusion), 2.2 + 0.45 * len(confusion)
+    shares = [[100 * row[to] / max(1, sum(row.values())) for to in domains] for row in confusion.values()]
+    canvas = Figure(layout="constrained", figsize=(side + 0.6, side))
+    axes = canvas.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xticks(range(len(domains)), domains, rotation=45, ha="right")
+    axes.set_yticks(range(len(domains)), domains)
+    axes.set_xlabel("expert chosen")
+    axes.set_ylabel("domain of the prompt")
+    for i, row in enumerate(shares):
+        for j, share in enumerate(row):
+            color, cell = "white" if share > 50 else "black", f"{share:.0f}" if share >= 1 else "<1"
+            axes.text(j, i, cell if share else "", ha="center", va="center", fontsize=8, color=color)
+    canvas.colorbar(image, ax=axes, label="% of the domain's prompts", shrink=0.8)
+    FigureCanvasAgg(canvas)
+    canvas.savefig(path, dpi=120, metadata={"Software": None})  # the same figures are the same bytes
+    return True

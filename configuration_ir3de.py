@@ -196,6 +196,7 @@ class IR3DEConfig(PreTrainedConfig):
         evaluation (`dict`, *optional*): what was measured when the router was fitted.
         measured_on (`str`, *optional*): names the set of contributions that `evaluation` and `calibration` were
             measured with, where edits have changed it since.
+        datasets (`list[str]`, *optional*): ids of the Hub data sets that the router was fitted on.
 
     Example:
 
@@ -235,6 +236,7 @@ class IR3DEConfig(PreTrainedConfig):
     fallback_expert: str | None = None
     evaluation: dict[str, Any] | None = None
     measured_on: str | None = None
+    datasets: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.set_experts(self.experts or [])

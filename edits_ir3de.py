@@ -171,7 +171,7 @@ def pull(statistics: Mapping[str, DomainStatistics], balance: bool) -> dict[str,
     """
     traces = {}
     for name, domain in statistics.items():
-        diagonal = domain.gram("tokens").diagonal()
+        diagonal = domain.diagonal("tokens")
         traces[name] = float(diagonal.sum() / diagonal[-1]) if balance else float(diagonal.sum())
     return {name: trace / sum(traces.values()) for name, trace in traces.items()}
 
@@ -296,11 +296,11 @@ class RouterEdits:
     def _edit(self, experts: Experts) -> None:
         """Takes on other experts, once everything that is new has been checked."""
         before = experts_of(self)
-        longest = self._longest()
-        for name, domain in experts.statistics.items():
-            old = before.statistics[name].contributions if name in before.statistics else {}
-            new = {key: value for key, value in domain.contributions.items() if key not in old}
-            DomainStatistics(domain.size, domain.fingerprint, new).check(name, longest)
+        known = {key for domain in before.statistics.values() for key in domain.contributions}
+        new = {name: domain.only(domain.contributions.keys() - known) for name, domain in experts.statistics.items()}
+        longest = self._longest() if any(domain.contributions for domain in new.values()) else {}
+        for name, domain in new.items():
+            domain.check(name, longest)
         config = copy.deepcopy(self.config)
         config.set_experts(list(experts.specs.values()))
         config.check()

@@ -20,7 +20,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
-from .card_ir3de import CARD_NAME, update_card
+from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
 from .edits_ir3de import RouterEdits
 from .files_ir3de import STATISTICS_FOLDER, finish_save, staged
@@ -32,8 +32,9 @@ from .statistics_ir3de import (
     fingerprint,
     one_thread,
     read_header,
+    total,
 )
-from .token_router_ir3de import FeatureMap, entropy, mean_diagonal, solve, token_noise
+from .token_router_ir3de import FeatureMap, entropy, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
@@ -249,9 +250,8 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             )
         for name in names:
             check_feature_space(name, statistics[name], config)
-        tokens = [statistics[name].gram("tokens") for name in names]
-        W_tokens = solve(tokens, config.regularization, config.balance, config.bias, config.normalize_columns)
-        W_prompts = _solve_prompts(config, [statistics[name].gram("prompts") for name in names], tokens)
+        with one_thread():
+            W_tokens, W_prompts = _solve(config, [statistics[name] for name in names])
         self.token_router = _filled(self.token_router, W_tokens)
         self.prompt_router = _filled(self.prompt_router, W_prompts)
         self.config.set_experts(config.experts or [])
@@ -377,8 +377,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
                 domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
             if (folder / CARD_NAME).is_file():
                 shutil.copy(folder / CARD_NAME, new)
-            rows = {name: domain.rows("tokens") for name, domain in statistics.items()}
-            update_card(new / CARD_NAME, self.config, rows)
+            update_card(new / CARD_NAME, self.config, statistics)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
@@ -420,15 +419,17 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             if api.file_exists(repo_id, CARD_NAME, revision=revision):  # what people wrote in the card stays
                 api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder)
             self.save_pretrained(folder, **kwargs)
+            message = commit_message or "Upload IR3DE router"
+            update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message))
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
-                commit_message=commit_message or "Upload IR3DE router",
+                commit_message=message,
                 commit_description=commit_description,
                 revision=revision,
                 create_pr=create_pr,
                 ignore_patterns=[".cache/*"],
-                delete_patterns=[f"{STATISTICS_FOLDER}/*"],
+                delete_patterns=[f"{STATISTICS_FOLDER}/*", PLOT_NAME],
                 parent_commit=parent_commit,
             )
 
@@ -449,12 +450,16 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         return str(cached_file(path, filename, **origin))
 
 
-def _solve_prompts(config: IR3DEConfig, prompts: list[torch.Tensor], tokens: list[torch.Tensor]) -> torch.Tensor:
-    """W of the prompt rows, of shape `(F, D)`, from A_d over the prompts and over the tokens of each domain."""
+def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:
+    """W of the token rows and W of the prompt rows, which has no bias."""
+    A, B = total(domains, "tokens", config.balance)
+    W_tokens = ridge(A, B, config.regularization, config.bias, config.normalize_columns)
+    noise = A if config.balance else total(domains, "tokens", balance=True)[0]
+    A, B = total(domains, "prompts", balance=True)
     value = config.prompt_regularization
     if value is None:
-        value = 1e-3 * mean_diagonal(prompts)
-    return solve(prompts, value, bias=False, noise=token_noise(tokens, config.token_noise))
+        value = 1e-3 * float(A.diagonal()[:-1].mean())
+    return W_tokens, ridge(A.add_(noise, alpha=config.token_noise), B, value, bias=False)
 
 
 def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:

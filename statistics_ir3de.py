@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ _PAIRS = 1 << 14  # of tokens, up to which comparing all of them is faster than 
 _PADDED_TOKENS = 1 << 18  # of a batch, padding included
 _CHUNK = 8192  # rows of the vocabulary that are hashed at a time
 _GRAM_ROWS, _GRAM_COLUMNS = 2048, 160  # of the vocabulary, widened to float64, and of A, that are multiplied at a time
+_BLOCK = 256  # rows and columns of a matrix that are mirrored at a time
 _MOST_BYTES = 8 << 30  # of a file
 _MOST_HEADER = 1 << 20  # bytes
 _MOST_COLUMNS = 1 << 14
@@ -231,10 +232,16 @@ class DomainStatistics:
 
     def gram(self, kind: str) -> torch.Tensor:
         """A_d of shape `(size, size)`, float64, of a kind of row: the contributions summed in order of their ids."""
-        packed = torch.zeros(self.size * (self.size + 1) // 2, dtype=torch.float64)
-        for key in sorted(self.contributions):
-            packed += self.contributions[key][kind]
-        return _unpack(packed, self.size)
+        return _unpack(self.packed(kind), self.size)
+
+    def packed(self, kind: str) -> torch.Tensor:
+        """The upper triangle of A_d in row order, float64; not to be changed in place."""
+        first, *others = (self.contributions[key][kind] for key in sorted(self.contributions))
+        return sum(others, first)
+
+    def diagonal(self, kind: str) -> torch.Tensor:
+        """The diagonal of A_d, of shape `(size,)`."""
+        return self.packed(kind)[_ends(self.size) - torch.arange(self.size - 1, -1, -1)]
 
     def rows(self, kind: str) -> int:
         """n_d, the number of rows of a kind behind the sums: tokens or prompts."""
@@ -249,6 +256,11 @@ class DomainStatistics:
                 " embeddings."
             )
         return DomainStatistics(self.size, self.fingerprint, {**self.contributions, **other.contributions})
+
+    def only(self, keys: Collection[str]) -> DomainStatistics:
+        """The contributions of these ids."""
+        chosen = {key: kinds for key, kinds in self.contributions.items() if key in keys}
+        return DomainStatistics(self.size, self.fingerprint, chosen)
 
     def check(self, name: str, longest: Mapping[str, float]) -> None:
         """Checks that every contribution can be what it claims, sums x x^T over rows x: statistics may be a stranger's.
@@ -311,6 +323,29 @@ class DomainStatistics:
                     f"{path}: the sums of contribution {key} are not those it is named by: fetch it again."
                 )
         return cls(int(header["size"]), str(header["fingerprint"]), dict(contributions))
+
+
+def total(domains: Iterable[DomainStatistics], kind: str, balance: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B over all domains, of a kind of row. The triangles are added up as they are, and only the sum is unpacked.
+
+    Args:
+        domains (`Iterable[DomainStatistics]`): of one feature space, in the order of B's columns; at least one.
+        kind (`str`): `"tokens"` or `"prompts"`.
+        balance (`bool`): A = sum_d A_d / n_d and column d of B is b_d / n_d; else the plain sums.
+
+    Returns:
+        A, `torch.Tensor` of shape `(size, size)`, and B, of shape `(size, D)`; float64. Labels are one-hot, so b_d is
+        the last column of A_d.
+    """
+    columns: list[torch.Tensor] = []
+    A = weighted = torch.empty(0)
+    for domain in domains:
+        packed = domain.packed(kind)
+        if not columns:
+            A, weighted = torch.zeros_like(packed), torch.empty_like(packed)
+        A += torch.div(packed, packed[-1] if balance else 1, out=weighted)
+        columns.append(weighted[_ends(domain.size)])
+    return _unpack(A, len(columns[0])), torch.stack(columns, dim=1)
 
 
 def read_header(path: str | os.PathLike[str]) -> dict[str, str | int]:
@@ -400,10 +435,18 @@ def _upper(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return rows, columns
 
 
+def _ends(size: int) -> torch.Tensor:
+    """Where the rows of a packed upper triangle end: the places of the matrix's last column."""
+    return torch.arange(size, 0, -1).cumsum(0) - 1
+
+
 def _unpack(packed: torch.Tensor, size: int) -> torch.Tensor:
     """The symmetric matrix of shape `(size, size)` whose upper triangle in row order is given."""
     A = torch.zeros(size, size, dtype=torch.float64)
     for i, row in enumerate(packed.split(list(range(size, 0, -1)))):  # far faster than by indices
         A[i, i:] = row
-        A[i + 1 :, i] = row[1:]
+    for start in range(0, size, _BLOCK):  # block by block the transposed copy stays in the processor's cache
+        rows, rest = slice(start, start + _BLOCK), slice(start + _BLOCK, size)
+        A[rest, rows] = A[rows, rest].T
+        A[rows, rows] += A[rows, rows].triu(1).T
     return A

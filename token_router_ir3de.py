@@ -89,7 +89,11 @@ def solve(
         balance (`bool`): A = sum_d A_d / n_d and column d of B is b_d / n_d; else the plain sums.
         bias (`bool`): keep the column of ones.
         normalize_columns (`bool`): divide each column of W by its Euclidean norm, as the authors' code does.
-        noise (`torch.Tensor` of shape `(F + 1, F + 1)`, *optional*): added to A, see `token_noise`.
+        noise (`torch.Tensor` of shape `(F + 1, F + 1)`, *optional*): added to A. For prompt rows it is rho times the
+            balanced A over the token rows: what A gains in expectation when prompts lose and gain single tokens at
+            random, since a prompt's row is a sum over its tokens, and if each is dropped or doubled independently the
+            expected A grows by its own outer product. That regularizer in closed form (Wager, Wang and Liang 2013 for
+            dropout) keeps W from leaning on few tokens, which unseen sources reward.
 
     Returns:
         `torch.Tensor` of shape `(F + 1, D)`, or `(F, D)` without `bias`; float64. With the bias its row is the last.
@@ -102,10 +106,19 @@ def solve(
     B = torch.stack([A_d[:, -1] for A_d in weighted], dim=1)  # one-hot labels: b_d = X_d^T 1
     if noise is not None:
         A = A + noise
+    return ridge(A, B, regularization, bias, normalize_columns)
+
+
+def ridge(
+    A: torch.Tensor, B: torch.Tensor, regularization: float, bias: bool = True, normalize_columns: bool = False
+) -> torch.Tensor:
+    """W from A of shape `(F + 1, F + 1)` and B of shape `(F + 1, D)` over all domains; the rest is as in `solve`."""
     if not bias:
         A, B = A[:-1, :-1], B[:-1]
     # section 3.1: W* = (A + lambda I)^-1 B
-    L, failed = torch.linalg.cholesky_ex(A + regularization * torch.eye(len(A), dtype=torch.float64))
+    regularized = A.clone()
+    regularized.diagonal().add_(regularization)
+    L, failed = torch.linalg.cholesky_ex(regularized)
     if int(failed):
         raise ValueError(
             f"A + lambda I is not positive definite at lambda {regularization}: the mean of A's diagonal is"
@@ -113,22 +126,6 @@ def solve(
         )
     W = torch.cholesky_solve(B, L)
     return W / W.norm(dim=0) if normalize_columns else W
-
-
-def token_noise(grams: Iterable[torch.Tensor], strength: float) -> torch.Tensor:
-    """What A gains in expectation when prompts lose and gain single tokens at random.
-
-    A prompt's row is a sum over its tokens; if each is dropped or doubled independently, the expected A grows by the
-    sum of its tokens' own outer products, a regularizer in closed form (Wager, Wang and Liang 2013 for dropout). Those
-    products are what the token rows sum up already. It keeps W from leaning on few tokens, which unseen sources reward.
-
-    Args:
-        grams (`Iterable[torch.Tensor]` of shape `(F + 1, F + 1)`): A_d over the token rows of each domain.
-        strength (`float`): rho, at least 0.
-    """
-    total = strength * sum(_weigh(A_d, balance=True) for A_d in grams)
-    assert isinstance(total, torch.Tensor)
-    return total
 
 
 def mean_diagonal(grams: Iterable[torch.Tensor], balance: bool = True) -> float:

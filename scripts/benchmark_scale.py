@@ -15,8 +15,7 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.sources import load_source, quickstart_source
-from ir3de.statistics_ir3de import gram_from_counts
-from ir3de.token_router_ir3de import solve, token_noise
+from ir3de.statistics_ir3de import KINDS, DomainStatistics, gram_from_counts
 
 PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. " * 2
 
@@ -56,15 +55,15 @@ def large_table(vocab_size: int = 128_256, hidden_size: int = 4096, domains: int
     """Solve and table of both kinds of row over a random vocabulary, from sums that are given."""
     generator = torch.Generator().manual_seed(0)
     experts = [{"name": f"expert-{index}"} for index in range(domains)]
-    config = IR3DEConfig(vocab_size=vocab_size, hidden_size=hidden_size, experts=experts)
+    config = IR3DEConfig(vocab_size=vocab_size, hidden_size=hidden_size, experts=experts, fingerprint="random")
     model = IR3DEModel(config).to(torch.bfloat16).eval()
     model.token_router.float(), model.prompt_router.float()
     model.embed_tokens.weight.data.normal_(generator=generator)
     counts = torch.randint(0, 2, (vocab_size,), generator=generator) * (torch.arange(vocab_size) < 8192)
     gram = gram_from_counts(counts, model.embed_tokens.weight.detach())
+    sums = DomainStatistics.from_grams(dict.fromkeys(KINDS, gram), "random")
     start = time.perf_counter()
-    solve([gram] * domains, 1e-5)
-    solve([gram] * domains, 1e-5, bias=False, noise=token_noise([gram] * domains, 1.0))
+    model.fit({expert["name"]: sums for expert in experts})
     solved = time.perf_counter()
     model.token_table("top-k"), model.token_table("prompt")
     done = time.perf_counter()

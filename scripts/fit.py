@@ -68,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         embedding_model=public_name(args.embeddings),
         embedding_revision=args.revision,
         embedding_gguf_file=args.gguf_file,
+        datasets=[data for data in args.data if not Path(data).is_file()] or None,
         **_by_hand(args),
     )
     tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
@@ -211,12 +212,14 @@ def _candidates(
 def evaluation(best: Candidate, error: float) -> dict[str, Any]:
     """What config and card say of the choice."""
     domains = {name: {"recall": recall, "prompts": len(best.logits[name])} for name, recall in best.recalls.items()}
+    routes = {name: rows.argmax(dim=1).bincount(minlength=len(domains)).tolist() for name, rows in best.logits.items()}
     return {
         "macro_accuracy": best.macro_accuracy,
         "standard_error": best.standard_error,
         "calibration_error": error,
         "prompts": sum(domain["prompts"] for domain in domains.values()),
         "domains": domains,
+        "confusion": {name: dict(zip(domains, numbers, strict=True)) for name, numbers in routes.items()},
     }
 
 

@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         edit(IR3DEModel.from_pretrained(args.router))
         return 0
-    message = f"Merge {', '.join(args.source)}" if args.pr is None else f"Merge pull request {args.pr}"
+    names = [Path(source).name if Path(source).exists() else source for source in args.source]  # no local paths
+    message = f"Merge {', '.join(names)}" if args.pr is None else f"Merge pull request {args.pr}"
     place = apply_edit(args.router, edit, message, args.output, args.create_pr)
     if args.pr is not None and args.output is None:
         comment = f"Its statistics were merged: {place}"

@@ -3,8 +3,11 @@
 import gzip
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from ir3de.statistics_ir3de import StatisticsCollector
 
 from . import tiny
 
+KILLS = int(os.environ.get("IR3DE_KILLS", "1"))  # the full proof: `make prove`
 TEXTS = tiny.sentences("law", 70)
 
 
@@ -100,6 +104,35 @@ def test_a_killed_collection_resumes_to_the_identical_file(
     run(router, data, tmp_path / "law.safetensors", "--shard-rows=10")
     assert times == [path.stat().st_mtime_ns for path in made], "what was done is not done again"
     assert (tmp_path / "law.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+def test_collections_killed_at_random_instants_resume_to_the_identical_file(
+    router: str, data: list[str], tmp_path: Path
+) -> None:
+    run(router, data, tmp_path / "whole.safetensors", "--shard-rows=2")
+    shards = len(list((tmp_path / "whole.safetensors.shards").iterdir()))
+    draw, output, halfway = random.Random(0), tmp_path / "law.safetensors", 0
+
+    options = ["--router", router, "--name", "law", *data, "--output", str(output), "--shard-rows=2"]
+    command = [sys.executable, "-m", "ir3de.scripts.collect", *options]
+
+    def made() -> int:
+        return len(list(tmp_path.glob("law.safetensors.shards/*-??????.safetensors")))
+
+    for _ in range(KILLS):
+        shutil.rmtree(f"{output}.shards", ignore_errors=True)
+        output.unlink(missing_ok=True)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        after = draw.randrange(1, shards // 2)
+        while made() < after and process.poll() is None:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        halfway += 0 < made() < shards
+        run(router, data, output, "--shard-rows=2")
+        assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert halfway > 0
+    print(f"{halfway} of {KILLS} kills came halfway")
 
 
 def test_the_jobs_of_a_queue_share_the_shards(router: str, data: list[str], tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def hub() -> Iterator[Hub]:
     with pytest.MonkeyPatch.context() as patch, serve() as (url, running):
         patch.setattr(constants, "ENDPOINT", url)
         patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))  # else made once a process
         patch.setattr(constants, "HF_HUB_OFFLINE", False)
         patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         patch.setenv("HF_TOKEN", WRITE_TOKEN)
@@ -100,7 +101,11 @@ def test_model_and_pipeline_publish_the_same_complete_repository(hub: Hub, route
     IR3DERoutingPipeline(router, device="cpu").push_to_hub("user/from-pipeline", private=True)
     files = hub.files("user/from-model")
     assert files.keys() == COMPLETE
-    assert hub.files("user/from-pipeline") == files
+    again = hub.files("user/from-pipeline")
+    card = (
+        again["README.md"].replace(b"user/from-pipeline", b"user/from-model").replace(b"Upload IR3DE router", b"First")
+    )
+    assert {**again, "README.md": card} == files
     assert HfApi().list_repo_commits("user/from-model")[0].title == "First"
     assert HfApi().repo_info("user/from-pipeline").private
     info = HfApi().model_info("user/from-model")

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,7 +101,15 @@ def test_add_remove_and_merge_work_on_the_hub(repo: str, law: str, tmp_path: Pat
     )
     assert cli.main(["merge", repo, law]) == 0
     assert experts(repo) == ["code", "law", "math"]
-    assert [commit.title for commit in HfApi().list_repo_commits(repo)[:3]] == [f"Merge {law}", "Remove law", "Add law"]
+    assert [commit.title for commit in HfApi().list_repo_commits(repo)[:3]] == [
+        "Merge law.safetensors",
+        "Remove law",
+        "Add law",
+    ]
+    card = Path(HfApi().hf_hub_download(repo, "README.md")).read_text(encoding="utf-8")
+    changes = re.findall(r"\| (\w+ [^|]+) \| `(\w{12})` \|", card)
+    assert [title for title, _ in changes[1:]] == ["Add law", "Remove law", "Merge law.safetensors"]
+    assert changes[0][1] == changes[2][1] != changes[1][1], "added and removed again is the state it began with"
 
 
 def test_commands_edit_a_folder_too(tmp_path: Path, law: str, capsys: pytest.CaptureFixture[str]) -> None:

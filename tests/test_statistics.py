@@ -22,6 +22,7 @@ from ir3de.statistics_ir3de import (
     gram_from_counts,
     padded_batches,
     prompt_weights,
+    total,
 )
 from ir3de.token_router_ir3de import FeatureMap
 
@@ -132,8 +133,30 @@ def test_unions_do_not_care_for_order_grouping_or_repetition() -> None:
     assert same((a | b) | a, a | b)
     assert not same(a, a | b)
     for kind in KINDS:
-        total = a.gram(kind) + b.gram(kind) + c.gram(kind)
-        torch.testing.assert_close((a | b | c).gram(kind), total, rtol=1e-13, atol=1e-13)
+        expected = a.gram(kind) + b.gram(kind) + c.gram(kind)
+        torch.testing.assert_close((a | b | c).gram(kind), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 600])  # the last has several blocks
+def test_a_packed_triangle_is_its_matrix_again(size: int) -> None:
+    X = torch.randn(5, size, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
+    A = (X.T @ X + X.T.flip(1) @ X.flip(0)) / 2
+    A = torch.triu(A) + torch.triu(A, 1).T
+    domain = DomainStatistics.from_grams(dict.fromkeys(KINDS, A), "f")
+    assert torch.equal(domain.gram("tokens"), A)
+    assert torch.equal(domain.diagonal("prompts"), A.diagonal())
+
+
+@pytest.mark.parametrize("balance", [True, False])
+def test_the_total_of_packed_sums_is_that_of_the_matrices(balance: bool) -> None:
+    domains = [contribution(0), contribution(1) | contribution(2), contribution(3)]
+    for kind in KINDS:
+        grams = [domain.gram(kind) for domain in domains]
+        weighted = [A_d / A_d[-1, -1] if balance else A_d for A_d in grams]
+        A, B = total(domains, kind, balance)
+        assert torch.equal(A, weighted[0] + weighted[1] + weighted[2])
+        assert torch.equal(B, torch.stack([A_d[:, -1] for A_d in weighted], dim=1))
+        assert all(torch.equal(domain.gram(kind), A_d) for domain, A_d in zip(domains, grams, strict=True))
 
 
 def test_a_contribution_that_is_left_out_was_never_there() -> None:

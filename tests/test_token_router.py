@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ir3de.statistics_ir3de import gram_from_counts
-from ir3de.token_router_ir3de import FeatureMap, entropy, mean_diagonal, solve, token_noise
+from ir3de.token_router_ir3de import FeatureMap, entropy, mean_diagonal, solve
 
 # Three tokens in one dimension. Domain 0 says the first three times and the last once; domain 1 the second and last.
 E = torch.tensor([[1.0], [-1.0], [0.0]])
@@ -119,9 +119,8 @@ def test_the_scale_of_lambda_leaves_the_ones_out() -> None:
     assert mean_diagonal(GRAMS, balance=True) == 1.5
 
 
-def test_token_noise_is_added_to_the_balanced_sums() -> None:
-    noise = token_noise(GRAMS, 2.0)
-    torch.testing.assert_close(noise, 2.0 * (GRAMS[0] / 4 + GRAMS[1] / 4))
+def test_noise_is_added_to_the_sums() -> None:
+    noise = 2.0 * (GRAMS[0] / 4 + GRAMS[1] / 4)
     torch.testing.assert_close(
         solve(GRAMS, 0.5, bias=False, noise=noise), 0.75 / (1.5 + 3 + 0.5) * torch.tensor([[1.0, -1.0]]).double()
     )

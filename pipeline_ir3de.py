@@ -80,7 +80,7 @@ class IR3DERoutingPipeline(Pipeline):
         return self.experts.loaded
 
     def copy(self) -> IR3DERoutingPipeline:
-        """A pipeline with a copy of the router, to edit apart from this one; the two share whatever experts are loaded."""
+        """A pipeline with a copy of the router, to edit apart from this one; the two share loaded experts."""
         made = copy.copy(self)
         made.model = self.model.copy()
         made.experts = self.experts.for_config(made.model.config)

@@ -20,7 +20,7 @@ from ir3de.openai_ir3de import Limits
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data import Row, read_file
 from ir3de.scripts.quickstart import FOLDER, build
-from ir3de.space import chat, experts, measured, route
+from ir3de.space import chat, experts, measured, route, views
 from ir3de.space.site import Site
 
 STYLE = Path(__file__).resolve().parent / "space" / "style.css"
@@ -30,6 +30,7 @@ INTRO = """
 <div class="ir-title"><h1>IR3DE: which expert should answer?</h1>
 <p>A linear router over token embeddings, fitted in closed form. Type, and see where the prompt goes, and why.</p></div>
 """
+SMALL = "The embedded experts are adapters on an LLM of 135 million parameters: look at the routes, not at its words."
 CONNECT = """
 ### Any OpenAI client
 
@@ -71,8 +72,9 @@ def build_demo(site: Site) -> gr.Blocks:
         site ([`Site`]): the router and its limits.
     """
     with gr.Blocks(title="IR3DE", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+        _tools(site)  # first, since a tab's own functions would take their names
         visitor = gr.State(None, time_to_live=3600)
-        gr.HTML(INTRO)
+        gr.HTML(INTRO + (views.message(site.note) if site.note else ""))
         with gr.Tabs():
             with gr.Tab("Route", id="route"):
                 route.build(site, visitor, demo)
@@ -90,7 +92,6 @@ def build_demo(site: Site) -> gr.Blocks:
             return CONNECT.format(url=url, experts=", ".join(site.router.model.config.expert_names), limits=site.limits)
 
         demo.load(connect, None, how, queue=False, api_visibility="private")
-        _tools(site)
     demo.queue(max_size=64, default_concurrency_limit=4)
     return cast(gr.Blocks, demo)
 
@@ -136,8 +137,16 @@ def _checked(work: Callable[[], Any]) -> Any:
 
 def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> Any:
     """Starts the interface with the endpoint beside it, on the same server."""
-    theme = gr.themes.Default(
-        primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=["ui-monospace", "monospace"]
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO).set(
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
     )
     return demo.launch(
         app_kwargs={"routes": [Mount("/v1", endpoint(site.router, site.limits, site.stream))]},
@@ -168,7 +177,8 @@ def load(router: str | None = None, revision: str | None = None, samples: str | 
     def stream(prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
         yield from pipe.stream(prompt, **options)
 
-    return Site(pipe, _on_lent_hardware(stream), Limits(), rows, os.environ.get("IR3DE_ALLOW_EDIT") == "1")
+    allow_edit = os.environ.get("IR3DE_ALLOW_EDIT") == "1"
+    return Site(pipe, _on_lent_hardware(stream), Limits(), rows, allow_edit, "" if router else SMALL)
 
 
 def _on_lent_hardware(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,6 @@ Shown = tuple[str, Turns, str, str]  # the conversation as HTML and as turns, th
 def build(site: Site, visitor: gr.State) -> None:
     """Builds the tab."""
     turns = gr.State([])
-    notice = gr.HTML(elem_id="chat-notice")
     shown = gr.HTML(views.conversation([], []), elem_id="chat")
     said = gr.Textbox(
         label="Your message",
@@ -26,6 +25,7 @@ def build(site: Site, visitor: gr.State) -> None:
         max_lines=6,
         elem_id="message",
     )
+    notice = gr.HTML(elem_id="chat-notice")
     with gr.Row():
         send = gr.Button("Send", variant="primary", min_width=80, elem_id="send")
         stop = gr.Button("Stop", min_width=70, elem_id="stop-chat")

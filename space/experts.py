@@ -128,7 +128,7 @@ def _share(site: Site, visitor: gr.State, result: gr.HTML) -> None:
     """Downloads the visitor's router, or pushes it to the Hub."""
     gr.Markdown("### Keep it")
     pack = gr.Button("Pack it to download", elem_id="pack")
-    file = gr.File(label="The router", interactive=False, height=90, elem_id="download")
+    file = gr.File(label="The router", interactive=False, visible=False, elem_id="download")
     target = gr.Textbox(label="Push it to the Hub as", placeholder="you/router", elem_id="target")
     token = gr.Textbox(
         label="Your token with the right to write",
@@ -143,7 +143,10 @@ def _share(site: Site, visitor: gr.State, result: gr.HTML) -> None:
         done, said = push(site.router_of(visitor).model, repo, token.strip(), as_pr)
         return views.message(said, "hint" if done else "error"), ""
 
-    pack.click(lambda visitor: packed(site.router_of(visitor).model), visitor, file, **_EDITING)
+    def pack_it(visitor: Visitor | None) -> Any:
+        return gr.update(value=packed(site.router_of(visitor).model), visible=True)
+
+    pack.click(pack_it, visitor, file, **_EDITING)
     send.click(pushed, [visitor, target, token, as_pr], [result, token], **_EDITING)
 
 

@@ -37,13 +37,13 @@ def build(site: Site, visitor: gr.State, demo: gr.Blocks) -> None:
                 ask = gr.Button("Answer", variant="primary", min_width=80, elem_id="answer")
                 compare = gr.Button("Compare two", min_width=80, elem_id="compare")
                 stop = gr.Button("Stop", min_width=60, elem_id="stop")
-            gr.Examples([[example] for example in EXAMPLES], [prompt], label="Examples between two domains")
         with gr.Column(scale=6, min_width=300):
             ranking = gr.HTML(elem_id="ranking", label="Ranking")
             tokens = gr.HTML(elem_id="tokens", label="Tokens")
     with gr.Row():
         first = gr.HTML(elem_id="first-answer", label="Answer", min_width=280)
         second = gr.HTML(elem_id="second-answer", label="Second answer", min_width=280)
+    gr.Examples([[example] for example in EXAMPLES], [prompt], label="Examples between two domains")
     variant, k, min_score, cost_weight, length = _controls(site)
 
     choice = [variant, k, min_score, cost_weight, visitor]
@@ -81,16 +81,21 @@ def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr
     costs = all("cost" in spec for spec in config.experts)
     worth = "What a unit of an expert's cost must be worth." if costs else "This router's experts have no costs."
     most = min(512, site.limits.max_tokens)
-    k_info = "In variant top-k."
-    with gr.Accordion("Controls", open=True), gr.Row():
-        variant = gr.Radio(VARIANTS, value=config.variant, label="Variant", min_width=300, elem_id="variant")
-        k = gr.Slider(1, 100, config.num_votes, step=1, label="k: tokens that vote", info=k_info, elem_id="votes")
-        k.interactive = config.variant == "top-k"
-        min_score = gr.Slider(0, 1, config.min_score, step=0.01, label="Minimum score", elem_id="min-score")
-        min_score.info = "Below it the fallback answers, or nobody."
-        cost_weight = gr.Slider(0, 1, 0, step=0.01, label="Cost weight", info=worth, elem_id="cost-weight")
-        cost_weight.interactive = costs
-        length = gr.Slider(8, most, min(128, most), step=8, label="Tokens of an answer", elem_id="length")
+    with gr.Accordion("Controls", open=True):
+        variant = gr.Radio(VARIANTS, value=config.variant, label="Variant", elem_id="variant")
+        with gr.Row():
+            k = gr.Slider(1, 100, config.num_votes, step=1, label="k: tokens that vote", min_width=225, elem_id="votes")
+            min_score = gr.Slider(
+                0, 1, config.min_score, step=0.01, label="Minimum score", min_width=225, elem_id="min-score"
+            )
+            cost_weight = gr.Slider(0, 1, 0, step=0.01, label="Cost weight", min_width=225, elem_id="cost-weight")
+            length = gr.Slider(
+                8, most, min(128, most), step=8, label="Answer's tokens", min_width=225, elem_id="length"
+            )
+    k.info, k.interactive = "In variant top-k.", config.variant == "top-k"
+    min_score.info = "Below it the fallback, or nobody."
+    cost_weight.info, cost_weight.interactive = worth, costs
+    length.info = "At most."
     return variant, k, min_score, cost_weight, length
 
 

@@ -40,6 +40,7 @@ class Site:
         limits ([`Limits`]): of a prompt and an answer.
         samples (`list[Row]`): labelled prompts that the router is tried on.
         allow_edit (`bool`): whether visitors may edit copies of their own.
+        note (`str`): for the head of the page.
     """
 
     router: IR3DERoutingPipeline
@@ -47,6 +48,7 @@ class Site:
     limits: Limits
     samples: Sequence[Row]
     allow_edit: bool
+    note: str = ""
 
     def router_of(self, visitor: Visitor | None) -> IR3DERoutingPipeline:
         """The visitor's own router, or everybody's."""

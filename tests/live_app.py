@@ -24,7 +24,7 @@ LIMITS = Limits(characters=2_000, max_tokens=400)
 def make_site(specs: dict[str, dict[str, Any]], **changes: Any) -> Site:
     """A site whose experts answer and cost something."""
     costs = {name: {**specs[name], "cost": cost} for name, cost in (("code", 1), ("law", 2), ("math", 3))}
-    pipe = IR3DERoutingPipeline(tiny.router(costs), device="cpu")
+    pipe = IR3DERoutingPipeline(tiny.router(costs, variant="prompt"), device="cpu")
     rows = [Row(text, domain) for domain in tiny.DOMAINS for text in tiny.sentences(domain, 6, seed=11)]
     site = {"stream": pipe.stream, "limits": LIMITS, "samples": rows, "allow_edit": True, **changes}
     return Site(pipe, **site)

@@ -82,9 +82,8 @@ def soak(url: str, process: psutil.Process, clients: int, seconds: float) -> int
         times.sort()
         middle, late = times[len(times) // 2], times[int(0.95 * len(times))]
         print(f"seconds an answer: median {middle:.1f}, 95 % within {late:.1f}; {len(times) / seconds:.1f} a second")
-    print(
-        f"memory of the server: {first / 2**20:.0f} MiB after the warm-up, {last / 2**20:.0f} at the end ({growth:+.1%})"
-    )
+    sizes = f"{first / 2**20:.0f} MiB after the warm-up, {last / 2**20:.0f} at the end"
+    print(f"memory of the server: {sizes} ({growth:+.1%})")
     good = {"answered", "streamed", "cancelled", "429"}
     return 0 if set(seen) <= good and seen["answered"] and growth < _MAX_GROWTH else 1
 

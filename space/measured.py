@@ -84,7 +84,7 @@ def _live(site: Site, router: Any) -> str:
         points.append((k, voted["macro_accuracy"] if voted else 0.0))
     return (
         "<h3>Now, on the sample prompts</h3>"
-        + views.message("A few prompts written for this page, not drawn from the training sources.")
+        + views.message("A few labelled prompts that come with the app, not drawn from the training sources.")
         + views.confusion(own, names, caption)
         + views.curve(points, "Accuracy over k, the tokens that vote in variant top-k")
     )

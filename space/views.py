@@ -197,7 +197,7 @@ def confusion(figures: Mapping[str, Any], names: Sequence[str], caption: str) ->
 def curve(points: Sequence[tuple[int, float]], caption: str) -> str:
     """Accuracy over k as a line, k spaced by its logarithm's steps, and the same numbers as text."""
     width, height, left, top = 560, 200, 44, 14
-    step = (width - left - 20) / max(len(points) - 1, 1)
+    step = (width - left - 34) / max(len(points) - 1, 1)
     low = min(0.9, *(value for _, value in points))
     low = int(low * 10) / 10
     places = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from ir3de.scripts.data import Row
 from ir3de.scripts.evaluate import routing_accuracy
 
 UNDO_STEPS = 10
+PAUSE = 0.1  # seconds between two pieces of an answer on the page
 
 
 @dataclass
@@ -55,10 +57,21 @@ class Site:
         return self.router if visitor is None else visitor.router
 
     def answer(self, visitor: Visitor | None, prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        """Events of the router's stream; closing this iterator stops the generation."""
+        """Events of the router's stream, with its text in pieces that a browser can follow.
+
+        Closing this iterator stops the generation.
+        """
         stream = self.stream if visitor is None else visitor.router.stream
+        held, shown = "", 0.0
         with closing(stream(prompt, timeout=self.limits.seconds, **options)) as events:  # type: ignore[type-var]
-            yield from events
+            for event in events:
+                if event["event"] == "text":
+                    held += event["text"]
+                if held and (event["event"] != "text" or time.monotonic() - shown > PAUSE):
+                    yield {"event": "text", "text": held}
+                    held, shown = "", time.monotonic()
+                if event["event"] != "text":
+                    yield event
 
     def edited(self, visitor: Visitor | None, edit: Callable[[Any], None]) -> Visitor:
         """The visitor with one more edit, which is done on a copy and so done wholly or not at all."""

@@ -17,6 +17,9 @@ $(DONE): pyproject.toml constraints.txt
 demo: install
 	$(BIN)/python scripts/demo.py
 
+app: install
+	$(BIN)/python app.py
+
 test: install
 	$(BIN)/python -m pytest
 

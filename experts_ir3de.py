@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import json
@@ -81,6 +82,12 @@ class ExpertPool:
         self._sizes: dict[str, int] = {}  # expected ones while loading, then true ones
         self._users: dict[str, int] = {}  # generations that run, by source; a source that loads has one
         self._changed = threading.Condition()
+
+    def for_config(self, config: Any) -> ExpertPool:
+        """This pool for the experts of another config: the two share loaded models, their locks and the budget."""
+        pool = copy.copy(self)
+        pool._config = config
+        return pool
 
     def spec(self, name: str) -> dict[str, Any]:
         """The present spec of an expert."""
@@ -303,7 +310,7 @@ class ExpertPool:
             if "model" in spec and not spec.keys() & {"adapter", "endpoint", "provider"}
             if json.dumps(base_spec(spec), sort_keys=True) == source
         ]
-        return sorted([*model.adapters, *bare])
+        return sorted([*bare, *(spec["name"] for spec in self._config.experts if model.has_adapter(spec))])
 
 
 def describe_error(error: BaseException) -> str:

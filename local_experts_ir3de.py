@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
 import json
 import sys
 import threading
@@ -86,7 +87,7 @@ class LocalModel:
         tokenizer.model_max_length = min(tokenizer.model_max_length, window or tokenizer.model_max_length)
         device = None if "device_map" in kwargs else device
         self.pipe = TextGenerationPipeline(model=self.model, tokenizer=tokenizer, device=device)
-        self.adapters: dict[str, str] = {}
+        self._adapters: set[str] = set()
         self._active: str | None = None
         self._layers: list[Any] = []
         # One generation at a time: the active adapter is a state of the whole model.
@@ -112,7 +113,7 @@ class LocalModel:
         if "adapter" not in spec:
             return
         with self._lock:
-            if spec["name"] in self.adapters:
+            if self.has_adapter(spec):
                 return
             folder = Path(*{str(Path(_adapter_file(spec, file)).parent) for file in _ADAPTER_FILES})
             try:
@@ -128,7 +129,11 @@ class LocalModel:
             finally:
                 self._layers = [layer for layer in self.model.modules() if hasattr(layer, "active_adapter")]
                 self._active = _UNKNOWN
-            self.adapters[spec["name"]] = spec["adapter"]
+            self._adapters.add(_adapter_name(spec))
+
+    def has_adapter(self, spec: dict[str, Any]) -> bool:
+        """Whether an expert has an adapter and it is loaded."""
+        return "adapter" in spec and _adapter_name(spec) in self._adapters
 
     def generate(
         self, spec: dict[str, Any], prompts: Sequence[Prompt], batch_size: int | None, options: dict[str, Any]
@@ -226,7 +231,7 @@ class LocalModel:
 
     def _activate(self, spec: dict[str, Any]) -> None:
         """Switches to the expert's adapter, or to the base alone; the model's own method takes twice as long."""
-        name = _adapter_name(spec) if spec["name"] in self.adapters else None
+        name = _adapter_name(spec) if self.has_adapter(spec) else None
         if name == self._active:
             return
         for layer in self._layers:
@@ -356,7 +361,9 @@ def _require(allowed: bool, model: str, key: str, value: bool, why: str) -> None
 
 
 def _adapter_name(spec: dict[str, Any]) -> str:
-    return str(spec["name"]).replace(".", "_")  # a module's name holds no dot
+    """A name of the adapter itself: experts come and go, and another may come under the same name."""
+    origin = repr((spec["adapter"], spec.get("adapter_revision")))
+    return f"adapter_{hashlib.sha256(origin.encode()).hexdigest()[:16]}"
 
 
 def _return_memory() -> None:

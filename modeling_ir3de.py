@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import tempfile
@@ -185,6 +186,13 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         if kept is None or kept[0] != state or not all(map(torch.equal, kept[1], weights)):
             self._derived[name] = kept = state, [weight.detach().clone() for weight in weights], make()
         return kept[2]
+
+    def copy(self) -> IR3DEModel:
+        """A copy to edit apart from this router. They share what edits never change in place: embeddings, tokenizer,
+        statistics, and tables until W differs.
+        """
+        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), *self._derived.values()]
+        return copy.deepcopy(self, {id(each): each for each in shared})
 
     # Fitting: section 3.1.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate, chain, islice
@@ -78,6 +79,13 @@ class IR3DERoutingPipeline(Pipeline):
         """The models in memory, the least recently used first: `model`, its `experts`, `bytes` and `device`."""
         return self.experts.loaded
 
+    def copy(self) -> IR3DERoutingPipeline:
+        """A pipeline with a copy of the router, to edit apart from this one; the two share loaded experts."""
+        made = copy.copy(self)
+        made.model = self.model.copy()
+        made.experts = self.experts.for_config(made.model.config)
+        return made
+
     def __call__(  # type: ignore[override]
         self, inputs: Any, *, batch_size: int | None = None, num_workers: int | None = None, **kwargs: Any
     ) -> Any:
@@ -111,9 +119,9 @@ class IR3DERoutingPipeline(Pipeline):
             first; `generated_text`; `fallback` where the score was below the minimum, and `expert` is then the
             fallback or `None`; where experts failed, `failures`, each with `expert` and `error`, and then `expert` is
             the one that answered, or where none did the chosen one, and `generated_text` is `None`; and with `explain`
-            `tokens`, each with its text (`token`), its `entropy` in nats, its `vote`, whether it was `counted`, and its
-            `contribution` to the chosen expert's `support`, which is the sum of them: a logit where a mean decides, the
-            share of the vote where tokens vote.
+            `tokens`, each with its text (`token`), its `entropy` in nats, its `vote`, the `weight` with which it lifts
+            that expert above the mean of all, whether it was `counted`, and its `contribution` to the chosen expert's
+            `support`, which is the sum of them: a logit where a mean decides, the share of the vote where tokens vote.
 
         Raises:
             TypeError: an input is neither text nor chat, or an option is unknown.
@@ -372,7 +380,14 @@ def _explain(pieces: list[str], fields: list[Any], names: list[str], record: dic
     expert = names.index(record["ranking"][0]["expert"] if record.get("fallback") else record["expert"])
     record["support"] = sum(row[expert] for row in fields[3])
     return [
-        {"token": piece, "entropy": entropy, "vote": names[vote], "counted": counted, "contribution": row[expert]}
+        {
+            "token": piece,
+            "entropy": entropy,
+            "vote": names[vote],
+            "weight": row[vote] - sum(row) / len(row),
+            "counted": counted,
+            "contribution": row[expert],
+        }
         for piece, entropy, vote, counted, row in zip(pieces, *fields, strict=False)
     ]
 

@@ -18,6 +18,7 @@ from ir3de.scripts import (
     quickstart,
     remove,
     route,
+    serve,
     train_experts,
 )
 
@@ -30,6 +31,7 @@ COMMANDS = {
     "collect": collect,
     "publish": publish,
     "merge": merge,
+    "serve": serve,
     "train-experts": train_experts,
     "benchmark": benchmark,
     "quickstart": quickstart,

@@ -59,8 +59,22 @@ def read_rows(args: argparse.Namespace) -> Iterator[Row]:
         ValueError: a line is not JSON, or a row has no text or domain; file and line are named.
     """
     for place, row in _rows(args):
-        text, domain = (_field(row, column, place) for column in (args.text_column, args.domain_column))
-        yield Row(text, domain, str(row.get("source", "")))
+        yield _labelled(place, row, args.text_column, args.domain_column)
+
+
+def read_file(path: str | Path) -> Iterator[Row]:
+    """Streams the rows of a JSON Lines file of `text` and `domain`.
+
+    Raises:
+        ValueError: as in `read_rows`.
+    """
+    for place, row in _json_lines(Path(path)):
+        yield _labelled(place, row)
+
+
+def _labelled(place: str, row: dict[str, Any], text_column: str = "text", domain_column: str = "domain") -> Row:
+    text, domain = (_field(row, column, place) for column in (text_column, domain_column))
+    return Row(text, domain, str(row.get("source", "")))
 
 
 def read_texts(args: argparse.Namespace) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""`ir3de publish`: sends a statistics file to a router on the Hub, as a commit or as a pull request."""
+"""`ir3de publish`: sends a statistics file to a router on the Hub, or makes a Space of the app."""
 
 from __future__ import annotations
 
@@ -8,19 +8,30 @@ from pathlib import Path
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.edit import add_spec_arguments, apply_edit, expert_spec
+from ir3de.scripts.publish_space import publish_space
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de publish`."""
-    parser.add_argument("file", help="statistics of one domain, by `ir3de collect`")
-    parser.add_argument("--router", required=True, metavar="DIR_OR_ID", help="Hub id (or folder) of the router")
+    parser.add_argument("file", nargs="?", help="statistics of one domain, by `ir3de collect`")
+    parser.add_argument("--router", metavar="DIR_OR_ID", help="Hub id (or folder) of the router")
     parser.add_argument("--name", help="of the domain; default: the name of the file")
     add_spec_arguments(parser)
     parser.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
+    space = parser.add_argument_group("a Space, instead of statistics")
+    space.add_argument("--space", metavar="ID", help="of the Space; without --router it shows the embedded router")
+    space.add_argument("--revision", help="of the router; default: its present commit")
+    space.add_argument("--samples", metavar="FILE", help="JSON Lines of labelled prompts that the app tries it on")
+    space.add_argument("--private", action="store_true", help="a new Space is private")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Publishes statistics."""
+    """Publishes statistics, or a Space."""
+    if bool(args.file) == bool(args.space) or (args.file and not args.router):
+        raise ValueError("Give either a statistics file and its --router, or --space.")
+    if args.space:
+        print(publish_space(args.space, args.router, args.revision, args.samples, args.private))
+        return 0
     args.name = args.name or Path(args.file).stem
     spec = expert_spec(args)
 

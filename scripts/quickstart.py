@@ -98,6 +98,18 @@ def _at_hand(expert: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
     return {**expert, **source} if expert["model"] == QUICKSTART_MODEL else expert
 
 
+def as_published(expert: dict[str, Any]) -> dict[str, Any]:
+    """An expert's spec without folders of this machine: the embedded base by its Hub id, other experts routing only."""
+    source = quickstart_source()
+    if all(expert.get(key) == value for key, value in source.items()):
+        expert = {key: value for key, value in expert.items() if key not in source} | {"model": QUICKSTART_MODEL}
+    local = [key for key in ("model", "adapter") if Path(expert.get(key, "")).is_absolute()]
+    if "model" in local:
+        return {key: expert[key] for key in ("name", "cost") if key in expert}
+    dropped = {*local, "adapter_revision"} if local else set()
+    return {key: value for key, value in expert.items() if key not in dropped}
+
+
 def _cache(source: dict[str, str]) -> Path:
     """A folder for this version of the router and its source."""
     digest = hashlib.sha256(repr(sorted(source.items())).encode())

@@ -1045,6 +1045,26 @@ def create_app(hub: Hub) -> Starlette:
 
 
 @contextmanager
+def running(app: Any, listener: socket.socket) -> Iterator[None]:
+    """Runs an application in a thread."""
+    # Without this, each answer waits 40 ms for the client's delayed acknowledgement.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise RuntimeError("The server did not start")
+            time.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(timeout=5)
+
+
+@contextmanager
 def serve(port: int = 0) -> Iterator[tuple[str, Hub]]:
     """Runs a fresh Hub on 127.0.0.1 in a thread.
 
@@ -1055,23 +1075,9 @@ def serve(port: int = 0) -> Iterator[tuple[str, Hub]]:
         The Hub's address, to be given to the client as `endpoint` or `HF_ENDPOINT`, and its state.
     """
     with socket.create_server(("127.0.0.1", port)) as listener:
-        # Without this, each answer waits 40 ms for the client's delayed acknowledgement.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         hub = Hub(f"http://127.0.0.1:{listener.getsockname()[1]}")
-        app = create_app(hub)
-        config = uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1)
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            while not server.started:
-                if not thread.is_alive():
-                    raise RuntimeError(f"The test Hub did not start on {hub.url}")
-                time.sleep(0.01)
+        with running(create_app(hub), listener):
             yield hub.url, hub
-        finally:
-            server.should_exit = True
-            thread.join(timeout=5)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,17 @@ def test_an_adapters_answer_is_that_of_peft_and_the_base_beside_it_keeps_its_own
     assert base < row["bytes"] < 1.5 * base
 
 
+def test_another_adapter_under_the_same_name_is_another_adapter(
+    models: dict[str, str], adapters: dict[str, str]
+) -> None:
+    spec = {"model": models["code"], "adapter": adapters["law"]}
+    made = pipe({"law": spec})
+    before = made(LAW, **GREEDY)["generated_text"]
+    made.model.replace_expert("law", {"name": "law", **spec, "adapter": adapters["math"]})
+    expected = pipe({"law": {**spec, "adapter": adapters["math"]}})(LAW, **GREEDY)["generated_text"]
+    assert made(LAW, **GREEDY)["generated_text"] == expected != before
+
+
 def test_an_adapter_alone_names_its_base(models: dict[str, str], adapters: dict[str, str]) -> None:
     made = pipe({"law": {"adapter": adapters["law"]}, "code": {"model": models["code"]}})
     made([LAW, CODE], **GREEDY)

@@ -125,7 +125,22 @@ def test_explained_tokens_give_back_the_prompt(pipe: IR3DERoutingPipeline) -> No
         counted = [token for token in record["tokens"] if token["counted"]]
         assert sorted(token["entropy"] for token in counted) == entropies[:2]
         assert {token["vote"] for token in counted} == {record["expert"]}
+        assert all((token["weight"] > 0) == token["counted"] for token in record["tokens"])
     assert "tokens" not in pipe(prompts, generate=False)[0]
+
+
+def test_a_copy_is_edited_apart_and_shares_what_is_loaded(pipe: IR3DERoutingPipeline) -> None:
+    before = pipe(PROMPTS, generate=False)
+    apart = pipe.copy()
+    assert apart(PROMPTS, generate=False) == before
+    apart.model.remove_expert("law")
+    assert apart.model.embed_tokens.weight is pipe.model.embed_tokens.weight
+    assert apart(LAW, generate=False)["expert"] != "law"
+    with pytest.raises(ValueError, match="no expert 'law'"):
+        apart(LAW, generate=False, experts=["law"])
+    assert pipe(PROMPTS, generate=False) == before
+    pipe(LAW, max_new_tokens=1)
+    assert {loaded["model"] for loaded in apart.loaded_experts} == {loaded["model"] for loaded in pipe.loaded_experts}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

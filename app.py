@@ -1,0 +1,205 @@
+"""The Space: see why a prompt goes where it goes, chat, edit, connect. `python app.py` starts it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import gradio as gr
+from gradio.events import api
+from starlette.routing import Mount
+from transformers.utils import logging
+
+from ir3de.endpoint_ir3de import endpoint
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.openai_ir3de import Limits
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.data import Row, read_file
+from ir3de.scripts.quickstart import FOLDER, build
+from ir3de.space import chat, experts, measured, route, views
+from ir3de.space.site import Site
+
+STYLE = Path(__file__).resolve().parent / "space" / "style.css"
+FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+MONO = ["ui-monospace", "monospace"]
+INTRO = """
+<div class="ir-title"><h1>IR3DE: which expert should answer?</h1>
+<p>A linear router over token embeddings, fitted in closed form. Type, and see where the prompt goes, and why.</p></div>
+"""
+SMALL = "The embedded experts are adapters on an LLM of 135 million parameters: look at the routes, not at its words."
+CONNECT = """
+### Any OpenAI client
+
+```python
+from openai import OpenAI
+
+client = OpenAI(base_url="{url}/v1", api_key="none")
+answer = client.chat.completions.create(
+    model="ir3de",  # or one of: {experts}
+    messages=[{{"role": "user", "content": "Find the roots of x^2 - 5x + 6."}}],
+    max_tokens=64,
+    extra_body={{"ir3de": {{"min_score": 0.3, "stickiness": 0.2}}}},  # options of routing
+)
+answer.model  # the expert that answered
+answer.ir3de  # expert, score, ranking
+```
+
+Streaming works as usual. A request has at most {limits.body:,} bytes, {limits.messages} messages and
+{limits.max_tokens:,} new tokens; {limits.at_once} are answered at a time, {limits.waiting} wait, and further ones get
+status 429.
+
+### Gradio's client, and MCP
+
+```python
+from gradio_client import Client
+
+Client("{url}").predict("Why did Rome fall?", api_name="/route")
+Client("{url}").predict("Why did Rome fall?", api_name="/ask")
+```
+
+The same two are the tools of an MCP server at `{url}/gradio_api/mcp/`.
+"""
+
+
+def build_demo(site: Site) -> gr.Blocks:
+    """Builds the interface; nothing is loaded or started.
+
+    Args:
+        site ([`Site`]): the router and its limits.
+    """
+    with gr.Blocks(title="IR3DE", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
+        _tools(site)  # first, since a tab's own functions would take their names
+        visitor = gr.State(None, time_to_live=3600)
+        gr.HTML(INTRO + (views.message(site.note) if site.note else ""))
+        with gr.Tabs():
+            with gr.Tab("Route", id="route"):
+                route.build(site, visitor, demo)
+            with gr.Tab("Chat", id="chat"):
+                chat.build(site, visitor)
+            with gr.Tab("Experts", id="experts") as tab:
+                experts.build(site, visitor, tab)
+            with gr.Tab("Measured", id="measured") as tab:
+                measured.build(site, visitor, tab)
+            with gr.Tab("Connect", id="connect"):
+                how = gr.Markdown()
+
+        def connect(request: gr.Request) -> str:
+            url = f"{request.url.scheme}://{request.url.netloc}"
+            return CONNECT.format(url=url, experts=", ".join(site.router.model.config.expert_names), limits=site.limits)
+
+        demo.load(connect, None, how, queue=False, api_visibility="private")
+    demo.queue(max_size=64, default_concurrency_limit=4)
+    return cast(gr.Blocks, demo)
+
+
+def _tools(site: Site) -> None:
+    """The named endpoints of Gradio's API, which are MCP tools too."""
+
+    def route(prompt: str, experts: list[str] | None = None) -> dict[str, Any]:
+        """Says which expert should answer a prompt, without answering it.
+
+        Args:
+            prompt: the text to route.
+            experts: names of those that may be chosen; all by default.
+        """
+        options = {"experts": experts} if experts else {}
+        record: dict[str, Any] = _checked(lambda: site.router(site.check(prompt), generate=False, **options))
+        return record
+
+    def ask(prompt: str, expert: str | None = None, max_tokens: int = 128) -> dict[str, Any]:
+        """Routes a prompt and lets the chosen expert answer it.
+
+        Args:
+            prompt: the text to answer.
+            expert: name of the one that shall answer; by default the router chooses.
+            max_tokens: length of the answer at most.
+        """
+        options: dict[str, Any] = {"max_new_tokens": min(max_tokens, site.limits.max_tokens)}
+        options |= {"experts": [expert]} if expert else {}
+        *_, record = _checked(lambda: list(site.answer(None, site.check(prompt), **options)))
+        return {"expert": record["expert"], "score": record["score"], "answer": record["generated_text"]}
+
+    api(route, api_name="route", concurrency_id="routes")
+    api(ask, api_name="ask", concurrency_id="answers", concurrency_limit=2)
+
+
+def _checked(work: Callable[[], Any]) -> Any:
+    """The result of `work`, with a refusal as an error that Gradio shows."""
+    try:
+        return work()
+    except (ValueError, TypeError) as error:
+        raise gr.Error(str(error)) from None
+
+
+def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> Any:
+    """Starts the interface with the endpoint beside it, on the same server."""
+    theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO).set(
+        color_accent="*primary_600",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_300",
+        input_placeholder_color="*neutral_500",
+        input_placeholder_color_dark="*neutral_400",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+    )
+    return demo.launch(
+        app_kwargs={"routes": [Mount("/v1", endpoint(site.router, site.limits, site.stream))]},
+        theme=theme,
+        css_paths=[STYLE],
+        footer_links=["api"],
+        run_history=False,
+        max_file_size="64mb",
+        state_session_capacity=500,
+        mcp_server=importlib.util.find_spec("mcp") is not None,
+        ssr_mode=False,
+        **kwargs,
+    )
+
+
+def load(router: str | None = None, revision: str | None = None, samples: str | None = None) -> Site:
+    """Loads a router with its samples.
+
+    Args:
+        router (`str`, *optional*): folder or Hub id; by default the embedded router.
+        revision (`str`, *optional*): of the router.
+        samples (`str`, *optional*): JSON Lines of `text` and `domain`; by default those of the embedded router.
+    """
+    model = IR3DEModel.from_pretrained(router or build(), revision=revision)
+    pipe = IR3DERoutingPipeline(model, preload=router is None)
+    rows: Sequence[Row] = list(read_file(samples or str(FOLDER / "sample.jsonl")))
+
+    def stream(prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        yield from pipe.stream(prompt, **options)
+
+    allow_edit = os.environ.get("IR3DE_ALLOW_EDIT") == "1"
+    return Site(pipe, _on_lent_hardware(stream), Limits(), rows, allow_edit, "" if router else SMALL)
+
+
+def _on_lent_hardware(function: Callable[..., Any]) -> Callable[..., Any]:
+    """On a Space with ZeroGPU, the function with a GPU for the time of each call."""
+    if importlib.util.find_spec("spaces") is None:
+        return function
+    from spaces import GPU
+
+    return cast(Callable[..., Any], GPU(function))
+
+
+def main() -> None:
+    """Starts the app; a Space sets the environment variables that stand for the options."""
+    logging.set_verbosity_error()  # folders of this machine would be in the log
+    logging.disable_progress_bar()
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    for name in ("router", "revision", "samples"):
+        parser.add_argument(f"--{name}", default=os.environ.get(f"IR3DE_{name.upper()}"))
+    site = load(**vars(parser.parse_args()))
+    launch(site, build_demo(site))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""`ir3de serve`: answers OpenAI's clients with a router and its experts, without the app."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from transformers.utils import logging
+
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.openai_ir3de import Limits
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.quickstart import build
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `ir3de serve`."""
+    parser.add_argument("router", nargs="?", metavar="DIR_OR_ID", help="folder or Hub id; default: the embedded router")
+    parser.add_argument("--revision", help="of the router on the Hub")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    for name, what in (("at-once", "answers made at the same time"), ("waiting", "requests that wait for their turn")):
+        default = getattr(Limits(), name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until it is stopped."""
+    try:
+        import uvicorn
+        from starlette.applications import Starlette
+        from starlette.routing import Mount
+
+        from ir3de.endpoint_ir3de import endpoint
+    except ImportError as error:
+        raise ImportError("The endpoint needs starlette and uvicorn: `pip install ir3de[app]`.") from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    router = IR3DERoutingPipeline(IR3DEModel.from_pretrained(args.router or build(), revision=args.revision))
+    application = Starlette(routes=[Mount("/v1", endpoint(router, Limits(at_once=args.at_once, waiting=args.waiting)))])
+    uvicorn.run(application, host=args.host, port=args.port, log_level="warning")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs `ir3de serve`."""
+    parser = argparse.ArgumentParser(prog="ir3de serve", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""The Experts tab: the table of experts and, where the owner allows it, edits of a visitor's own copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ir3de.space import views
+from ir3de.space.sharing import check_hub_id, packed, public_words, push, stranger
+from ir3de.space.site import Site, Visitor
+
+_PASTED = 200_000  # characters of example texts
+_OFF = (
+    "Editing is off here. Where the owner sets IR3DE_ALLOW_EDIT=1, each visitor adds and removes experts in a copy of"
+    " their own."
+)
+_ON = "What you edit is a copy of your own: other visitors and the endpoint keep the router as it is."
+_EDITING: dict[str, Any] = {"concurrency_id": "edits", "api_visibility": "private"}
+
+Edited = tuple[Visitor | None, str]  # the visitor, and what came of it as HTML
+
+
+def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
+    """Builds the tab."""
+    table = gr.HTML(elem_id="experts")
+
+    def show(visitor: Visitor | None) -> str:
+        router = site.router_of(visitor)
+        return views.experts(router.model, router.loaded_experts)
+
+    events = [tab.select, visitor.change]
+    gr.on(events, show, visitor, table, queue=False, show_progress="hidden", api_visibility="private")
+    gr.HTML(views.message(_ON if site.allow_edit else _OFF))
+    if site.allow_edit:
+        result = gr.HTML(elem_id="edit-result")
+        with gr.Row():
+            with gr.Column(min_width=300):
+                _add(site, visitor, result)
+            with gr.Column(min_width=300):
+                _remove(site, visitor, result)
+                _share(site, visitor, result)
+
+
+def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
+    """Adds an expert, from texts, from a statistics file, or with another router."""
+    gr.Markdown("### Add an expert")
+    name = gr.Textbox(label="Name", max_length=64, elem_id="new-name")
+    model = gr.Textbox(label="Model that answers", info="A Hub id; without one it only routes.", placeholder="org/llm")
+    with gr.Row():
+        revision = gr.Textbox(label="Revision", placeholder="a commit, tag or branch", min_width=120)
+        cost = gr.Textbox(label="Cost", placeholder="a number, in any unit", min_width=120)
+    with gr.Tabs():
+        with gr.Tab("From texts"):
+            texts = gr.Textbox(
+                label="Prompts of its domain, one a line", lines=5, max_length=_PASTED, elem_id="new-texts"
+            )
+            from_texts = gr.Button("Add", variant="primary", elem_id="add-texts")
+        with gr.Tab("From a file"):
+            file = gr.File(
+                label="Statistics by ir3de collect", file_types=[".safetensors"], height=120, elem_id="new-file"
+            )
+            from_file = gr.Button("Add", variant="primary", elem_id="add-file")
+        with gr.Tab("From the Hub"):
+            repo = gr.Textbox(
+                label="Another router",
+                info="Its experts join under their own names. It must be of the same feature space.",
+                placeholder="org/router",
+                elem_id="new-repo",
+            )
+            from_hub = gr.Button("Add", variant="primary", elem_id="add-hub")
+
+    def spec(name: str, model: str, revision: str, cost: str) -> dict[str, Any]:
+        fields = {"name": name.strip(), "model": model.strip() and check_hub_id(model), "revision": revision.strip()}
+        return {**{key: value for key, value in fields.items() if value}, **({"cost": float(cost)} if cost else {})}
+
+    def add_texts(visitor: Visitor | None, texts: str, name: str, *fields: str) -> Edited:
+        lines = [line for line in texts[:_PASTED].splitlines() if line.strip()]
+        return _edit(site, visitor, lambda router: router.add_expert(spec(name, *fields), texts=lines), f"Added {name}")
+
+    def add_file(visitor: Visitor | None, path: str | None, name: str, *fields: str) -> Edited:
+        if not path:
+            return visitor, views.message("Choose a statistics file first.", "error")
+        name = name or Path(path).stem
+        return _edit(
+            site, visitor, lambda router: router.add_expert(spec(name, *fields), statistics=path), f"Added {name}"
+        )
+
+    def add_hub(visitor: Visitor | None, repo: str) -> Edited:
+        return _edit(site, visitor, lambda router: router.merge(stranger(repo)), f"Merged {repo}")
+
+    fields = [name, model, revision, cost]
+    from_texts.click(add_texts, [visitor, texts, *fields], [visitor, result], **_EDITING)
+    from_file.click(add_file, [visitor, file, *fields], [visitor, result], **_EDITING)
+    from_hub.click(add_hub, [visitor, repo], [visitor, result], **_EDITING)
+
+
+def _remove(site: Site, visitor: gr.State, result: gr.HTML) -> None:
+    """Removes an expert, and undoes edits."""
+    gr.Markdown("### Remove one, or undo")
+    gone = gr.Dropdown(site.router.model.config.expert_names, value=None, label="Expert", elem_id="old-name")
+    with gr.Row():
+        remove = gr.Button("Remove", elem_id="remove", min_width=100)
+        undo = gr.Button("Undo the last edit", elem_id="undo", min_width=140)
+
+    def drop(visitor: Visitor | None, name: str | None) -> Edited:
+        if name is None:
+            return visitor, views.message("Choose an expert first.", "error")
+        return _edit(site, visitor, lambda router: router.remove_expert(name), f"Removed {name}")
+
+    def back(visitor: Visitor | None) -> Edited:
+        if visitor is None:
+            return None, views.message("There is nothing to undo.")
+        after = site.undone(visitor)
+        return after, compared(site, visitor.router, site.router_of(after), "Undone")
+
+    def names(visitor: Visitor | None) -> Any:
+        return gr.update(choices=site.router_of(visitor).model.config.expert_names, value=None)
+
+    remove.click(drop, [visitor, gone], [visitor, result], **_EDITING)
+    undo.click(back, visitor, [visitor, result], **_EDITING)
+    visitor.change(names, visitor, gone, queue=False, api_visibility="private")
+
+
+def _share(site: Site, visitor: gr.State, result: gr.HTML) -> None:
+    """Downloads the visitor's router, or pushes it to the Hub."""
+    gr.Markdown("### Keep it")
+    pack = gr.Button("Pack it to download", elem_id="pack")
+    file = gr.File(label="The router", interactive=False, visible=False, elem_id="download")
+    target = gr.Textbox(label="Push it to the Hub as", placeholder="you/router", elem_id="target")
+    token = gr.Textbox(
+        label="Your token with the right to write",
+        info="Used for this push, never stored.",
+        type="password",
+        elem_id="token",
+    )
+    as_pr = gr.Checkbox(label="As a pull request")
+    send = gr.Button("Push", elem_id="push")
+
+    def pushed(visitor: Visitor | None, repo: str, token: str, as_pr: bool) -> tuple[str, str]:
+        done, said = push(site.router_of(visitor).model, repo, token.strip(), as_pr)
+        return views.message(said, "hint" if done else "error"), ""
+
+    def pack_it(visitor: Visitor | None) -> Any:
+        return gr.update(value=packed(site.router_of(visitor).model), visible=True)
+
+    pack.click(pack_it, visitor, file, **_EDITING)
+    send.click(pushed, [visitor, target, token, as_pr], [result, token], **_EDITING)
+
+
+def _edit(site: Site, visitor: Visitor | None, change: Callable[[Any], None], what: str) -> Edited:
+    """The visitor after an edit, or as before with the reason for a refusal."""
+    try:
+        after = site.edited(visitor, change)
+    except (ValueError, OSError) as error:
+        return visitor, views.message(public_words(error), "error")
+    return after, compared(site, site.router_of(visitor), after.router, what)
+
+
+def compared(site: Site, before: Any, after: Any, what: str) -> str:
+    """Accuracy on the samples before and after an edit, as HTML."""
+    shown = []
+    for when, router in (("before", before), ("after", after)):
+        figures = site.figures(router)
+        said = views.percent(figures["macro_accuracy"]) if figures else "–"
+        of = f"on {figures['prompts']} sample prompts of {len(figures['domains'])} domains" if figures else "no samples"
+        shown.append(f'<div class="ir-tile"><b>{said}</b><span>accuracy {when}, {of}</span></div>')
+    return f'<div role="status">{views.message(what + ".")}<div class="ir-tiles">{"".join(shown)}</div></div>'

@@ -1,0 +1,104 @@
+"""What the tabs share: the router, its limits, each visitor's own copy of it, and the samples it is tried on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from ir3de.openai_ir3de import Limits, RequestError, check_text
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.data import Row
+from ir3de.scripts.evaluate import routing_accuracy
+
+UNDO_STEPS = 10
+PAUSE = 0.1  # seconds between two pieces of an answer on the page
+
+
+@dataclass
+class Visitor:
+    """
+    A visitor's edited routers; who has edited nothing has none of these.
+
+    Args:
+        router ([`IR3DERoutingPipeline`]): the present one.
+        before (`list[IR3DERoutingPipeline]`): those before it, the latest last.
+    """
+
+    router: IR3DERoutingPipeline
+    before: list[IR3DERoutingPipeline] = field(default_factory=list)
+
+
+@dataclass
+class Site:
+    """
+    What the tabs share.
+
+    Args:
+        router ([`IR3DERoutingPipeline`]): that everybody meets; nothing changes it.
+        stream (`Callable`): its `stream`, perhaps on hardware that is lent for the time of a call.
+        limits ([`Limits`]): of a prompt and an answer.
+        samples (`list[Row]`): labelled prompts that the router is tried on.
+        allow_edit (`bool`): whether visitors may edit copies of their own.
+        note (`str`): for the head of the page.
+    """
+
+    router: IR3DERoutingPipeline
+    stream: Callable[..., Iterator[dict[str, Any]]]
+    limits: Limits
+    samples: Sequence[Row]
+    allow_edit: bool
+    note: str = ""
+
+    def router_of(self, visitor: Visitor | None) -> IR3DERoutingPipeline:
+        """The visitor's own router, or everybody's."""
+        return self.router if visitor is None else visitor.router
+
+    def answer(self, visitor: Visitor | None, prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        """Events of the router's stream, with its text in pieces that a browser can follow.
+
+        Closing this iterator stops the generation.
+        """
+        stream = self.stream if visitor is None else visitor.router.stream
+        held, shown = "", 0.0
+        with closing(stream(prompt, timeout=self.limits.seconds, **options)) as events:  # type: ignore[type-var]
+            for event in events:
+                if event["event"] == "text":
+                    held += event["text"]
+                if held and (event["event"] != "text" or time.monotonic() - shown > PAUSE):
+                    yield {"event": "text", "text": held}
+                    held, shown = "", time.monotonic()
+                if event["event"] != "text":
+                    yield event
+
+    def edited(self, visitor: Visitor | None, edit: Callable[[Any], None]) -> Visitor:
+        """The visitor with one more edit, which is done on a copy and so done wholly or not at all."""
+        here = self.router_of(visitor)
+        after = here.copy()
+        edit(after.model)
+        before = [*(visitor.before if visitor else []), here][-UNDO_STEPS:]
+        return Visitor(after, before)
+
+    def undone(self, visitor: Visitor) -> Visitor | None:
+        """The visitor before the last edit."""
+        *before, last = visitor.before
+        return None if last is self.router else Visitor(last, before)
+
+    def figures(self, router: IR3DERoutingPipeline, **choice: Any) -> dict[str, Any] | None:
+        """How a router does on those samples whose domain it has; none if there are none."""
+        names = router.model.config.expert_names
+        rows = [row for row in self.samples if row.domain in names]
+        return routing_accuracy(router, rows, **choice) if rows else None
+
+    def check(self, prompt: str) -> str:
+        """Returns a prompt without the space around it.
+
+        Raises:
+            ValueError: it is too long, or holds control characters.
+        """
+        try:
+            return check_text(prompt.strip(), "prompt", self.limits.characters)
+        except RequestError as error:
+            raise ValueError(str(error)) from None

@@ -1,0 +1,223 @@
+"""What the app shows, as HTML: everything that comes from a visitor or a model is escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+# An expert has a colour and a kind of line, so that colour alone says nothing.
+_COLOURS = (
+    "#2f6fde",
+    "#d9730d",
+    "#1a8f5a",
+    "#8b4fd8",
+    "#d6336c",
+    "#0c8599",
+    "#8a7a00",
+    "#a0522d",
+    "#5c6b7a",
+    "#c026d3",
+)
+_LINES = ("solid", "dotted", "dashed", "double", "wavy")
+
+
+def style(name: str, names: Sequence[str]) -> str:
+    """The colour and line of an expert, by its place among all."""
+    place = names.index(name) if name in names else 0
+    return f"--c:{_COLOURS[place % len(_COLOURS)]};--line:{_LINES[place % len(_LINES)]}"
+
+
+def badge(name: str, names: Sequence[str]) -> str:
+    """An expert's name in its colour and line."""
+    return f'<span class="ir-badge" style="{style(name, names)}">{escape(name)}</span>'
+
+
+def percent(value: float) -> str:
+    """A share as text."""
+    return f"{100 * value:.1f}&nbsp;%"
+
+
+def message(text: str, kind: str = "hint") -> str:
+    """A line of text to the visitor; `kind` is `"hint"` or `"error"`."""
+    role = ' role="alert"' if kind == "error" else ""
+    return f'<p class="ir-{kind}"{role}>{escape(text)}</p>'
+
+
+def route(record: Mapping[str, Any], names: Sequence[str], note: str = "") -> str:
+    """The chosen expert and the ranking as bars."""
+    chosen = record["expert"]
+    if chosen is None:
+        head = "<strong>Nobody</strong> answers: the best score is below the minimum"
+    else:
+        why = " as the fallback: the best score is below the minimum" if record.get("fallback") else ""
+        head = f"{badge(chosen, names)} answers{why}"
+    rows = []
+    for entry in record["ranking"]:
+        name, share = entry["expert"], entry["score"]
+        mark = ' class="ir-chosen" aria-current="true"' if name == chosen else ""
+        bar = f'<span class="ir-track"><span class="ir-fill" style="width:{100 * share:.2f}%"></span></span>'
+        rows.append(
+            f'<li{mark} style="{style(name, names)}"><span class="ir-name">{escape(name)}</span>'
+            f'{bar}<span class="ir-share">{percent(share)}</span></li>'
+        )
+    bars = f'<ol class="ir-bars" aria-label="Experts with their probabilities, best first">{"".join(rows)}</ol>'
+    hint = f'<p class="ir-hint">{escape(note)}</p>' if note else ""
+    return f'<div class="ir-route"><p class="ir-head" role="status">{head}</p>{bars}{hint}</div>'
+
+
+def tokens(record: Mapping[str, Any], names: Sequence[str]) -> str:
+    """The prompt's tokens, each marked with the expert it supports: stronger where it counts more."""
+    heaviest = max((token["weight"] for token in record["tokens"]), default=0.0) or 1.0
+    marks, rows = [], []
+    for token in record["tokens"]:
+        vote, counted, weight = token["vote"], token["counted"], token["weight"] / heaviest
+        says = f"{vote}, weight {weight:.2f}" if counted else f"left out (would support {vote})"
+        shade = f";--w:{8 + 52 * weight:.0f}%" if counted else ""
+        kind = "ir-token" if counted else "ir-token ir-out"
+        text = escape(token["token"])
+        marks.append(f'<span class="{kind}" style="{style(vote, names)}{shade}" title="{escape(says)}">{text}</span>')
+        share = f"{weight:.2f}" if counted else "left out"
+        rows.append(f"<tr><td><code>{text}</code></td><td>{escape(vote)}</td><td>{share}</td></tr>")
+    seen = {token["vote"] for token in record["tokens"]}
+    legend = " ".join(badge(name, names) for name in names if name in seen)
+    out = sum(not token["counted"] for token in record["tokens"])
+    left = f" {out} of {len(rows)} tokens are left out and dimmed." if out else ""
+    table = "<thead><tr><th>token</th><th>supports</th><th>weight</th></tr></thead>"
+    return (
+        f'<div class="ir-why"><p class="ir-hint">Each token in the colour and line of the expert that it supports,'
+        f" stronger where it counts more.{left}</p>"
+        f'<p class="ir-tokens">{"".join(marks)}</p><p class="ir-legend">{legend}</p>'
+        f'<details><summary>The same as a table</summary><div class="ir-scroll"><table class="ir-table">{table}'
+        f"<tbody>{''.join(rows)}</tbody></table></div></details></div>"
+    )
+
+
+def text(answer: str) -> str:
+    """An answer's text: fenced parts as code, the rest as it is."""
+    parts = answer.split("```")
+    shown = []
+    for index, part in enumerate(parts):
+        if index % 2:
+            language, _, code = part.partition("\n")
+            shown.append(f'<pre class="ir-code">{escape(code if " " not in language else part)}</pre>')
+        elif part.strip():
+            shown.append(f'<div class="ir-text">{escape(part.strip())}</div>')
+    return "".join(shown)
+
+
+def answer(name: str, names: Sequence[str], score: float, said: str, state: str = "", note: str = "") -> str:
+    """An expert's answer; `state` is `"writing"` while it comes."""
+    cursor = '<span class="ir-cursor" aria-hidden="true"></span>' if state == "writing" else ""
+    hint = f'<p class="ir-hint">{escape(note)}</p>' if note else ""
+    busy = "true" if cursor else "false"
+    return (
+        f'<section class="ir-answer" style="{style(name, names)}" aria-label="Answer of {escape(name)}"'
+        f' aria-busy="{busy}"><header>{badge(name, names)} <span class="ir-share">{percent(score)}</span></header>'
+        f"{hint}{text(said)}{cursor}</section>"
+    )
+
+
+def conversation(turns: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """A chat: the visitor's messages, and answers labelled by their experts."""
+    shown = []
+    for turn in turns:
+        if turn["role"] == "user":
+            shown.append(f'<div class="ir-user"><span class="ir-sr">You: </span>{text(turn["content"])}</div>')
+        else:
+            fields = (turn[key] for key in ("score", "content", "state", "note"))
+            shown.append(answer(turn["expert"], names, *fields))
+    empty = '<p class="ir-hint">Say something: each answer is labelled with the expert that gave it.</p>'
+    return f'<div class="ir-chat" role="log" aria-label="Conversation" tabindex="0">{"".join(shown) or empty}</div>'
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:
+    """A table of cells that are HTML already; numbers are set to the right by class."""
+    top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return (
+        f'<div class="ir-scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="ir-table">'
+        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def experts(model: Any, loaded: Iterable[Mapping[str, Any]]) -> str:
+    """The table of a router's experts."""
+    names = model.config.expert_names
+    resident = {name for each in loaded for name in each["experts"]}
+    rows = []
+    for spec in model.config.experts:
+        kind, source, revision = _source(spec)
+        rows_seen = model.statistics[spec["name"]].rows("tokens")
+        memory = "yes" if spec["name"] in resident else "elsewhere" if kind == "remote" else "no"
+        cells = (source, revision, kind, f"{spec['cost']:g}" if "cost" in spec else "–", f"{rows_seen:,}", memory)
+        rows.append([badge(spec["name"], names), *map(escape, cells)])
+    head = ("expert", "model", "revision", "kind", "cost", "tokens seen", "in memory")
+    return table(head, rows, f"The {len(rows)} experts")
+
+
+def _source(spec: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Kind, model and revision of an expert; of what lies in a folder of this machine the last part alone."""
+    model = _short(spec.get("gguf_file") or spec.get("model", "its base"))
+    if spec.keys() & {"endpoint", "provider"}:
+        return "remote", model, "the server's"
+    if "adapter" in spec:
+        return "adapter", f"{_short(spec['adapter'])} on {model}", spec.get("adapter_revision", "not pinned")
+    if "model" not in spec:
+        return "routes only", "–", "–"
+    return ("GGUF" if "gguf_file" in spec else "model"), model, spec.get("revision", "not pinned")
+
+
+def _short(place: str) -> str:
+    return Path(place).name if Path(place).is_absolute() else place
+
+
+def confusion(figures: Mapping[str, Any], names: Sequence[str], caption: str) -> str:
+    """A confusion matrix, darker where more prompts went; the diagonal is right."""
+    rows = []
+    for domain, routes in figures["confusion"].items():
+        total = sum(routes.values()) or 1
+        cells = [f'<th scope="row">{badge(domain, names)}</th>']
+        for name in names:
+            number = routes.get(name, 0)
+            kind = "right" if name == domain else "wrong"
+            cells.append(f'<td class="ir-{kind}" style="--w:{85 * number / total:.0f}%">{number or "·"}</td>')
+        cells.append(f"<td>{percent(figures['domains'][domain]['recall'])}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    return (
+        f'<div class="ir-scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f'<table class="ir-table ir-confusion"><caption>{escape(caption)}</caption>'
+        f'<thead><tr><th scope="col">domain \\ sent to</th>{top}<th scope="col">recall</th></tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def curve(points: Sequence[tuple[int, float]], caption: str) -> str:
+    """Accuracy over k as a line, k spaced by its logarithm's steps, and the same numbers as text."""
+    width, height, left, top = 560, 200, 44, 14
+    step = (width - left - 34) / max(len(points) - 1, 1)
+    low = min(0.9, *(value for _, value in points))
+    low = int(low * 10) / 10
+    places = [
+        (left + 10 + i * step, top + (height - 46) * (1 - (value - low) / (1 - low)), k, value)
+        for i, (k, value) in enumerate(points)
+    ]
+    grid = "".join(
+        f'<line x1="{left}" x2="{width - 6}" y1="{y:.1f}" y2="{y:.1f}" class="ir-grid"/>'
+        f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * share:.0f} %</text>'
+        for share in (low, (1 + low) / 2, 1)
+        for y in [top + (height - 46) * (1 - (share - low) / (1 - low))]
+    )
+    dots = "".join(
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"><title>k = {k}: {100 * value:.1f} %</title></circle>'
+        f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle">{k}</text>'
+        for x, y, k, value in places
+    )
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y, *_ in places)
+    said = ", ".join(f"k = {k}: {100 * value:.1f} %" for k, value in points)
+    return (
+        f'<figure class="ir-figure"><figcaption>{escape(caption)}</figcaption><svg viewBox="0 0 {width} {height}"'
+        f' role="img" aria-label="{escape(said)}">{grid}<polyline points="{line}"/>{dots}</svg></figure>'
+    )

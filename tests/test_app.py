@@ -1,0 +1,280 @@
+"""The app without a browser: what its tabs show, its API, its MCP tools, and what visitors may do to each other."""
+
+import ast
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import openai
+import pytest
+import torch
+from gradio_client import Client
+
+from ir3de import IR3DEModel
+from ir3de.scripts.quickstart import as_published
+from ir3de.space import chat, experts, measured, route, sharing, views
+from ir3de.space.site import Site
+
+from . import tiny
+from .live_app import make_site, running
+
+CODE, LAW = "debug my python loop", "the court and a judge"
+MARKUP = "<img src=x onerror=alert(1)> <script>alert(2)</script> court"
+
+
+@pytest.fixture(scope="module")
+def site(expert_specs: dict[str, dict[str, Any]]) -> Site:
+    """The tiny world's site."""
+    return make_site(expert_specs)
+
+
+@pytest.fixture(scope="module")
+def url(site: Site) -> Iterator[str]:
+    """The address of the running app."""
+    with running(site) as address:
+        yield address
+
+
+# Route.
+
+
+def test_the_route_view_shows_the_ranking_and_what_each_token_supports(site: Site) -> None:
+    ranking, tokens = route.shown(site, "court tell me of python", "top-k", 1, 0, 0, None)
+    record = site.router("court tell me of python", generate=False, explain=True, variant="top-k", num_votes=1)
+    for entry in record["ranking"]:
+        assert f"{100 * entry['score']:.1f}" in ranking
+    assert ranking.index(record["expert"]) < ranking.index(record["ranking"][1]["expert"])
+    assert tokens.count("ir-out") == 4
+    assert "left out" in tokens
+
+
+def test_each_control_acts(site: Site) -> None:
+    def seen(*choice: Any) -> str:
+        return route.shown(site, "court python", *choice, None)[0]
+
+    plain = seen("prompt", 1, 0, 0)
+    assert seen("avg", 1, 0, 0) != plain
+    assert seen("top-k", 1, 0, 0) != seen("top-k", 2, 0, 0)
+    assert "Nobody" in seen("prompt", 1, 1, 0)
+    assert "code</span> answers" in seen("prompt", 1, 0, 1), "the cheapest"
+
+
+@pytest.mark.parametrize("text", [MARKUP, "a & b < c > \"d\" 'e'"])
+def test_markup_is_shown_as_text(site: Site, text: str) -> None:
+    shown = "".join(route.shown(site, text, "prompt", 1, 0, 0, None))
+    shown += views.answer("law", ["law"], 1, text) + views.conversation([{"role": "user", "content": text}], ["law"])
+    shown += views.message(text) + views.text(f"```html\n{text}```")
+    for tag in ("<img", "<script", "b < c", '"d"'):
+        assert tag not in shown
+    assert "&lt;" in shown
+
+
+def test_a_bad_prompt_is_explained(site: Site) -> None:
+    for text, said in (("", "Type a prompt"), ("court\x00", "U+0000"), ("court " * 1000, "at most 2,000")):
+        assert said in route.shown(site, text, "prompt", 1, 0, 0, None)[0]
+    assert "at most" in list(route.answered(site, "court " * 1000, 8, "prompt", 1, 0, 0, None))[-1]
+
+
+def test_the_answer_grows_and_names_its_expert(site: Site) -> None:
+    panes = list(route.answered(site, LAW, 8, "prompt", 1, 0, 0, None))
+    assert len(panes) > 1
+    assert 'aria-busy="true"' in panes[0]
+    assert 'aria-busy="false"' in panes[-1]
+    assert "Answer of law" in panes[-1]
+    assert "nobody answers" in list(route.answered(site, LAW, 8, "prompt", 1, 1, 0, None))[-1]
+
+
+def test_two_experts_are_compared(site: Site) -> None:
+    left, right = list(route.compared(site, LAW, 8, "prompt", 1, 0, 0, None))[-1]
+    first, second = (entry["expert"] for entry in site.router(LAW, generate=False, top_n=2)["ranking"])
+    assert f"Answer of {first}" in left
+    assert f"Answer of {second}" in right
+
+
+def test_an_expert_that_fails_is_not_explained_by_its_folders() -> None:
+    broken = make_site({name: {"model": f"/secret/{name}"} for name in tiny.DOMAINS})
+    for shown in (
+        list(route.answered(broken, LAW, 8, "prompt", 1, 0, 0, None))[-1],
+        list(chat.replied(broken, LAW, [], 0, "last", 8, None))[-1][-1],
+        views.experts(broken.router.model, []),
+    ):
+        assert "secret" not in shown
+    assert "No expert could answer" in list(chat.replied(broken, LAW, [], 0, "last", 8, None))[-1][-1]
+
+
+def test_the_page_gets_all_of_an_answer_in_few_pieces(site: Site) -> None:
+    events = list(site.answer(None, LAW, max_new_tokens=40, do_sample=False))
+    texts = [event["text"] for event in events if event["event"] == "text"]
+    assert "".join(texts) == events[-1]["generated_text"]
+    assert len(texts) < 20
+
+
+# Chat.
+
+
+def test_a_chat_keeps_to_its_expert_as_far_as_stickiness_goes(site: Site) -> None:
+    *_, (_, turns, said, notice) = chat.replied(site, CODE, [], 1, "last", 8, None)
+    assert [turn["role"] for turn in turns] == ["user", "assistant"]
+    assert turns[1]["expert"] == "code"
+    assert (said, notice) == ("", "")
+    *_, (html, sticky, _, _) = chat.replied(site, LAW, turns, 1, "last", 8, None)
+    assert sticky[3]["expert"] == "code"
+    assert "Stays with code: law leads by" in html
+    *_, (html, loose, _, _) = chat.replied(site, LAW, turns, 0, "last", 8, None)
+    assert loose[3]["expert"] == "law"
+    assert "Stays" not in html
+
+
+def test_a_message_that_is_refused_leaves_the_chat_as_it_was(site: Site) -> None:
+    *_, (_, turns, _, _) = chat.replied(site, CODE, [], 0, "last", 4, None)
+    *_, (_, after, said, notice) = chat.replied(site, "court\x1b[2J", turns, 0, "last", 4, None)
+    assert after == turns
+    assert said == "court\x1b[2J"
+    assert "U+001B" in notice
+
+
+# Experts.
+
+
+def test_edits_are_a_visitors_own_and_can_be_undone(site: Site) -> None:
+    before = site.router(LAW, generate=False)
+    removed = site.edited(None, lambda model: model.remove_expert("law"))
+    assert site.router(LAW, generate=False) == before
+    assert site.router_of(removed)(LAW, generate=False)["expert"] != "law"
+    added = site.edited(removed, lambda model: model.add_expert("art", texts=tiny.sentences("law", 9, seed=4)))
+    assert site.router_of(added)(LAW, generate=False)["expert"] == "art"
+    assert site.undone(added).router is removed.router
+    assert site.undone(removed) is None
+    with pytest.raises(ValueError, match="no expert 'law'"):
+        site.edited(added, lambda model: model.remove_expert("law"))
+    assert added.router.model.config.expert_names == ["art", "code", "math"]
+
+
+def test_an_edit_shows_accuracy_before_and_after(site: Site) -> None:
+    after = site.edited(None, lambda model: model.remove_expert("law"))
+    html = experts.compared(site, site.router, after.router, "Removed law")
+    assert "18 sample prompts of 3 domains" in html
+    assert "12 sample prompts of 2 domains" in html
+
+
+def test_the_table_tells_what_is_in_memory(site: Site) -> None:
+    site.router.experts.unload()
+    before = views.experts(site.router.model, site.router.loaded_experts)
+    site.router(LAW, max_new_tokens=1)
+    after = views.experts(site.router.model, site.router.loaded_experts)
+    assert before.count(">yes<") == 0
+    assert after.count(">yes<") == 1
+    assert "tokens seen" in after
+
+
+def test_a_packed_router_is_whole_and_names_no_folder_of_this_machine(
+    expert_specs: dict[str, dict[str, Any]], site: Site, tmp_path: Path
+) -> None:
+    edited = site.edited(None, lambda model: model.remove_expert("math"))
+    with zipfile.ZipFile(sharing.packed(edited.router.model)) as archive:
+        archive.extractall(tmp_path)
+    assert expert_specs["law"]["model"] not in (tmp_path / "router" / "config.json").read_text()
+    loaded = IR3DEModel.from_pretrained(tmp_path / "router")
+    assert torch.equal(loaded.prompt_router.weight, edited.router.model.prompt_router.weight)
+    assert edited.router.model.config.experts[0]["model"], "the visitor's own is as it was"
+
+
+def test_published_specs_keep_what_others_can_reach() -> None:
+    assert as_published({"name": "a", "model": "org/a", "cost": 1}) == {"name": "a", "model": "org/a", "cost": 1}
+    assert as_published({"name": "a", "model": "/home/me/a", "cost": 1}) == {"name": "a", "cost": 1}
+    spec = {"name": "a", "model": "org/a", "adapter": "/home/me/b", "adapter_revision": "x"}
+    assert as_published(spec) == {"name": "a", "model": "org/a"}
+
+
+@pytest.mark.parametrize("name", ["../etc", "/etc/passwd", "tests", "a/b/c", "tests/tiny.py", "http://x/y", ""])
+def test_a_hub_id_is_no_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    with pytest.raises(ValueError, match="id of a repository"):
+        sharing.check_hub_id(name)
+
+
+def test_a_push_that_fails_does_not_tell_the_token(site: Site) -> None:
+    for repo in ("you/router", "not an id"):
+        done, said = sharing.push(site.router.model, repo, "hf_secret", False)
+        assert not done
+        assert "hf_secret" not in said
+    assert sharing.push(site.router.model, "you/router", "", False) == (False, "Give a token that may write.")
+
+
+# Measured.
+
+
+def test_figures_are_those_of_the_samples(site: Site) -> None:
+    html = measured.figures(site, None)
+    accuracy = site.figures(site.router)["macro_accuracy"]
+    assert f"{100 * accuracy:.1f} % are right" in html
+    assert "k = 10:" in html
+    assert "no figures of its own" in html
+
+
+def test_latency_is_measured_now(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measured, "_encoder", lambda: None)
+    html = measured.latency(site, None)
+    assert "tokenizing and routing" in html
+    assert "No sentence encoder" in html
+
+
+# The server.
+
+
+def test_the_endpoint_is_on_the_same_server(site: Site, url: str) -> None:
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none")
+    messages: Any = [{"role": "user", "content": LAW}]
+    chunks = list(client.chat.completions.create(model="ir3de", messages=messages, max_tokens=6, stream=True))
+    assert {chunk.model for chunk in chunks} == {"law"}
+    assert len(chunks) > 4
+    with pytest.raises(openai.APIStatusError) as refused:
+        client.chat.completions.create(model="ir3de", messages=[{"role": "user", "content": "x" * 10_000_000}])
+    assert refused.value.status_code == 413
+
+
+def test_gradios_api_has_two_named_endpoints(site: Site, url: str) -> None:
+    client = Client(url, verbose=False)
+    assert sorted(client.view_api(return_format="dict")["named_endpoints"]) == ["/ask", "/route"]
+    assert client.predict(LAW, api_name="/route")["expert"] == "law"
+    assert client.predict(LAW, ["code", "math"], api_name="/route")["expert"] in ("code", "math")
+    answer = client.predict(LAW, "math", 4, api_name="/ask")
+    assert answer["expert"] == "math"
+    assert isinstance(answer["answer"], str)
+    for text in ("court\x00", "court " * 1000, ""):
+        with pytest.raises(Exception, match=r"U\+0000|at most|empty"):
+            client.predict(text, api_name="/route")
+
+
+def test_the_same_two_are_mcp_tools(url: str) -> None:
+    import anyio
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client as connect
+
+    async def use() -> tuple[list[Any], Any]:
+        async with (
+            connect(f"{url}/gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as it,
+        ):
+            await it.initialize()
+            tools = (await it.list_tools()).tools
+            return tools, await it.call_tool("route", {"prompt": LAW})
+
+    tools, result = anyio.run(use)
+    assert sorted(tool.name for tool in tools) == ["ask", "route"]
+    assert all(tool.description for tool in tools)
+    assert ast.literal_eval(result.content[0].text)["expert"] == "law"
+
+
+def test_nothing_can_be_edited_where_editing_is_off(expert_specs: dict[str, dict[str, Any]]) -> None:
+    from ir3de.app import build_demo
+
+    def buttons(allow: bool) -> set[str]:
+        demo = build_demo(make_site(expert_specs, allow_edit=allow))
+        return {block.elem_id for block in demo.blocks.values() if isinstance(block, gr.Button)}
+
+    editing = {"add-texts", "add-file", "add-hub", "remove", "undo", "pack", "push"}
+    assert editing <= buttons(True)
+    assert not editing & buttons(False)

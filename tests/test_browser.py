@@ -1,0 +1,289 @@
+"""The app in a browser: every tab is used, nothing leaves the machine, and no script fails."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ir3de.space import measured
+from ir3de.space.site import Site
+
+from . import tiny
+from .live_app import Endless, make_site, running
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need the package playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="browser tests need Chromium: apt-get install chromium")
+
+Page = Any
+TABS = ("Route", "Chat", "Experts", "Measured", "Connect")
+DESKTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def site(expert_specs: dict[str, dict[str, Any]]) -> Site:
+    """The tiny world's site."""
+    return make_site(expert_specs)
+
+
+@pytest.fixture(scope="module")
+def url(site: Site) -> Iterator[str]:
+    """The address of the running app."""
+    with pytest.MonkeyPatch.context() as patch, running(site) as address:
+        patch.setattr(measured, "_encoder", lambda: None)  # which takes long to load
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium."""
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def open_page(browser: Any, url: str) -> Iterator[Any]:
+    """Opens pages, of which no script may fail and no request may leave this machine."""
+    wrong: list[str] = []
+    contexts = []
+
+    def open_(viewport: dict[str, int] = DESKTOP, address: str = url) -> Page:
+        context = browser.new_context(viewport=viewport)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("pageerror", lambda error: wrong.append(f"script: {error}"))
+        page.on("console", lambda said: wrong.append(f"console: {said.text}") if said.type == "error" else None)
+        page.on("request", lambda request: wrong.append(request.url) if leaves(request.url, address) else None)
+        page.goto(address)
+        page.wait_for_selector("#ranking .ir-bars")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def leaves(request: str, address: str) -> bool:
+    return not request.startswith((address, address.replace("http", "ws"), "data:", "blob:"))
+
+
+def go(page: Page, tab: str) -> None:
+    """Opens a tab, which on a phone may be in a menu."""
+    button = page.get_by_role("tab", name=tab, exact=True)
+    if not button.is_visible():
+        page.locator(".overflow-menu > button").first.click()
+        button = page.locator(".overflow-dropdown").get_by_text(tab, exact=True)
+    button.click()
+
+
+def prompt(page: Page, text: str) -> None:
+    page.locator("#prompt textarea").fill(text)
+
+
+def head(page: Page, text: str) -> None:
+    """Waits until the route's headline says something."""
+    page.locator("#ranking .ir-head", has_text=text).wait_for()
+
+
+def test_the_route_follows_what_is_typed(open_page: Any) -> None:
+    page = open_page()
+    prompt(page, "")
+    page.locator("#prompt textarea").press_sequentially("the court and a judge")
+    head(page, "law answers")
+    assert page.locator("#tokens .ir-token").all_inner_texts() == ["the", " court", " and", " a", " judge"]
+    widths = page.locator("#ranking .ir-fill").evaluate_all("bars => bars.map(bar => bar.style.width)")
+    court = page.locator("#tokens .ir-token", has_text="court")
+    assert court.get_attribute("title").startswith("law, weight")
+    assert "--w" in court.get_attribute("style")
+    prompt(page, "debug my python loop")
+    head(page, "code answers")
+    assert page.locator("#ranking .ir-fill").evaluate_all("bars => bars.map(bar => bar.style.width)") != widths
+
+
+def test_the_controls_act_at_once(open_page: Any) -> None:
+    page = open_page()
+    prompt(page, "court of python and a judge")
+    head(page, "law answers")
+    assert page.locator("#votes input[type=number]").is_disabled()
+    page.locator("#variant").get_by_text("top-k").click()
+    page.locator("#votes input[type=number]:enabled").fill("2")
+    page.locator("#votes input[type=number]").press("Tab")
+    page.wait_for_function("document.querySelectorAll('#tokens .ir-out').length === 4")
+    page.locator("#cost-weight input[type=number]").fill("1")
+    page.locator("#cost-weight input[type=number]").press("Tab")
+    head(page, "code answers")
+    page.locator("#min-score input[type=number]").fill("1")
+    page.locator("#min-score input[type=number]").press("Tab")
+    head(page, "Nobody answers")
+
+
+def test_an_answer_streams_and_two_stand_side_by_side(open_page: Any) -> None:
+    page = open_page()
+    prompt(page, "the court and a judge")
+    page.locator("#prompt textarea").press("Enter")
+    page.locator("#first-answer .ir-answer[aria-busy=false]", has_text="law").wait_for()
+    page.locator("#compare").click()
+    page.locator("#second-answer .ir-answer[aria-busy=false]").wait_for()
+    boxes = [page.locator(f"#{which}-answer").bounding_box() for which in ("first", "second")]
+    assert boxes[0]["x"] + boxes[0]["width"] <= boxes[1]["x"]
+
+
+def test_stop_closes_the_stream(open_page: Any, expert_specs: dict[str, dict[str, Any]]) -> None:
+    stream = Endless()
+    with running(make_site(expert_specs, stream=stream)) as address:
+        page = open_page(address=address)
+        page.locator("#answer").click()
+        page.locator("#first-answer", has_text="word word").wait_for()
+        assert stream.open == 1
+        page.locator("#stop").click()
+        stream.wait_closed()
+        go(page, "Chat")
+        page.locator("#message textarea").fill("court")
+        page.locator("#send").click()
+        page.locator("#chat", has_text="word word").wait_for()
+        page.locator("#stop-chat").click()
+        stream.wait_closed()
+        page.locator("#chat .ir-answer[aria-busy=false]", has_text="word word").wait_for()
+        page.locator("#retry").click()
+        page.locator("#chat .ir-answer[aria-busy=true]").wait_for()
+        page.close()  # who leaves stops it too
+        stream.wait_closed()
+
+
+def test_a_chat_of_two_turns_labels_its_answers(open_page: Any) -> None:
+    page = open_page()
+    go(page, "Chat")
+    page.locator("#stickiness input[type=number]").fill("0.05")
+    page.locator("#stickiness input[type=number]").press("Tab")
+    for turn, (text, expert) in enumerate([("debug my python loop", "code"), ("the court and a judge", "law")]):
+        page.locator("#message textarea").fill(text)
+        page.locator("#message textarea").press("Enter")
+        page.locator("#chat .ir-answer[aria-busy=false]").nth(turn).wait_for()
+        assert expert in page.locator("#chat .ir-answer header").nth(turn).inner_text()
+    page.locator("#stickiness input[type=number]").fill("1")
+    page.locator("#stickiness input[type=number]").press("Tab")
+    page.locator("#retry").click()
+    page.locator("#chat", has_text="Stays with code").wait_for()
+    page.locator("#chat .ir-answer[aria-busy=false]").nth(1).wait_for()
+    page.locator("#clear").click()
+    page.locator("#chat", has_text="Say something").wait_for()
+
+
+def test_markup_shows_as_text(open_page: Any) -> None:
+    page = open_page()
+    text = "<img src=x onerror=alert(1)> <script>alert(2)</script> court"
+    prompt(page, text)
+    page.wait_for_function("text => document.querySelector('#tokens .ir-tokens')?.innerText === text", arg=text)
+    go(page, "Chat")
+    page.locator("#message textarea").fill(text)
+    page.locator("#send").click()
+    page.locator("#chat .ir-answer[aria-busy=false]").wait_for()
+    assert page.locator("#chat .ir-user .ir-text").inner_text() == text
+    assert page.locator("#chat img, #tokens img").count() == 0
+
+
+def test_experts_are_added_removed_and_undone(open_page: Any, tmp_path: Path) -> None:
+    page, other = open_page(), open_page()
+    go(page, "Experts")
+    table = page.locator("#experts tbody tr")
+    sync_api.expect(table).to_have_count(3)
+    page.locator("#new-name textarea, #new-name input").fill("art")
+    page.locator("#new-texts textarea").fill("\n".join(tiny.sentences("law", 9, seed=5)))
+    page.locator("#add-texts").click()
+    sync_api.expect(table).to_have_count(4)
+    sync_api.expect(page.locator("#edit-result .ir-tile")).to_have_count(2)
+    page.locator("#old-name input").click()
+    page.get_by_role("option", name="law").click()
+    page.locator("#remove").click()
+    sync_api.expect(page.locator("#experts")).not_to_contain_text("law")
+    go(page, "Route")
+    prompt(page, "the court and a judge")
+    head(page, "art answers")
+    go(page, "Experts")
+    for count in (4, 3):
+        page.locator("#undo").click()
+        sync_api.expect(table).to_have_count(count)
+    page.locator("#undo").click()
+    page.locator("#edit-result", has_text="nothing to undo").wait_for()
+    tiny.statistics(tiny.sentences("law", 6, seed=8)).save(tmp_path / "music.safetensors")
+    page.get_by_role("tab", name="From a file").click()
+    page.locator("#new-name textarea, #new-name input").fill("")
+    page.locator("#new-file input[type=file]").set_input_files(tmp_path / "music.safetensors")
+    page.locator("#new-file", has_text="music").wait_for()
+    page.locator("#add-file").click()
+    sync_api.expect(page.locator("#experts")).to_contain_text("music")
+    page.locator("#pack").click()
+    page.locator("#download a[download]").first.wait_for()
+    prompt(other, "the court and a judge")
+    head(other, "law answers")
+    assert "music" not in other.locator("#ranking").inner_text()
+
+
+def test_a_bad_edit_is_explained(open_page: Any) -> None:
+    page = open_page()
+    go(page, "Experts")
+    page.locator("#new-name textarea, #new-name input").fill("../law")
+    page.locator("#new-texts textarea").fill("court")
+    page.locator("#add-texts").click()
+    page.locator("#edit-result [role=alert]", has_text="cannot name an expert").wait_for()
+
+
+def test_figures_are_shown_and_measured(open_page: Any) -> None:
+    page = open_page()
+    go(page, "Measured")
+    page.locator("#figures .ir-confusion").wait_for()
+    assert page.locator("#figures svg circle").count() == len(measured.VOTES)
+    page.locator("#measure").click()
+    page.locator("#latency", has_text="tokenizing and routing").wait_for()
+
+
+def test_keys_alone_reach_an_answer(open_page: Any) -> None:
+    page = open_page()
+    page.locator("#prompt textarea").focus()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "answer"
+    page.keyboard.press("Enter")
+    page.locator("#first-answer .ir-answer[aria-busy=false]").wait_for()
+
+
+def test_a_phone_needs_no_sideways_scrolling(open_page: Any) -> None:
+    page = open_page(PHONE)
+    prompt(page, "court " * 20 + "python" * 20)
+    for tab in TABS:
+        go(page, tab)
+        page.wait_for_timeout(300)
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], tab
+
+
+def test_the_route_view_is_quick(open_page: Any) -> None:
+    page = open_page()
+    times = page.evaluate(MEASURE, ["debug my python loop", "the court and a judge"] * 6)
+    print("route view, ms from submit to change:", [round(time) for time in times])
+    assert sorted(times)[len(times) // 2] < 150
+
+
+# From Enter, after new text, to the change of the view.
+MEASURE = """async texts => {
+  const box = document.querySelector('#prompt textarea'), view = document.querySelector('#ranking');
+  const times = [];
+  for (const text of texts) {
+    const changed = new Promise(done => {
+      const watch = new MutationObserver(() => { watch.disconnect(); done(performance.now()); });
+      watch.observe(view, {childList: true, subtree: true, characterData: true});
+    });
+    Object.getOwnPropertyDescriptor(HTMLTextAreaElement.prototype, 'value').set.call(box, text);
+    const started = performance.now();
+    box.dispatchEvent(new Event('input', {bubbles: true}));
+    box.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', bubbles: true}));
+    box.dispatchEvent(new KeyboardEvent('keypress', {key: 'Enter', bubbles: true}));
+    times.push(await changed - started);
+    await new Promise(done => setTimeout(done, 700));
+  }
+  return times;
+}"""

@@ -14,9 +14,9 @@ from gradio.events import api
 from starlette.routing import Mount
 from transformers.utils import logging
 
-from ir3de.endpoint_ir3de import endpoint
+from ir3de.completions import Limits
+from ir3de.endpoint import endpoint
 from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.openai_ir3de import Limits
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data import Row, read_file
 from ir3de.scripts.quickstart import FOLDER, build

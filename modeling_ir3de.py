@@ -424,8 +424,10 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            if api.file_exists(repo_id, CARD_NAME, revision=revision):  # what people wrote in the card stays
-                api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=folder)
+            # What people wrote in the card stays; read at one commit, since the branch may move on meanwhile.
+            head = parent_commit or api.model_info(repo_id, revision=revision).sha
+            if api.file_exists(repo_id, CARD_NAME, revision=head):
+                api.hf_hub_download(repo_id, CARD_NAME, revision=head, local_dir=folder)
             self.save_pretrained(folder, **kwargs)
             message = commit_message or "Upload IR3DE router"
             update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message))

@@ -7,8 +7,8 @@ import sys
 
 from transformers.utils import logging
 
+from ir3de.completions import Limits
 from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.openai_ir3de import Limits
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.quickstart import build
 
@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         from starlette.applications import Starlette
         from starlette.routing import Mount
 
-        from ir3de.endpoint_ir3de import endpoint
+        from ir3de.endpoint import endpoint
     except ImportError as error:
         raise ImportError("The endpoint needs starlette and uvicorn: `pip install ir3de[app]`.") from error
     logging.set_verbosity_error()

@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ir3de.openai_ir3de import Limits, RequestError, check_text
+from ir3de.completions import Limits, RequestError, check_text
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data import Row
 from ir3de.scripts.evaluate import routing_accuracy

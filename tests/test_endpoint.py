@@ -16,8 +16,8 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 
 from ir3de import IR3DERoutingPipeline
-from ir3de.endpoint_ir3de import endpoint
-from ir3de.openai_ir3de import Limits
+from ir3de.completions import Limits
+from ir3de.endpoint import endpoint
 
 from . import tiny
 from .hub_server import running

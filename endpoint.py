@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from .openai_ir3de import ROUTER, Answer, Completion, Limits, RequestError, no_model, read_completion
+from .completions import ROUTER, Answer, Completion, Limits, RequestError, no_model, read_completion
 
 logger = logging.getLogger(__name__)
 

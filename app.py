@@ -171,7 +171,7 @@ def load(router: str | None = None, revision: str | None = None, samples: str | 
         samples (`str`, *optional*): JSON Lines of `text` and `domain`; by default those of the embedded router.
     """
     model = IR3DEModel.from_pretrained(router or build(), revision=revision)
-    pipe = IR3DERoutingPipeline(model, preload=router is None)
+    pipe = IR3DERoutingPipeline(model)
     rows: Sequence[Row] = list(read_file(samples or str(FOLDER / "sample.jsonl")))
 
     def stream(prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
@@ -197,8 +197,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     for name in ("router", "revision", "samples"):
         parser.add_argument(f"--{name}", default=os.environ.get(f"IR3DE_{name.upper()}"))
-    site = load(**vars(parser.parse_args()))
-    launch(site, build_demo(site))
+    args = parser.parse_args()
+    site = load(**vars(args))
+    demo = build_demo(site)
+    launch(site, demo, prevent_thread_lock=True)
+    if not args.router:  # once the page is up, so that it need not wait
+        site.router.experts.preload(site.router.model.config.expert_names)
+    demo.block_thread()
 
 
 if __name__ == "__main__":

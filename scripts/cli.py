@@ -18,6 +18,7 @@ from ir3de.scripts import (
     quickstart,
     remove,
     route,
+    tasks,
     train_experts,
 )
 
@@ -25,6 +26,7 @@ COMMANDS = {
     "fit": fit,
     "route": route,
     "evaluate": evaluate,
+    "tasks": tasks,
     "add": add,
     "remove": remove,
     "collect": collect,

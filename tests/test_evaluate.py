@@ -1,4 +1,4 @@
-"""`ir3de evaluate`: perplexity and its ratios against hand-computed ones, the rows of the table, and what is refused."""
+"""`ir3de evaluate`: perplexity and its ratios by hand, the rows of the table, and what is refused."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ir3de.card_ir3de import CARD_NAME
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
@@ -22,7 +23,7 @@ from ir3de.scripts.baselines import BASELINES, Options
 from ir3de.scripts.benchmark import Factory, select, versions
 from ir3de.scripts.data import add_data_arguments, read_rows
 from ir3de.scripts.encoders import default_encoder
-from ir3de.scripts.evaluation_report import write_card, write_report
+from ir3de.scripts.evaluation_report import RESULTS, write_card, write_report
 from ir3de.scripts.fit import read_experts
 from ir3de.scripts.normalised import Losses
 from ir3de.scripts.ours import ours
@@ -102,7 +103,14 @@ def run(args: argparse.Namespace) -> int:
     routes = [[record["expert"] for record in records]]
     results["rows"].append(figures_of(ROUTER, losses, routes=routes, choice=results["settings"]["variant"]))
     results["seconds"] = time.monotonic() - started
-    print(json.dumps(results, indent=1) if args.json else write_report(results, Path(args.output)))
+    return _finish(args, results)
+
+
+def _finish(args: argparse.Namespace, results: dict[str, Any]) -> int:
+    """Writes and prints the results, and says what could not be had."""
+    output = Path(args.output)
+    table = write_report(results, output)
+    print((output / RESULTS).read_text(encoding="utf-8") if args.json else table)
     if args.card:
         write_card(Path(args.router), results)
     failed = {**results["failures"], **{row["row"]: row["error"] for row in results["rows"] if row.get("error")}}
@@ -121,10 +129,10 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{key.replace('_', '-')} must be at least {value}, got {getattr(args, key)}.")
     if not args.output and (args.experts is not None or args.train or args.card):
         raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
-    if args.card and not Path(args.router, "config.json").is_file():
+    if args.card and not Path(args.router, CARD_NAME).is_file():
         raise ValueError(
-            f"--card writes into a router's folder, and {args.router} is none: download the router, evaluate the folder"
-            " and push it again."
+            f"--card writes into the {CARD_NAME} of a router's folder, and {args.router} has none: download the router,"
+            " evaluate the folder and push it again."
         )
 
 
@@ -181,11 +189,14 @@ def _others(
     """The rows of routers that are fitted to training data; where top-k is one, its accuracy over k is the result's."""
     options = Options(args.encoder or default_encoder(), args.modem_encoder, args.max_train_per_domain or None)
     kept = Path(args.output, "routes.json")
-    rows = []
+    rows, votes, others = [], {}, {}
     for name, routes in trained_rows(kept, routers, options, args.seeds, train.rows, selection.rows).items():
         rows.append(figures_of(name, losses, **vars(routes)))
-        if routes.over_k:
-            results["over_k"] = routes.over_k
+        votes |= {k: accuracy for k, accuracy in routes.over_k.items() if k.isdigit()}
+        if name.startswith("ir3de-") and not routes.over_k and not routes.error:
+            others[name.removeprefix("ir3de-")] = rows[-1]["accuracy"]
+    if votes:  # the figure is of what was fitted here, each variant with its own choice
+        results["over_k"] = votes | others
     return rows
 
 

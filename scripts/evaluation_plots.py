@@ -55,11 +55,10 @@ def _over_k(results: dict[str, Any]) -> Figure:
     axes = figure.subplots()
     votes = {int(k): value for k, value in results["over_k"].items() if k.isdigit()}
     axes.plot(list(votes), [100 * value for value in votes.values()], marker="o", color=OURS, label="top-k")
-    chosen = {row["row"]: row["accuracy"] for row in results["rows"] if not row.get("error")}
     styles = {"all": ("0.45", ":"), "avg": ("#c77d2e", "--"), "prompt": ("#2e8b57", "-")}
     for variant, (color, style) in styles.items():
-        value = chosen.get(f"ir3de-{variant}", results["over_k"][variant])
-        axes.axhline(100 * value, color=color, linestyle=style, label=variant)
+        if variant in results["over_k"]:
+            axes.axhline(100 * results["over_k"][variant], color=color, linestyle=style, label=variant)
     axes.set_xscale("log")
     axes.set_xticks(list(votes), [str(k) for k in votes])
     axes.minorticks_off()

@@ -10,8 +10,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
+from ir3de.card_ir3de import CARD_NAME
 from ir3de.scripts.report import markdown
 from ir3de.scripts.rows import AVERAGE
+
+RESULTS = "results.json"
 
 
 def write_report(results: dict[str, Any], folder: Path) -> str:
@@ -25,7 +28,7 @@ def write_report(results: dict[str, Any], folder: Path) -> str:
         `str`: the table, and where the rest is.
     """
     text = json.dumps(_finite(results), indent=1, ensure_ascii=False)
-    (folder / "results.json").write_text(text + "\n", encoding="utf-8")
+    (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
     figures = _figures(results, folder)
     table = rows_table(results)
     sections = [
@@ -86,7 +89,7 @@ def write_card(folder: Path, results: dict[str, Any]) -> None:
         folder (`Path`): of the router.
         results (`dict`): of a run.
     """
-    path, settings = folder / "README.md", results["settings"]
+    path, settings = folder / CARD_NAME, results["settings"]
     card = ModelCard.load(path, ignore_metadata_errors=True)
     dataset = {
         "task_type": "text-generation",

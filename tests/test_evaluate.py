@@ -19,6 +19,7 @@ from ir3de import IR3DEModel
 from ir3de.scripts import cli, perplexity
 from ir3de.scripts.accuracy import expected_accuracy, one_hot
 from ir3de.scripts.average import average_experts
+from ir3de.scripts.choose import NUM_VOTES
 from ir3de.scripts.normalised import Losses, normalised, normalised_scores
 from ir3de.scripts.rows import AVERAGE, figures_of, fixed_rows
 
@@ -181,7 +182,17 @@ def test_every_row_is_there(evaluated: tuple[Path, dict[str, Any]]) -> None:
     assert rows["this router"]["normalised"] == pytest.approx(100)
     assert len(rows["bow-mlp"]["seeds"]) == 2
     assert rows["bow-mlp"]["choice"] in ("64", "256")
-    assert set(evaluated[1]["over_k"]) == {"1", "2", "5", "10", "20", "50", "100", "200", "500", "all", "avg", "prompt"}
+    assert list(evaluated[1]["over_k"]) == [str(k) for k in NUM_VOTES]
+
+
+def test_accuracy_over_k_is_the_router_s_own_without_training_data(world: tuple[Path, str], tmp_path: Path) -> None:
+    options = ["--where", "split=test", "--output", str(tmp_path), "--json"]
+    assert cli.main(["evaluate", str(world[0]), "--data", world[1], *options]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["over_k"]) == {*map(str, NUM_VOTES), "all", "avg", "prompt"}
+    assert [row["row"] for row in results["rows"]] == ["this router"]
+    assert results["rows"][0]["normalised"] is None
+    assert "normalised" not in (tmp_path / "results.md").read_text()
 
 
 def test_what_was_dropped_is_counted(evaluated: tuple[Path, dict[str, Any]]) -> None:

@@ -54,7 +54,8 @@ def rows_table(results: dict[str, Any]) -> str:
             continue
         by_domain = [_percent(row["domains"][name]["normalised"]) for name in domains] if scored else []
         mean = [_percent(row["normalised"], 2), _range(row["interval"])] if scored else []
-        lines.append([row["row"], *mean, *by_domain, _percent(100 * row["accuracy"]), row.get("choice", "")])
+        accuracy = "–" if row["row"] == AVERAGE else _percent(100 * row["accuracy"])  # it is no expert of any domain
+        lines.append([row["row"], *mean, *by_domain, accuracy, row.get("choice", "")])
     head = ["expert chosen by", *(["normalised", "95 % interval", *domains] if scored else [])]
     return markdown([*head, "routing accuracy", "chosen on held-out prompts"], lines)
 

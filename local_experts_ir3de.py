@@ -9,7 +9,8 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,17 @@ class LocalModel:
             remove_hook_from_module(self.model, recurse=True)
         del self.model, self.pipe, self._layers
         _return_memory()
+
+    @contextmanager
+    def using(self, spec: dict[str, Any]) -> Iterator[Any]:
+        """The model as an expert, its adapter active, for as long as the block lasts; others wait.
+
+        Args:
+            spec (`dict`): of an expert whose adapter, if any, was added.
+        """
+        with self._lock:
+            self._activate(spec)
+            yield self.model
 
     def _activate(self, spec: dict[str, Any]) -> None:
         """Switches to the expert's adapter, or to the base alone; the model's own method takes twice as long."""

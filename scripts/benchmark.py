@@ -261,12 +261,6 @@ def _source(args: argparse.Namespace) -> tuple[Any, torch.Tensor]:
 
 
 def _settings(args: argparse.Namespace, routers: Sequence[str]) -> dict[str, Any]:
-    packages = {}
-    for package in ("ir3de", "torch", "transformers", "scikit-learn", "sentence-transformers"):
-        try:
-            packages[package] = version(package)
-        except PackageNotFoundError:
-            packages[package] = "not installed"
     return {
         "routers": list(routers),
         "encoder": args.encoder or "all-MiniLM-L6-v2",
@@ -275,8 +269,19 @@ def _settings(args: argparse.Namespace, routers: Sequence[str]) -> dict[str, Any
         "max_test": args.max_test,
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
-        "packages": packages,
+        "packages": versions("ir3de", "torch", "transformers", "scikit-learn", "sentence-transformers"),
     }
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """The versions of packages, for a report."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
 
 
 def _numbers(text: str | None) -> list[int]:

@@ -19,6 +19,7 @@ from ir3de.scripts import (
     remove,
     route,
     serve,
+    tasks,
     train_experts,
 )
 
@@ -26,6 +27,7 @@ COMMANDS = {
     "fit": fit,
     "route": route,
     "evaluate": evaluate,
+    "tasks": tasks,
     "add": add,
     "remove": remove,
     "collect": collect,

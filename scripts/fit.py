@@ -59,7 +59,7 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fits a router and saves it."""
     config = IR3DEConfig(
-        experts=_read_experts(args.experts) if args.experts else [],
+        experts=read_experts(args.experts) if args.experts else [],
         balance=not args.no_balance,
         bias=not args.no_bias,
         normalize_columns=args.normalize_columns,
@@ -223,7 +223,12 @@ def evaluation(best: Candidate, error: float) -> dict[str, Any]:
     }
 
 
-def _read_experts(path: str) -> list[dict[str, Any]]:
+def read_experts(path: str) -> list[dict[str, Any]]:
+    """Reads a list of expert specs.
+
+    Raises:
+        ValueError: the file is not YAML, or no list.
+    """
     try:
         experts = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

@@ -1,0 +1,89 @@
+"""The average of the experts' weights, as an expert of its own: a baseline that reads every prompt with one model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ir3de.local_experts_ir3de import base_spec
+from ir3de.scripts.perplexity import source_key
+
+
+def average_experts(folder: Path, specs: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+    """Averages experts, unless the folder has the average of the same ones.
+
+    Of adapters on one base the average is exact: their low-rank matrices side by side, scaled by one over their number,
+    multiply to the mean of the products (`combination_type="cat"` in PEFT). Other experts must be of one architecture;
+    their weights are averaged one by one, in float32.
+
+    Args:
+        folder (`Path`): for the average alone.
+        specs (`Sequence[dict]`): of the experts, as in a router's config.
+        name (`str`): what the average is called.
+
+    Returns:
+        `dict`: the spec of the average.
+
+    Raises:
+        ValueError: the experts cannot be averaged: some are adapters and some are not, or their bases differ.
+    """
+    if any(spec.keys() & {"endpoint", "provider"} or not spec.keys() & {"model", "adapter"} for spec in specs):
+        raise ValueError("only models on this machine can be averaged")
+    bases, adapters = [base_spec(spec) for spec in specs], ["adapter" in spec for spec in specs]
+    if any(adapters) and not (all(adapters) and all(base == bases[0] for base in bases)):
+        raise ValueError("only whole models, or adapters on one base, can be averaged")
+    done, key = folder / "done", " ".join(source_key(spec) for spec in specs)
+    if not done.is_file() or done.read_text(encoding="utf-8") != key:
+        shutil.rmtree(folder, ignore_errors=True)
+        if all(adapters):
+            _average_adapters(folder, specs, name, bases[0])
+        else:
+            _average_models(folder / name, bases)
+        done.write_text(key, encoding="utf-8")
+    path = str(folder / name)
+    return {**bases[0], "name": name, "adapter": path} if all(adapters) else {"name": name, "model": path}
+
+
+def _average_adapters(folder: Path, specs: Sequence[dict[str, Any]], name: str, base: dict[str, Any]) -> None:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ImportError("Averaging adapters needs peft: `pip install ir3de[adapters]`.") from error
+    model = None
+    for spec in specs:
+        revision = spec.get("adapter_revision")
+        if model is None:
+            model = PeftModel.from_pretrained(_load(base), spec["adapter"], spec["name"], revision=revision)
+        else:
+            model.load_adapter(spec["adapter"], spec["name"], revision=revision)
+    names = [spec["name"] for spec in specs]
+    model.add_weighted_adapter(names, [1 / len(names)] * len(names), name, combination_type="cat")
+    model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
+
+
+def _average_models(folder: Path, bases: Sequence[dict[str, Any]]) -> None:
+    average = _load(bases[0])
+    with torch.no_grad():
+        for base in bases[1:]:
+            other = dict(_load(base).named_parameters())
+            for key, weight in average.named_parameters():
+                if key not in other or other[key].shape != weight.shape:
+                    raise ValueError(f"{bases[0]['model']} and {base['model']} are not of one architecture ({key})")
+                weight.add_(other[key])
+        for weight in average.parameters():
+            weight.div_(len(bases))
+    average.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bases[0]["model"], **_where(bases[0])).save_pretrained(folder)
+
+
+def _load(base: dict[str, Any]) -> Any:
+    return AutoModelForCausalLM.from_pretrained(base["model"], dtype=torch.float32, **_where(base))
+
+
+def _where(base: dict[str, Any]) -> dict[str, Any]:
+    return {key: base[key] for key in ("revision", "gguf_file") if key in base}

@@ -1,0 +1,150 @@
+"""The rows of the table: every way to choose an expert for a prompt, each a distribution over the experts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from ir3de.experts_ir3de import describe_error
+from ir3de.scripts.accuracy import accuracy_over_k, expected_accuracy, one_hot
+from ir3de.scripts.baselines import Options
+from ir3de.scripts.benchmark import Factory
+from ir3de.scripts.data import Row
+from ir3de.scripts.normalised import Losses, normalised
+
+AVERAGE = "average-of-weights"
+DEFAULT = (
+    *("knn-1", "knn-5", "knn-10", "modem", "bow-mlp", "tfidf"),
+    *("ir3de-top-k", "ir3de-all", "ir3de-avg", "ir3de-prompt"),
+)
+ONE_SEED = ("tfidf", "modem")  # the one has no seed, the other is too slow for several
+
+
+@dataclass
+class Routes:
+    """
+    Where a router sends the test prompts.
+
+    Args:
+        routes (`list[list[str]]`): the expert of each prompt, a list a seed.
+        choice (`str`): what was chosen on held-out training prompts.
+        seconds (`float`): that fitting and routing took, all seeds together.
+        over_k (`dict[str, float]`): of top-k, the macro accuracy with each k.
+        error (`str`): why there are no routes.
+    """
+
+    routes: list[list[str]] = field(default_factory=list)
+    choice: str = ""
+    seconds: float = 0.0
+    over_k: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+
+
+def fixed_rows(losses: Losses, experts: Sequence[str]) -> dict[str, Any]:
+    """The rows without a router: each expert for all prompts, the average of their weights, chance and hindsight.
+
+    Returns:
+        `dict`: by name, probabilities of shape `(prompts, columns of losses)`.
+    """
+    one = np.eye(len(losses.experts))
+    prompts = len(losses.domains)
+    rows = {f"only {name}": np.tile(one[losses.experts.index(name)], (prompts, 1)) for name in [*experts]}
+    rows[AVERAGE] = np.tile(one[losses.experts.index(AVERAGE)], (prompts, 1))
+    columns = [losses.experts.index(name) for name in experts]
+    rows["random"] = np.tile(one[columns].mean(axis=0), (prompts, 1))
+    if not np.isnan(losses.nats[:, columns]).any():
+        rows["best in hindsight"] = one[np.array(columns)[losses.nats[:, columns].argmin(axis=1)]]
+    rows["own expert"] = one[losses.own]
+    return rows
+
+
+def trained_rows(
+    file: Path | None,
+    routers: Mapping[str, Factory],
+    options: Options,
+    seeds: int,
+    train: Sequence[Row],
+    tests: Sequence[Row],
+) -> dict[str, Routes]:
+    """Fits routers to training prompts and routes the test prompts.
+
+    Args:
+        file (`Path`, *optional*): where routes are kept after every router; those of an earlier run are used.
+        routers (`Mapping[str, Factory]`): by name, from [`ours`] and `BASELINES`.
+        options ([`Options`]): of the baselines.
+        seeds (`int`): of those whose routes depend on one.
+        train (`Sequence[Row]`): to fit and to choose on.
+        tests (`Sequence[Row]`): to route.
+
+    Returns:
+        `dict[str, Routes]`: by name; a router that cannot be had has an `error`.
+    """
+    key = hashlib.sha256(repr([options, seeds, list(train), list(tests)]).encode()).hexdigest()
+    kept = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
+    rows = {name: Routes(**row) for name, row in kept["rows"].items()} if kept.get("key") == key else {}
+    with tqdm(routers.items(), desc="Fitting", unit=" routers", disable=None) as progress:
+        for name, make in progress:
+            progress.set_postfix_str(name)
+            if name not in rows or rows[name].error:
+                rows[name] = _fit(name, make, options, seeds, train, tests)
+                if file:
+                    kept = {"key": key, "rows": {name: asdict(row) for name, row in rows.items()}}
+                    file.write_text(json.dumps(kept), encoding="utf-8")
+    return {name: rows[name] for name in routers}
+
+
+def _fit(name: str, make: Factory, options: Options, seeds: int, train: Sequence[Row], tests: Sequence[Row]) -> Routes:
+    row, started = Routes(), time.perf_counter()
+    deterministic = name.startswith("ir3de")
+    try:
+        for seed in range(1 if deterministic or name in ONE_SEED else seeds):
+            router = make(replace(options, seed=seed))
+            router.fit([row.text for row in train], [row.domain for row in train])
+            best = router.scores([row.text for row in tests], cached=True).argmax(axis=1)
+            row.routes.append([router.domains[i] for i in best])
+            row.choice = router.choice
+        if name == "ir3de-top-k":
+            row.over_k = accuracy_over_k(router.pipeline, tests)
+    except Exception as error:  # the others go on
+        return Routes(error=describe_error(error))
+    row.seconds = time.perf_counter() - started
+    return row
+
+
+def figures_of(
+    name: str,
+    losses: Losses,
+    p: Any = None,
+    routes: Sequence[Sequence[str]] = (),
+    error: str = "",
+    **about: Any,
+) -> dict[str, Any]:
+    """What the table says of a row.
+
+    Args:
+        name (`str`): of the row.
+        losses ([`Losses`]): of prompts and experts.
+        p (`np.ndarray` of shape `(prompts, experts)`, *optional*): with which probability each expert reads a prompt.
+        routes (`Sequence[Sequence[str]]`, *optional*): instead, the expert of each prompt, a list a seed; each seed is
+            as likely.
+        error (`str`, *optional*): why there is neither.
+        about (*optional*): what else to say.
+    """
+    if error:
+        return {"row": name, "error": error}
+    seeds = [one_hot(losses.experts, seed) for seed in routes]
+    parts = [np.mean(seeds, axis=0) if seeds else p, *(seeds if len(seeds) > 1 else ())]
+    figures = [
+        {"accuracy": expected_accuracy(losses.domains, losses.experts, part), **normalised(losses, part)}
+        for part in parts
+    ]
+    by_seed = [{key: of[key] for key in ("accuracy", "normalised")} for of in figures[1:]]
+    return {"row": name, **figures[0], **({"seeds": by_seed} if by_seed else {}), **about}

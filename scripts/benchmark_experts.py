@@ -38,6 +38,7 @@ QUESTIONS = (
     "Is it ever right to lie, according to Kant, in case {}?",
 )
 _WORDS = 10  # of each tiny domain
+# Of resident memory: safetensors keeps 64 bytes of each tensor that it ever reads (0.6 to 0.8), so loads cost a little.
 _MAX_GROWTH = 0.05
 
 

@@ -32,7 +32,7 @@ from ir3de.scripts.rows import AVERAGE, DEFAULT, figures_of, fixed_rows, trained
 from ir3de.scripts.selection import Selection, of_experts, to_score
 
 ROUTER = "this router"
-QUICK = {"prompts": 12, "max_tokens": 64, "max_train_per_domain": 40, "seeds": 1}
+QUICK = {"prompts": 10, "max_tokens": 64, "max_train_per_domain": 10, "seeds": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

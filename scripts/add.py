@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.command import command
 from ir3de.scripts.data import add_text_arguments, read_texts
 from ir3de.scripts.edit import add_spec_arguments, add_target_arguments, apply_edit, expert_spec
 
@@ -38,12 +39,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de add`."""
-    parser = argparse.ArgumentParser(prog="ir3de add", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("add", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ir3de.scripts.baselines import BASELINES, Options, Router, sample_per_domain
+from ir3de.scripts.command import command
 from ir3de.scripts.data import Row, read_rows
 from ir3de.scripts.encoders import default_encoder
 from ir3de.scripts.measures import (
@@ -294,12 +295,7 @@ def _numbers(text: str | None) -> list[int]:
     return numbers
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de benchmark`."""
-    parser = argparse.ArgumentParser(prog="ir3de benchmark", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("benchmark", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

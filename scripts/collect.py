@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 
 from ir3de.configuration_ir3de import check_expert_name
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.command import command
 from ir3de.scripts.data import add_text_arguments, read_texts
 from ir3de.scripts.private import SHARE, PrivateCollector, add_privacy_arguments, check_privacy, release
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, gram_from_counts
@@ -174,12 +175,7 @@ def _part(text: str) -> tuple[int, int]:
     return int(first) - 1, int(parts)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de collect`."""
-    parser = argparse.ArgumentParser(prog="ir3de collect", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("collect", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

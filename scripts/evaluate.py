@@ -21,6 +21,7 @@ from ir3de.scripts.accuracy import accuracy_over_k, describe, routing_accuracy
 from ir3de.scripts.average import average_experts
 from ir3de.scripts.baselines import BASELINES, Options
 from ir3de.scripts.benchmark import Factory, select, versions
+from ir3de.scripts.command import command
 from ir3de.scripts.data import add_data_arguments, read_rows
 from ir3de.scripts.encoders import default_encoder
 from ir3de.scripts.evaluation_report import RESULTS, write_card, write_report
@@ -223,12 +224,7 @@ def _settings(args: argparse.Namespace, model: IR3DEModel, train: Selection | No
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de evaluate`."""
-    parser = argparse.ArgumentParser(prog="ir3de evaluate", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("evaluate", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -18,6 +18,7 @@ from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig, check
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.calibrate import calibration_error, fit_calibration
 from ir3de.scripts.choose import Candidate, best_of, describe, search
+from ir3de.scripts.command import command
 from ir3de.scripts.data import add_data_arguments, read_rows
 from ir3de.scripts.sources import load_source
 from ir3de.scripts.spool import Prompts, Spool
@@ -249,12 +250,7 @@ def _match_experts(config: IR3DEConfig, domains: list[str]) -> None:
         )
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de fit`."""
-    parser = argparse.ArgumentParser(prog="ir3de fit", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("fit", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

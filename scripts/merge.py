@@ -16,6 +16,7 @@ from ir3de.edits_ir3de import pull, read_statistics
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.accuracy import routing_accuracy
+from ir3de.scripts.command import command
 from ir3de.scripts.data import Row, add_data_arguments, read_rows
 from ir3de.scripts.edit import add_target_arguments, apply_edit
 
@@ -170,12 +171,7 @@ def _change(old: Any, new: Any, form: str) -> str:
     return cells[0] if cells[0] == cells[1] else " > ".join(cells)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de merge`."""
-    parser = argparse.ArgumentParser(prog="ir3de merge", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("merge", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.command import command
 from ir3de.scripts.edit import add_spec_arguments, apply_edit, expert_spec
 from ir3de.scripts.publish_space import publish_space
 
@@ -51,12 +52,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de publish`."""
-    parser = argparse.ArgumentParser(prog="ir3de publish", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("publish", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

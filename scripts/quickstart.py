@@ -16,6 +16,7 @@ from huggingface_hub import cached_assets_path
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
 from ir3de.scripts import fit
+from ir3de.scripts.command import command
 from ir3de.scripts.sources import QUICKSTART_MODEL, load_source, quickstart_source
 from ir3de.statistics_ir3de import DomainStatistics
 
@@ -119,12 +120,7 @@ def _cache(source: dict[str, str]) -> Path:
     return Path(cached_assets_path("ir3de", namespace="quickstart")) / digest.hexdigest()[:16]
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de quickstart`."""
-    parser = argparse.ArgumentParser(prog="ir3de quickstart", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("quickstart", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

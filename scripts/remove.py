@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from ir3de.scripts.command import command
 from ir3de.scripts.edit import add_target_arguments, apply_edit
 
 
@@ -22,12 +23,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de remove`."""
-    parser = argparse.ArgumentParser(prog="ir3de remove", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("remove", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

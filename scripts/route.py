@@ -10,6 +10,7 @@ from typing import Any
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.command import command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,12 +45,7 @@ def deciding_tokens(record: Mapping[str, Any], most: int = 6) -> str:
     return " ".join(dict.fromkeys(words))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de route`."""
-    parser = argparse.ArgumentParser(prog="ir3de route", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("route", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

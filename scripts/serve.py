@@ -10,6 +10,7 @@ from transformers.utils import logging
 from ir3de.completions import Limits
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.command import command
 from ir3de.scripts.quickstart import build
 
 
@@ -42,12 +43,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de serve`."""
-    parser = argparse.ArgumentParser(prog="ir3de serve", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("serve", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -12,6 +12,7 @@ from typing import Any
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.command import command
 from ir3de.scripts.fit import read_experts
 from ir3de.scripts.normalised import normalised_scores
 from ir3de.scripts.report import markdown
@@ -170,12 +171,7 @@ def _percent(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.1f}"
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de tasks`."""
-    parser = argparse.ArgumentParser(prog="ir3de tasks", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("tasks", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from ir3de.configuration_ir3de import check_expert_name
+from ir3de.scripts.command import command
 from ir3de.scripts.data import Row, add_data_arguments, read_rows
 
 HELD_OUT_EVERY = 5
@@ -223,12 +224,7 @@ def describe(table: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Runs `ir3de train-experts`."""
-    parser = argparse.ArgumentParser(prog="ir3de train-experts", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
-
+main = command("train-experts", __doc__, add_arguments, run)
 
 if __name__ == "__main__":
     sys.exit(main())

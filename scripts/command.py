@@ -1,0 +1,22 @@
+"""What makes a file of `scripts/` a command that also runs by itself."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+
+def command(
+    name: str,
+    description: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    run: Callable[[argparse.Namespace], int],
+) -> Callable[..., int]:
+    """The `main` of a subcommand: parses arguments, by default those of the process, and returns the exit code."""
+
+    def main(arguments: list[str] | None = None) -> int:
+        parser = argparse.ArgumentParser(prog=f"ir3de {name}", description=description)
+        add_arguments(parser)
+        return run(parser.parse_args(arguments))
+
+    return main

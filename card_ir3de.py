@@ -172,7 +172,8 @@ def _method(config: Any) -> str:
     """The choice that the config makes, in words."""
     features = f"{config.num_features} random Fourier" if config.feature_map == "rff" else f"`{config.feature_map}`"
     if config.variant == "prompt":
-        return f"variant `prompt`, {features} features, token noise {config.token_noise:g}"
+        lexical = f", naive Bayes weighing {config.lexical_weight:.3g}" if config.lexical_weight else ""
+        return f"variant `prompt`, {features} features, token noise {config.token_noise:g}{lexical}"
     votes = f" with k = {config.num_votes}" if config.variant == "top-k" else ""
     balance = "balanced" if config.balance else "unbalanced"
     return f"variant `{config.variant}`{votes}, {features} features, lambda {config.regularization:g}, {balance} sums"

@@ -177,6 +177,8 @@ class IR3DEConfig(PreTrainedConfig):
         prompt_regularization (`float`, *optional*): lambda of the ridge regression on prompt rows, which are always
             balanced and have no bias; by default a thousandth of the mean diagonal of A.
         token_noise (`float`): rho, how much random loss of single tokens the prompt rows are fitted to withstand.
+        lexical_weight (`float`): how much naive Bayes, from the numbers of prompts that tokens occur in, adds to the
+            scores of `"prompt"`. It rests while a domain keeps these numbers back.
         balance (`bool`): divide each domain's sums by its number of rows, so that no domain outweighs another.
         bias (`bool`): append a column of ones to the embeddings.
         normalize_columns (`bool`): divide each column of W by its norm, as the authors' code does.
@@ -219,6 +221,7 @@ class IR3DEConfig(PreTrainedConfig):
     regularization: float | int = 1e-5
     prompt_regularization: float | int | None = None
     token_noise: float | int = 1
+    lexical_weight: float | int = 0
     balance: bool = True
     bias: bool = True
     normalize_columns: bool = False
@@ -288,8 +291,9 @@ class IR3DEConfig(PreTrainedConfig):
                     f"`{field}` must be a number above 0, got {value!r}: without a positive lambda A + lambda I need"
                     " not be invertible, and without a positive scale there is no kernel."
                 )
-        if not is_number(self.token_noise) or self.token_noise < 0:
-            raise ValueError(f"`token_noise` (rho) must be a number of at least 0, got {self.token_noise!r}.")
+        for field in ("token_noise", "lexical_weight"):
+            if not is_number(getattr(self, field)) or getattr(self, field) < 0:
+                raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
         if not is_number(self.min_score) or not 0 <= self.min_score <= 1:
             raise ValueError(f"`min_score` is a probability, between 0 and 1; got {self.min_score!r}.")
         if self.fallback_expert is not None and self.fallback_expert not in self.expert_names:

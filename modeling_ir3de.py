@@ -6,7 +6,8 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,6 +28,7 @@ from .edits_ir3de import RouterEdits
 from .files_ir3de import STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import MEANS, TokenTable, contributions, select
 from .statistics_ir3de import (
+    DOCUMENTS,
     DomainStatistics,
     StatisticsCollector,
     check_token_ids,
@@ -35,7 +37,7 @@ from .statistics_ir3de import (
     read_header,
     total,
 )
-from .token_router_ir3de import FeatureMap, entropy, ridge
+from .token_router_ir3de import FeatureMap, entropy, log_odds, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
@@ -84,7 +86,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
     config: IR3DEConfig
     base_model_prefix = "ir3de"
     main_input_name = "input_ids"
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["token_router", "prompt_router"]  # type: ignore[misc]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["token_router", "prompt_router", "lexicon"]  # type: ignore[misc]
 
     def __init__(self, config: IR3DEConfig) -> None:
         config.check()
@@ -100,7 +102,8 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         self.embed_tokens.requires_grad_(False)
         self.token_router = nn.Linear(width, len(experts), bias=config.bias)
         self.prompt_router = nn.Linear(width, len(experts), bias=False)
-        self._derived: dict[str, tuple[object, list[torch.Tensor], Any]] = {}
+        self.lexicon = nn.Embedding(config.vocab_size, len(experts)) if config.lexical_weight else None
+        self._derived: dict[str, tuple[object, list[torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {}
         self._statistics: dict[str, DomainStatistics] | None = None
         self._tokenizer: Any = None
         self._origin: dict[str, Any] | None = None
@@ -137,12 +140,11 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         check_token_ids(input_ids, self.config.vocab_size)
         check_not_empty(mask)
-        router = self.prompt_router if variant == "prompt" else self.token_router
         if labels is None:
             table, ids = self.token_table(variant), input_ids
         else:  # a table of this batch's tokens alone, through which gradients flow to W
             token_ids, ids = input_ids.unique(return_inverse=True)
-            logits = router(self._features(self.embed_tokens.weight[token_ids]))
+            logits = self._token_logits(token_ids, variant)
             table = TokenTable(logits, entropy(logits))
         selection = select(table, ids, mask, variant, num_votes)
         output = IR3DEOutput(logits=selection.logits)
@@ -163,28 +165,45 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         Args:
             variant (`str`, *optional*): the prompt rows' W speaks in `"prompt"`, the token rows' in all others.
         """
-        router = self.prompt_router if (variant or self.config.variant) == "prompt" else self.token_router
+        variant = variant or self.config.variant
+        router = self.prompt_router if variant == "prompt" else self.token_router
 
         def make() -> TokenTable:
             with torch.no_grad():
-                parts = [router(self._features(rows)) for rows in self.embed_tokens.weight.split(_CHUNK)]
-            logits = torch.cat(parts)
+                starts = range(0, self.config.vocab_size, _CHUNK)
+                logits = torch.cat([self._token_logits(slice(start, start + _CHUNK), variant) for start in starts])
             return TokenTable(logits, entropy(logits))
 
-        return self._derive("prompts" if router is self.prompt_router else "tokens", make, *router.parameters())  # type: ignore[no-any-return]
+        if variant == "prompt" and self.lexicon is not None:
+            return self._derive("prompts", make, router.parameters(), self.lexicon.weight)  # type: ignore[no-any-return]
+        return self._derive("prompts" if variant == "prompt" else "tokens", make, router.parameters())  # type: ignore[no-any-return]
+
+    def _token_logits(self, token_ids: torch.Tensor | slice, variant: str) -> torch.Tensor:
+        """What tokens say of each domain, of shape `(tokens, domains)`."""
+        features = self._features(self.embed_tokens.weight[token_ids])
+        if variant != "prompt":
+            return self.token_router(features)  # type: ignore[no-any-return]
+        logits = self.prompt_router(features)
+        return logits if self.lexicon is None else logits + self.lexicon.weight[token_ids]  # type: ignore[no-any-return]
 
     @property
     def _features(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The feature map of this vocabulary."""
         return self._derive("features", lambda: self.config.features.prepare(self.embed_tokens.weight.detach()))  # type: ignore[no-any-return]
 
-    def _derive(self, name: str, make: Callable[[], Any], *weights: torch.Tensor) -> Any:
-        """Something computed from E and small weights, kept until one of them changes, by whatever means."""
-        E = self.embed_tokens.weight
-        state = (E.data_ptr(), E._version, E.device)
+    def _derive(
+        self, name: str, make: Callable[[], Any], weights: Iterable[torch.Tensor] = (), *tables: torch.Tensor
+    ) -> Any:
+        """Something computed from E, other tables as large, and small weights, kept until one of them changes.
+
+        Weights may change by whatever means; of tables, which are too large to compare, torch must know.
+        """
+        state = [(table.data_ptr(), table._version, table.device) for table in (self.embed_tokens.weight, *tables)]
+        weights = list(weights)
         kept = self._derived.get(name)
         if kept is None or kept[0] != state or not all(map(torch.equal, kept[1], weights)):
-            self._derived[name] = kept = state, [weight.detach().clone() for weight in weights], make()
+            # The tables are kept too, so that no other one can come to lie where they did.
+            self._derived[name] = kept = state, [weight.detach().clone() for weight in weights], make(), tables
         return kept[2]
 
     def copy(self) -> IR3DEModel:
@@ -259,9 +278,12 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         for name in names:
             check_feature_space(name, statistics[name], config)
         with one_thread():
-            W_tokens, W_prompts = _solve(config, [statistics[name] for name in names])
+            domains = [statistics[name] for name in names]
+            W_tokens, W_prompts = _solve(config, domains)
+            lexicon = _lexicon(config, domains, self.embed_tokens.weight.device)
         self.token_router = _filled(self.token_router, W_tokens)
         self.prompt_router = _filled(self.prompt_router, W_prompts)
+        self.lexicon = lexicon
         self.config.set_experts(config.experts or [])
         self.config.measured_on = config.measured_on
         self._statistics = statistics
@@ -472,6 +494,24 @@ def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.
     return W_tokens, ridge(A.add_(noise, alpha=config.token_noise), B, value, bias=False)
 
 
+def _lexicon(config: IR3DEConfig, domains: list[DomainStatistics], device: torch.device) -> nn.Embedding | None:
+    """What naive Bayes adds to each token's scores: nothing where the config does not ask for it."""
+    if not config.lexical_weight:
+        return None
+    documents = [domain.documents for domain in domains]
+    silent = [name for name, counts in zip(config.expert_names, documents, strict=True) if counts is None]
+    if silent:
+        warnings.warn(
+            f"The statistics of {silent} do not tell how many prompts tokens occur in, so the router goes without its"
+            " lexical part. Contributions of `ir3de collect` tell it, but for those of its private mode.",
+            stacklevel=2,
+        )
+        table = torch.zeros(config.vocab_size, len(domains))
+    else:
+        table = (config.lexical_weight * log_odds(documents)).float()  # type: ignore[arg-type]
+    return nn.Embedding.from_pretrained(table.to(device))  # type: ignore[no-any-return]
+
+
 def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
     """The layer with W, whose last row is the bias if it has one; a new layer if the number of experts differs."""
     if router.out_features != W.shape[1]:
@@ -515,6 +555,12 @@ def check_feature_space(name: str, statistics: DomainStatistics, config: IR3DECo
             f" this router's is {config.fingerprint} with {size}. Collect them again with its tokenizer, embeddings and"
             " feature map."
         )
+    for key, kinds in statistics.contributions.items():
+        if len(kinds.get(DOCUMENTS, range(config.vocab_size))) != config.vocab_size:
+            raise ValueError(
+                f"Contribution {key} to {name!r} counts {len(kinds[DOCUMENTS])} tokens, but this router's vocabulary"
+                f" has {config.vocab_size}. Have it collected again."
+            )
 
 
 _PUSH_KEYS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")

@@ -1,7 +1,8 @@
 """Section 3.1, first half: the sums A = X^T X and b = X^T y of each domain, from token counts, in float64.
 
 X has a row for each token, or for each prompt. Its last column is 1, so A holds everything: b is A's last column and
-the number of rows its last entry. A domain's sums are a union of *contributions*, each named by a hash of its content.
+the number of rows its last entry. Beside them, unless its owner keeps that back, a node counts in how many of its
+prompts each token occurs. A domain's sums are a union of *contributions*, each named by a hash of its content.
 Unions do not care for order and notice repetition, so the same set of contributions is the same router, bit for bit,
 however it was put together.
 """
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 
 FORMAT = "ir3de-statistics-1"
 KINDS = ("tokens", "prompts")  # of rows
+DOCUMENTS = "documents"  # how a file names the number of prompts that each token occurs in
 _PAIRS = 1 << 14  # of tokens, up to which comparing all of them is faster than sorting
 _PADDED_TOKENS = 1 << 18  # of a batch, padding included
 _CHUNK = 8192  # rows of the vocabulary that are hashed at a time
@@ -33,7 +35,8 @@ _BLOCK = 256  # rows and columns of a matrix that are mirrored at a time
 _MOST_BYTES = 8 << 30  # of a file
 _MOST_HEADER = 1 << 20  # bytes
 _MOST_COLUMNS = 1 << 14
-_TENSOR = re.compile(r"[0-9a-f]{16}\.(tokens|prompts)")
+_MOST_TOKENS = 1 << 20  # of a vocabulary
+_TENSOR = re.compile(r"[0-9a-f]{16}\.(tokens|prompts|documents)")
 _TOLERANCE = 1e-9  # of A's trace, by which rounding may make an eigenvalue negative
 
 
@@ -52,6 +55,22 @@ def count_tokens(token_ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """
     check_token_ids(token_ids, vocab_size)
     return torch.bincount(token_ids, minlength=vocab_size)
+
+
+def count_documents(token_ids: torch.Tensor, lengths: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """Counts in how many prompts each token occurs, the document frequency of text retrieval.
+
+    Args:
+        token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
+        lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt.
+        vocab_size (`int`): V.
+
+    Returns:
+        `torch.Tensor` of shape `(V,)`, int64: exact, so counts of parts add up in any order.
+    """
+    prompts = torch.arange(len(lengths)).repeat_interleave(lengths)
+    distinct = (prompts * vocab_size + token_ids).unique()
+    return torch.bincount(distinct % vocab_size, minlength=vocab_size)
 
 
 def check_token_ids(token_ids: torch.Tensor, vocab_size: int) -> None:
@@ -168,7 +187,7 @@ def weighted_sums(table: torch.Tensor, input_ids: torch.Tensor, weights: torch.T
 
 class StatisticsCollector:
     """
-    Collects the sums of one domain: counts of its tokens, and A over its prompts' rows.
+    Collects the sums of one domain: counts of its tokens and of the prompts they occur in, and A over prompts' rows.
 
     Args:
         features (`torch.Tensor` of shape `(V, F)`): of each token, float32.
@@ -179,6 +198,7 @@ class StatisticsCollector:
         self.features = features
         self.fingerprint = fingerprint
         self.counts = torch.zeros(len(features), dtype=torch.int64)
+        self.documents = torch.zeros_like(self.counts)
         width = features.shape[1] + 1
         self.prompts = torch.zeros(width, width, dtype=torch.float64)
 
@@ -193,6 +213,7 @@ class StatisticsCollector:
             ValueError: an id lies outside the vocabulary; nothing has been added.
         """
         self.counts += count_tokens(token_ids, len(self.features))
+        self.documents += count_documents(token_ids, lengths, len(self.features))
         for _, input_ids, mask in padded_batches(token_ids, lengths):
             X = torch.ones(len(input_ids), len(self.prompts), dtype=torch.float64)
             X[:, :-1] = weighted_sums(self.features, input_ids, prompt_weights(input_ids, mask))
@@ -202,7 +223,7 @@ class StatisticsCollector:
     def statistics(self) -> DomainStatistics:
         """The sums so far, as one contribution."""
         grams = {"tokens": gram_from_counts(self.counts, self.features), "prompts": self.prompts}
-        return DomainStatistics.from_grams(grams, self.fingerprint)
+        return DomainStatistics.from_grams(grams, self.fingerprint, self.documents)
 
 
 class DomainStatistics:
@@ -213,7 +234,8 @@ class DomainStatistics:
         size (`int`): width of a row of X, the column of ones included.
         fingerprint (`str`): of the feature space that the rows lie in.
         contributions (`dict[str, dict[str, torch.Tensor]]`, *optional*): by id and then by kind of row, `"tokens"` and
-            `"prompts"`, the upper triangle of A in row order, float64.
+            `"prompts"`, the upper triangle of A in row order, float64; and under `"documents"`, where they are told,
+            the numbers of prompts that each token of the vocabulary occurs in, int64.
     """
 
     def __init__(
@@ -224,10 +246,20 @@ class DomainStatistics:
         self.contributions = dict(contributions or {})
 
     @classmethod
-    def from_grams(cls, grams: Mapping[str, torch.Tensor], fingerprint: str) -> DomainStatistics:
-        """Makes the statistics of one contribution from its sums A, of shape `(size, size)`, by kind of row."""
+    def from_grams(
+        cls, grams: Mapping[str, torch.Tensor], fingerprint: str, documents: torch.Tensor | None = None
+    ) -> DomainStatistics:
+        """Makes the statistics of one contribution from its sums.
+
+        Args:
+            grams (`Mapping[str, torch.Tensor]` of shape `(size, size)`): A by kind of row.
+            fingerprint (`str`): of the feature space.
+            documents (`torch.Tensor` of shape `(V,)`, *optional*): in how many prompts each token occurs.
+        """
         size = len(grams[KINDS[0]])
         packed = {kind: grams[kind][_upper(size)] for kind in KINDS}
+        if documents is not None:
+            packed[DOCUMENTS] = documents
         return cls(size, fingerprint, {content_hash(packed): packed})
 
     def gram(self, kind: str) -> torch.Tensor:
@@ -238,6 +270,12 @@ class DomainStatistics:
         """The upper triangle of A_d in row order, float64; not to be changed in place."""
         first, *others = (self.contributions[key][kind] for key in sorted(self.contributions))
         return sum(others, first)
+
+    @property
+    def documents(self) -> torch.Tensor | None:
+        """In how many prompts each token occurs, of shape `(V,)`; None unless every contribution tells."""
+        told = [contribution.get(DOCUMENTS) for contribution in self.contributions.values()]
+        return None if None in told else torch.stack(told).sum(dim=0)  # type: ignore[arg-type]
 
     def diagonal(self, kind: str) -> torch.Tensor:
         """The diagonal of A_d, of shape `(size,)`."""
@@ -292,7 +330,9 @@ class DomainStatistics:
         """Writes the contributions to a safetensors file; the same contributions give the same bytes."""
         header = {"format": FORMAT, "fingerprint": self.fingerprint, "size": self.size}
         tensors = {
-            f"{key}.{kind}": self.contributions[key][kind] for key in sorted(self.contributions) for kind in KINDS
+            f"{key}.{kind}": self.contributions[key][kind]
+            for key in sorted(self.contributions)
+            for kind in sorted(self.contributions[key])
         }
         # One metadata entry: safetensors does not keep the order of several.
         save_file(tensors, path, metadata={"ir3de": json.dumps(header, sort_keys=True)})
@@ -309,15 +349,15 @@ class DomainStatistics:
         contributions: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
-                packed = file.get_tensor(name)
-                if not bool(packed.isfinite().all()) or not _is_count(float(packed[-1])):
+                key, _, kind = name.partition(".")
+                contributions[key][kind] = packed = file.get_tensor(name)
+                if kind != DOCUMENTS and not (bool(packed.isfinite().all()) and _is_count(float(packed[-1]))):
                     raise ValueError(
                         f"{path}: {name} holds NaN, infinity, or a last entry that is no number of rows. Collect it"
                         " again."
                     )
-                key, _, kind = name.partition(".")
-                contributions[key][kind] = packed
         for key, kinds in contributions.items():
+            _check_documents(path, key, kinds)
             if content_hash(kinds) != key:
                 raise ValueError(
                     f"{path}: the sums of contribution {key} are not those it is named by: fetch it again."
@@ -390,14 +430,34 @@ def _check_layout(path: Any, header: Mapping[str, Any], layout: Mapping[str, tup
     for name, found in layout.items():
         if not _TENSOR.fullmatch(name):
             raise ValueError(f"{path} holds {name[:80]!r}, which is no sum of a contribution: fetch it again.")
-        if found != ((size * (size + 1) // 2,), "F64"):
+        if name.endswith(DOCUMENTS):
+            if len(found[0]) != 1 or not 1 <= found[0][0] <= _MOST_TOKENS or found[1] != "I64":
+                raise ValueError(
+                    f"{path}: {name} has shape {found[0]} and dtype {found[1]}; expected a number for each of at most"
+                    f" {_MOST_TOKENS} tokens, I64. The file was not written by this library."
+                )
+        elif found != ((size * (size + 1) // 2,), "F64"):
             raise ValueError(
                 f"{path}: {name} has shape {found[0]} and dtype {found[1]}; expected ({size * (size + 1) // 2},) and"
                 " F64. The file was not written by this library."
             )
     ids = {name.partition(".")[0] for name in layout}
-    if not ids or len(layout) != len(KINDS) * len(ids):
+    if not ids or any(f"{key}.{kind}" not in layout for key in ids for kind in KINDS):
         raise ValueError(f"{path}: expected contributions with sums of {' and '.join(KINDS)}, got {sorted(layout)}.")
+
+
+def _check_documents(path: Any, key: str, kinds: Mapping[str, torch.Tensor]) -> None:
+    """Raises ValueError where numbers of prompts that tokens occur in cannot be such, or not of so many rows."""
+    documents = kinds.get(DOCUMENTS)
+    if documents is None:
+        return
+    low, high = (int(bound) for bound in documents.aminmax())
+    tokens, prompts = (float(kinds[kind][-1]) for kind in KINDS)
+    if low < 0 or high > prompts or float(documents.double().sum()) > tokens:
+        raise ValueError(
+            f"{path}: contribution {key} has tokens in {low} to {high} prompts, but {prompts:.0f} prompts of"
+            f" {tokens:.0f} tokens in all. Collect it again."
+        )
 
 
 def _is_count(value: float) -> bool:
@@ -408,8 +468,9 @@ def _is_count(value: float) -> bool:
 def content_hash(packed: Mapping[str, torch.Tensor]) -> str:
     """Names a contribution: 16 hexadecimal digits of a hash over its sums."""
     digest = hashlib.sha256()
-    for kind in KINDS:
-        digest.update(packed[kind].numpy().tobytes())
+    for kind in (*KINDS, DOCUMENTS):
+        if kind in packed:
+            digest.update(packed[kind].numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 _CHUNK = 8192  # rows of the vocabulary that are mapped at a time
+_SMOOTHING = 0.3  # prompts of each domain, added to those that a token occurs in
 
 
 class FeatureMap(NamedTuple):
@@ -126,6 +127,21 @@ def ridge(
         )
     W = torch.cholesky_solve(B, L)
     return W / W.norm(dim=0) if normalize_columns else W
+
+
+def log_odds(documents: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What single tokens tell of the domain, as in naive Bayes: ln P(v | d) less its mean over the domains.
+
+    Args:
+        documents (`Sequence[torch.Tensor]` of shape `(V,)`): for each of the D domains, in how many of its prompts each
+            token occurs.
+
+    Returns:
+        `torch.Tensor` of shape `(V, D)`, float64. P is smoothed, so that no token excludes a domain.
+    """
+    smooth = torch.stack([counts.double() + _SMOOTHING for counts in documents], dim=1)
+    logs = (smooth / smooth.sum(dim=0)).log()
+    return logs - logs.mean(dim=1, keepdim=True)
 
 
 def mean_diagonal(grams: Iterable[torch.Tensor], balance: bool = True) -> float:

@@ -9,7 +9,7 @@ from ir3de.route_selector_ir3de import probabilities
 
 _COARSE = torch.logspace(-3, 3, 31, dtype=torch.float64)
 _FINE = torch.logspace(-0.2, 0.2, 21, dtype=torch.float64)  # as factors of the best coarse one
-_SPREADS = (0.0, 0.5)
+_SPREADS = (0.0, 0.5, 1.0)
 _BINS = 15
 
 

@@ -14,12 +14,13 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.route_selector_ir3de import TokenTable, select
 from ir3de.scripts.spool import Prompts
 from ir3de.statistics_ir3de import StatisticsCollector, count_tokens, gram_from_counts, padded_batches
-from ir3de.token_router_ir3de import entropy, mean_diagonal, solve
+from ir3de.token_router_ir3de import entropy, log_odds, mean_diagonal, solve
 
 NUM_VOTES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # the paper's grid
 TOKEN_LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean diagonal of A
 PROMPT_LAMBDAS = (1e-3, 1e-2)
 TOKEN_NOISES = (0.0, 0.3, 1.0, 3.0, 10.0)
+LEXICAL_SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)  # spread of naive Bayes over that of the other scores
 
 
 @dataclass
@@ -29,13 +30,32 @@ class Candidate:
 
     Args:
         config (`dict`): fields of [`IR3DEConfig`] that it sets.
-        logits (`dict[str, torch.Tensor]`): by domain, of shape `(held-out prompts, D)`.
+        scores (`dict[str, torch.Tensor]`): what W says, by domain, of shape `(held-out prompts, D)`.
+        bayes (`dict[str, torch.Tensor]`, *optional*): what naive Bayes says, which many candidates share.
         recalls (`dict[str, float]`): by domain, 0 to 1.
     """
 
     config: dict[str, Any]
-    logits: dict[str, torch.Tensor] = field(repr=False)
+    scores: dict[str, torch.Tensor] = field(repr=False)
+    bayes: dict[str, torch.Tensor] | None = field(repr=False)
     recalls: dict[str, float]
+
+    @classmethod
+    def of(
+        cls, scores: dict[str, torch.Tensor], config: dict[str, Any], bayes: dict[str, torch.Tensor] | None = None
+    ) -> Candidate:
+        """A candidate with the recalls that its logits have."""
+        self = cls(config, scores, bayes, {})
+        for index, (name, rows) in enumerate(self.logits.items()):
+            self.recalls[name] = float((rows.argmax(dim=1) == index).double().mean())
+        return self
+
+    @property
+    def logits(self) -> dict[str, torch.Tensor]:
+        """By domain, of shape `(held-out prompts, D)`."""
+        if self.bayes is None:
+            return self.scores
+        return {name: rows + self.config["lexical_weight"] * self.bayes[name] for name, rows in self.scores.items()}
 
     @property
     def macro_accuracy(self) -> float:
@@ -45,16 +65,17 @@ class Candidate:
     @property
     def standard_error(self) -> float:
         """Of the macro accuracy, from the binomial variance of each recall."""
-        variances = (r * (1 - r) / len(self.logits[name]) for name, r in self.recalls.items())
+        variances = (r * (1 - r) / len(self.scores[name]) for name, r in self.recalls.items())
         return math.sqrt(sum(variances)) / len(self.recalls)
 
     @property
-    def simplicity(self) -> tuple[int, float, int, float]:
-        """Larger is simpler: fewer features, W kept further from single tokens, fewer voters, a larger lambda."""
+    def simplicity(self) -> tuple[int, float, float, int, float]:
+        """Larger is simpler: fewer features, less heed of single tokens, fewer voters, a larger lambda."""
         prompt = self.config["variant"] == "prompt"
         features = {"identity": 1, "unit": 2, "rff": 0}[self.config["feature_map"]] * (1 if prompt else 0.5)
         penalty = self.config["prompt_regularization" if prompt else "regularization"]
-        return features, self.config.get("token_noise", 0.0), -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
+        heed = -self.config.get("lexical_weight", 0.0), self.config.get("token_noise", 0.0)
+        return features, *heed, -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
 
 
 def search(
@@ -73,7 +94,8 @@ def search(
         sample (`Mapping[str, Prompts]`): prompts of each domain to fit on.
         held_out (`Mapping[str, Prompts]`): prompts of each domain to measure on.
         variants (`Sequence[str]`): to try.
-        grids (*optional*): `num_votes`, `lambdas` (absolute) and `token_noises` to try instead of the default ones.
+        grids (*optional*): `num_votes`, `lambdas` (absolute), `token_noises` and `lexical_weights` to try instead of
+            the default ones.
     """
     phi = config.features.table(embeddings)
     counts = [count_tokens(prompts.token_ids, len(phi)) for prompts in sample.values()]
@@ -91,7 +113,8 @@ def search(
                     "regularization": value,
                     **({"num_votes": k} if variant == "top-k" else {}),
                 }
-                yield _measure(table, held_out, {"feature_map": config.feature_map, **fields})
+                fields["feature_map"] = config.feature_map
+                yield Candidate.of(_logits(table, held_out, variant, k), fields)
     if "prompt" in variants:
         collectors = [StatisticsCollector(phi, "sample") for _ in sample]
         rows = zip(collectors, sample.values(), strict=True)
@@ -100,11 +123,17 @@ def search(
         prompts_A = [collector.prompts for collector in collectors]
         mixed = gram_from_counts(sum(c / c.sum() for c in counts), phi)  # type: ignore[arg-type]
         scale = mean_diagonal(prompts_A)
+        lexicon = log_odds([collector.documents for collector in collectors])[used].float()
+        bayes = _logits(TokenTable(lexicon, entropy(lexicon)), held_out, "prompt")
         for noise in grids.get("token_noises") or TOKEN_NOISES:
             for value in grids.get("lambdas") or [scale * relative for relative in PROMPT_LAMBDAS]:
                 W = solve(prompts_A, value, bias=False, noise=noise * mixed)
                 fields = {"variant": "prompt", "prompt_regularization": value, "token_noise": noise}
-                yield _measure(_table(phi[used], W), held_out, {"feature_map": config.feature_map, **fields})
+                fields["feature_map"] = config.feature_map
+                logits = _logits(_table(phi[used], W), held_out, "prompt")
+                relative = _spread(logits) / max(_spread(bayes), 1e-12)
+                for weight in grids.get("lexical_weights") or [relative * share for share in LEXICAL_SHARES]:
+                    yield Candidate.of(logits, {**fields, "lexical_weight": weight}, bayes)
 
 
 def _table(phi: torch.Tensor, W: torch.Tensor) -> TokenTable:
@@ -123,15 +152,20 @@ def _token_choices(variants: Sequence[str], num_votes: Sequence[float]) -> Itera
             yield variant, 1
 
 
-def _measure(table: TokenTable, held_out: Mapping[str, Prompts], config: dict[str, Any]) -> Candidate:
-    logits, recalls = {}, {}
-    for index, (name, prompts) in enumerate(held_out.items()):
-        rows = torch.empty(len(prompts.lengths), table.logits.shape[1], dtype=torch.float64)
+def _logits(table: TokenTable, held_out: Mapping[str, Prompts], variant: str, k: int = 1) -> dict[str, torch.Tensor]:
+    """Scores of the held-out prompts, by domain of shape `(prompts, D)`."""
+    logits = {}
+    for name, prompts in held_out.items():
+        logits[name] = torch.empty(len(prompts.lengths), table.logits.shape[1], dtype=torch.float64)
         for batch, ids, mask in padded_batches(*prompts):
-            rows[batch] = select(table, ids, mask, config["variant"], config.get("num_votes", 1)).logits
-        logits[name] = rows
-        recalls[name] = float((rows.argmax(dim=1) == index).double().mean())
-    return Candidate(config, logits, recalls)
+            logits[name][batch] = select(table, ids, mask, variant, k).logits
+    return logits
+
+
+def _spread(logits: Mapping[str, torch.Tensor]) -> float:
+    """How far apart the scores of one prompt lie: the standard deviation about their mean."""
+    rows = torch.cat(list(logits.values()))
+    return float((rows - rows.mean(dim=1, keepdim=True)).square().mean().sqrt())
 
 
 def best_of(candidates: Sequence[Candidate]) -> Candidate:
@@ -151,14 +185,15 @@ def describe(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     rows = sorted(best.values(), key=lambda c: -c.macro_accuracy)
     if all(c is not chosen for c in rows):
         rows.append(chosen)
-    lines = ["  features  variant     k   lambda  noise   macro accuracy"]
+    lines = ["  features  variant     k   lambda  noise  lexical   macro accuracy"]
     for c in rows:
         f = c.config
         k, noise = f.get("num_votes", "-"), f.get("token_noise", "-")
+        lexical = f"{f['lexical_weight']:.3f}" if "lexical_weight" in f else "-"
         value = f["prompt_regularization" if f["variant"] == "prompt" else "regularization"]
         mark, accuracy = ">" if c is chosen else " ", 100 * c.macro_accuracy
         lines.append(
-            f"{mark} {f['feature_map']:8}  {f['variant']:7} {k!s:>5} {value:8.1e} {noise!s:>6}   {accuracy:6.2f} %"
-            f" +- {100 * c.standard_error:.2f}"
+            f"{mark} {f['feature_map']:8}  {f['variant']:7} {k!s:>5} {value:8.1e} {noise!s:>6} {lexical:>8}  "
+            f" {accuracy:6.2f} % +- {100 * c.standard_error:.2f}"
         )
     return "\n".join(lines)

@@ -134,12 +134,12 @@ class Job:
         while batch := list(itertools.islice(texts, _TEXTS)):
             collector.add(*self.model.tokenize(batch))
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file({"counts": collector.counts, "prompts": collector.prompts}, partial)
+        save_file(_sums(collector), partial)
         os.replace(partial, path)
 
     def total(self, shards: Iterable[Path]) -> dict[str, torch.Tensor]:
         """Counts and sums over shards; the counts are whole numbers, so their order does not matter."""
-        sums = {"counts": self.collector.counts, "prompts": self.collector.prompts}
+        sums = _sums(self.collector)
         for path in shards:
             with safe_open(path, framework="pt") as file:
                 for key in sums:
@@ -154,7 +154,7 @@ class Job:
         tokens = gram_from_counts(sums["counts"], self.collector.features)
         if args.epsilon is None:
             grams = {"tokens": tokens, "prompts": sums["prompts"]}
-            statistics = DomainStatistics.from_grams(grams, self.collector.fingerprint)
+            statistics = DomainStatistics.from_grams(grams, self.collector.fingerprint, sums["documents"])
         else:
             fingerprint = self.collector.fingerprint
             statistics = release(tokens / SHARE, sums["prompts"], fingerprint, args.epsilon, args.delta)
@@ -165,6 +165,11 @@ class Job:
         print(f"Publish it: ir3de publish {output} --router {args.router} --name {args.name}")
         print(f"It holds no text, but see docs/privacy.md. The shards in {self.folder} may go.")
         return statistics
+
+
+def _sums(collector: StatisticsCollector) -> dict[str, torch.Tensor]:
+    """What a shard's file holds."""
+    return {"counts": collector.counts, "documents": collector.documents, "prompts": collector.prompts}
 
 
 def _part(text: str) -> tuple[int, int]:

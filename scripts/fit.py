@@ -51,6 +51,7 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-votes", type=int, help="k of top-k; default: chosen on held-out prompts")
     parser.add_argument("--regularization", type=float, help="lambda; default: chosen on held-out prompts")
     parser.add_argument("--token-noise", type=float, help="rho of prompt rows; default: chosen on held-out prompts")
+    parser.add_argument("--lexical-weight", type=float, help="of naive Bayes in prompt rows; default: chosen likewise")
     parser.add_argument("--no-balance", action="store_true", help="sum domains as they are: larger ones weigh more")
     parser.add_argument("--no-bias", action="store_true", help="no column of ones in the token rows")
     parser.add_argument("--normalize-columns", action="store_true", help="divide the columns of W by their norms")
@@ -174,6 +175,7 @@ def _by_hand(args: argparse.Namespace) -> dict[str, Any]:
         "num_votes": args.num_votes,
         lambda_field: args.regularization,
         "token_noise": args.token_noise,
+        "lexical_weight": args.lexical_weight,
     }
     return {key: value for key, value in given.items() if value is not None}
 
@@ -205,6 +207,7 @@ def _candidates(
             "num_votes": None if args.num_votes is None else [args.num_votes],
             "lambdas": None if args.regularization is None else [args.regularization],
             "token_noises": None if args.token_noise is None else [args.token_noise],
+            "lexical_weights": None if args.lexical_weight is None else [args.lexical_weight],
         }
         candidates += search(config, embeddings, sample, held_out, variants, **grids)
     return candidates

@@ -87,6 +87,10 @@ def _make(options: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, _: A
 def _chosen(config: IR3DEConfig) -> dict[str, Any]:
     """The fields of the config that the choice set, as far as they matter to its variant."""
     prompt = config.variant == "prompt"
-    keys = ["variant", "feature_map", *(["prompt_regularization", "token_noise"] if prompt else ["regularization"])]
+    keys = [
+        "variant",
+        "feature_map",
+        *(["prompt_regularization", "token_noise", "lexical_weight"] if prompt else ["regularization"]),
+    ]
     keys += ["num_votes"] if config.variant == "top-k" else []
     return {key: f"{value:.2g}" if isinstance(value := getattr(config, key), float) else value for key in keys}

@@ -66,7 +66,7 @@ def test_added_then_removed_is_never_added_file_for_file(tmp_path: Path) -> None
 def test_any_edits_in_any_order_to_the_same_set_are_the_same_router(seed: int) -> None:
     draw = random.Random(seed)
     here = {("code", 0), ("math", 0)}
-    model = made_of(here)
+    model = made_of(here, lexical_weight=0.1)
     for _ in range(8):
         name, number = draw.choice(sorted(PARTS))
         mine = {part for part in here if part[0] == name}
@@ -83,7 +83,7 @@ def test_any_edits_in_any_order_to_the_same_set_are_the_same_router(seed: int) -
         elif here != mine:
             model.remove_expert(name)
             here -= mine
-    assert state(model) == state(made_of(here))
+    assert state(model) == state(made_of(here, lexical_weight=0.1))
 
 
 @pytest.mark.parametrize("features", [FeatureMap(), FeatureMap("unit"), FeatureMap("rff", 24)], ids=lambda f: f.name)

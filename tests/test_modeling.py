@@ -15,8 +15,8 @@ from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
 from ir3de import IR3DEConfig, IR3DEModel
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS
-from ir3de.statistics_ir3de import KINDS
-from ir3de.token_router_ir3de import solve
+from ir3de.statistics_ir3de import KINDS, DomainStatistics
+from ir3de.token_router_ir3de import log_odds, solve
 
 from . import tiny
 
@@ -65,7 +65,15 @@ def test_both_solves_are_those_of_the_domains_matrices(balance: bool) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
-    "options", [{}, {"balance": False}, {"bias": False}, {"normalize_columns": True}, {"feature_map": "unit"}]
+    "options",
+    [
+        {},
+        {"balance": False},
+        {"bias": False},
+        {"normalize_columns": True},
+        {"feature_map": "unit"},
+        {"lexical_weight": 0.1},
+    ],
 )
 def test_a_fitted_router_knows_its_domains(variant: str, options: dict[str, Any]) -> None:
     logits = tiny.router(variant=variant, num_votes=2, **options)(**batch(list(PROMPTS.values()))).logits
@@ -106,12 +114,35 @@ def test_the_table_is_the_literal_softmax_and_entropy(router: IR3DEModel, varian
         assert float(table.entropies[v]) == pytest.approx(-sum(p * math.log(p) for p in s), abs=1e-5)
 
 
+def test_naive_bayes_adds_to_what_tokens_say_of_a_prompt(tmp_path: Path) -> None:
+    plain, model = tiny.router(), tiny.router(variant="prompt", lexical_weight=0.2)
+    odds = log_odds([model.statistics[name].documents for name in tiny.DOMAINS])
+    expected = plain.token_table("prompt").logits + 0.2 * odds.float()
+    torch.testing.assert_close(model.token_table().logits, expected)
+    assert torch.equal(model.token_table("top-k").logits, plain.token_table("top-k").logits)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(IR3DEModel.from_pretrained(tmp_path).token_table().logits, model.token_table().logits)
+    model.config.lexical_weight = 0.0
+    model.fit()
+    assert torch.equal(model.token_table().logits, plain.token_table("prompt").logits)
+
+
+def test_naive_bayes_rests_while_a_domain_keeps_its_documents_back() -> None:
+    model, plain = tiny.router(lexical_weight=0.2), tiny.router()
+    law = model.statistics["law"]
+    silent = DomainStatistics.from_grams({kind: law.gram(kind) for kind in KINDS}, law.fingerprint)
+    with pytest.warns(UserWarning, match=r"statistics of \['law'\] do not tell how many prompts"):
+        model.replace_expert("law", "law", statistics=silent)
+    assert torch.equal(model.token_table("prompt").logits, plain.token_table("prompt").logits)
+
+
 # Training.
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_labels_give_a_loss_that_is_differentiable_in_w_alone(variant: str) -> None:
-    model = tiny.router(variant=variant)
+@pytest.mark.parametrize("lexical_weight", [0, 0.1])
+def test_labels_give_a_loss_that_is_differentiable_in_w_alone(variant: str, lexical_weight: float) -> None:
+    model = tiny.router(variant=variant, lexical_weight=lexical_weight)
     inputs, labels = labelled()
     output = model(**inputs, labels=labels)
     output.loss.backward()
@@ -234,7 +265,9 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("options", [{}, {"bias": False}, *({"feature_map": name} for name in FEATURE_MAPS[1:])])
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": False}, {"lexical_weight": 0.1}, *({"feature_map": name} for name in FEATURE_MAPS[1:])]
+)
 def test_a_round_trip_is_identical_bit_for_bit(options: dict[str, Any], tmp_path: Path) -> None:
     model = tiny.router(num_features=24, **options)
     model.save_pretrained(tmp_path / "a")

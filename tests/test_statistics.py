@@ -97,6 +97,24 @@ def test_the_collector_sums_over_tokens_and_over_prompts() -> None:
     assert (statistics.rows("tokens"), statistics.rows("prompts")) == (len(flat(prompts)), len(prompts))
 
 
+def test_a_document_counts_once_for_a_token_however_often_it_has_it() -> None:
+    collector = StatisticsCollector(tiny.embeddings(), SPACE)
+    for part in ([[3, 3, 4], [4]], [[4, 5, 3, 5]]):
+        collector.add(*tiny.prompts(part))
+    documents = collector.statistics.documents
+    assert documents is not None
+    assert {v: int(documents[v]) for v in documents.nonzero().squeeze(1).tolist()} == {3: 2, 4: 3, 5: 1}
+
+
+def test_documents_are_told_where_every_contribution_tells_them() -> None:
+    told, other = (tiny.statistics(tiny.sentences("law", number)) for number in (8, 9))
+    silent = DomainStatistics.from_grams({kind: told.gram(kind) for kind in KINDS}, told.fingerprint)
+    assert torch.equal((told | other).documents, told.documents + other.documents)
+    assert silent.documents is None
+    assert (told | silent).documents is None
+    assert told.contributions.keys() != silent.contributions.keys(), "what is told is part of the name"
+
+
 def test_a_refused_prompt_leaves_the_collector_as_it_was() -> None:
     collector = StatisticsCollector(tiny.embeddings(), SPACE)
     collector.add(*tiny.prompts([[3, 4]]))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ir3de.statistics_ir3de import gram_from_counts
-from ir3de.token_router_ir3de import FeatureMap, entropy, mean_diagonal, solve
+from ir3de.token_router_ir3de import FeatureMap, entropy, log_odds, mean_diagonal, solve
 
 # Three tokens in one dimension. Domain 0 says the first three times and the last once; domain 1 the second and last.
 E = torch.tensor([[1.0], [-1.0], [0.0]])
@@ -51,6 +51,13 @@ def least_squares(domains: list[torch.Tensor], regularization: float) -> torch.T
 )
 def test_a_problem_solved_by_hand(options: dict[str, Any], W: list[list[float]]) -> None:
     torch.testing.assert_close(solve(GRAMS, **options), torch.tensor(W, dtype=torch.float64))
+
+
+def test_log_odds_are_those_of_naive_bayes() -> None:
+    got = log_odds(COUNTS)
+    for v in range(3):
+        logs = [math.log((float(counts[v]) + 0.3) / (4 + 3 * 0.3)) for counts in COUNTS]
+        assert got[v].tolist() == pytest.approx([log - sum(logs) / 2 for log in logs], abs=1e-12)
 
 
 @pytest.mark.parametrize("regularization", [1e-6, 0.1, 10.0])

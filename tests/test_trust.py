@@ -46,7 +46,7 @@ def written(header: object = HEADER, tensors: Grams | None = None, **more: torch
     ((key, kinds),) = GOOD.contributions.items()
 
     def write(path: Path) -> None:
-        contents = {f"{key}.{kind}": kinds[kind] for kind in KINDS} if tensors is None else tensors
+        contents = {f"{key}.{kind}": sums for kind, sums in kinds.items()} if tensors is None else tensors
         save_file({**contents, **more}, path, metadata={"ir3de": json.dumps(header)})
 
     return write
@@ -65,6 +65,13 @@ def sums(change: Callable[[Grams], None]) -> Callable[[Path], None]:
         DomainStatistics.from_grams(grams, SPACE).save(path)
 
     return write
+
+
+def documents(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    """A file in which the numbers of prompts that tokens occur in have been changed."""
+    assert GOOD.documents is not None
+    changed = change(GOOD.documents.clone())
+    return lambda path: DomainStatistics.from_grams({k: GOOD.gram(k) for k in KINDS}, SPACE, changed).save(path)
 
 
 def at(kind: str, row: int, column: int, value: float) -> Callable[[Path], None]:
@@ -180,6 +187,16 @@ FILES: dict[str, Callable[[Path], None]] = {
     "prompt sums too large for their rows": scaled("prompts", 1e6),
     "the largest numbers": at("tokens", 0, 0, 1.7e308),
     "negated": scaled("prompts", -1.0),
+    "no documents at all": documents(lambda counts: counts[:0]),
+    "documents of a smaller vocabulary": documents(lambda counts: counts[:-1]),
+    "documents of a larger vocabulary": documents(lambda counts: torch.cat([counts, counts[-1:]])),
+    "documents of a vast vocabulary": documents(lambda _: torch.zeros((1 << 20) + 1, dtype=torch.int64)),
+    "documents below zero": documents(lambda counts: counts - 1),
+    "a token in more documents than there are": documents(lambda counts: counts.clamp(min=0, max=1) * 21),
+    "more tokens in documents than there are": documents(lambda counts: torch.full_like(counts, 20)),
+    "the largest documents": documents(lambda counts: torch.full_like(counts, 2**63 - 1)),
+    "fractions of documents": documents(lambda counts: counts.double()),
+    "a matrix of documents": documents(lambda counts: counts[None]),
 }
 
 

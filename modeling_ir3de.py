@@ -134,12 +134,8 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         Raises:
             ValueError: a prompt has no tokens, a token id has no embedding, or an option is out of range.
         """
-        variant = self.config.variant if variant is None else variant
-        num_votes = self.config.num_votes if num_votes is None else num_votes
-        check_choice(variant, num_votes)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        check_token_ids(input_ids, self.config.vocab_size)
-        check_not_empty(mask)
+        variant, num_votes = self._checked(input_ids, mask, variant, num_votes)
         if labels is None:
             table, ids = self.token_table(variant), input_ids
         else:  # a table of this batch's tokens alone, through which gradients flow to W
@@ -158,6 +154,34 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             output.counted = selection.counted
             output.contributions = contributions(table, ids, mask, variant, selection)
         return output
+
+    def route(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, variant: str | None = None, num_votes: int | None = None
+    ) -> torch.Tensor:
+        """The `logits` of [`IR3DEModel.forward`] alone, for which a single prompt need not wait for the rest.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `(batch, tokens)`): token ids, padded on either side.
+            mask (`torch.Tensor` of shape `(batch, tokens)`): bool, false for padding.
+            variant (`str`, *optional*): instead of the config's.
+            num_votes (`int`, *optional*): instead of the config's.
+
+        Raises:
+            ValueError: a prompt has no tokens, a token id has no embedding, or an option is out of range.
+        """
+        variant, num_votes = self._checked(input_ids, mask, variant, num_votes)
+        return select(self.token_table(variant), input_ids, mask, variant, num_votes).logits
+
+    def _checked(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, variant: str | None, num_votes: int | None
+    ) -> tuple[str, int]:
+        """How a batch is routed, once that and the batch have been checked."""
+        variant = self.config.variant if variant is None else variant
+        num_votes = self.config.num_votes if num_votes is None else num_votes
+        check_choice(variant, num_votes)
+        check_token_ids(input_ids, self.config.vocab_size)
+        check_not_empty(mask)
+        return variant, num_votes
 
     def token_table(self, variant: str | None = None) -> TokenTable:
         """What every token of the vocabulary says, made on first use and again whenever E or W has changed.

@@ -240,6 +240,14 @@ class IR3DERoutingPipeline(Pipeline):
             "lengths": torch.tensor([len(ids) for ids in token_ids]),
         }
 
+    def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> dict[str, Any]:
+        """Routes on the model's device. The one of transformers walks through all of the inputs for that, in which a
+        single prompt would spend as long as in its route.
+        """
+        placed = {key: model_inputs[key].to(self.device) for key in ("token_ids", "lengths")}
+        with torch.inference_mode():
+            return self._forward({**model_inputs, **placed}, **forward_params)
+
     def _forward(  # type: ignore[override]
         self, inputs: dict[str, Any], explain: bool = False, **choice: Any
     ) -> dict[str, Any]:
@@ -248,12 +256,14 @@ class IR3DERoutingPipeline(Pipeline):
         logits = torch.empty(len(lengths), len(self.model.config.experts), dtype=torch.float64, device=lengths.device)
         tokens: list[Any] = [None] * len(lengths)
         for prompts, input_ids, mask in padded_batches(inputs["token_ids"], lengths):
-            output = self.model(input_ids, mask, output_tokens=explain, **choice)
-            logits[prompts] = output.logits
-            for i, prompt in enumerate(prompts.tolist() if explain else ()):
+            logits[prompts] = self.model.route(input_ids, mask, **choice)
+            if explain:
+                output = self.model(input_ids, mask, output_tokens=True, **choice)
                 fields = (output.entropies, output.votes, output.counted, output.contributions)
-                tokens[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
-        return {**{key: inputs[key] for key in ("prompts", "turns", "pieces")}, "logits": logits, "tokens": tokens}
+                for i, prompt in enumerate(prompts.tolist()):
+                    tokens[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
+        kept = {key: inputs[key] for key in ("prompts", "turns", "pieces")}
+        return {**kept, "logits": logits.cpu(), "tokens": tokens}
 
     def postprocess(  # type: ignore[override]
         self,

@@ -69,13 +69,13 @@ class Candidate:
         return math.sqrt(sum(variances)) / len(self.recalls)
 
     @property
-    def simplicity(self) -> tuple[int, float, float, int, float]:
-        """Larger is simpler: fewer features, less heed of single tokens, fewer voters, a larger lambda."""
+    def simplicity(self) -> tuple[float, float, float, int, float]:
+        """Larger is simpler: no or little naive Bayes, fewer features, more noise, fewer voters, a larger lambda."""
         prompt = self.config["variant"] == "prompt"
         features = {"identity": 1, "unit": 2, "rff": 0}[self.config["feature_map"]] * (1 if prompt else 0.5)
         penalty = self.config["prompt_regularization" if prompt else "regularization"]
-        heed = -self.config.get("lexical_weight", 0.0), self.config.get("token_noise", 0.0)
-        return features, *heed, -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
+        lexical, noise = self.config.get("lexical_weight", 0.0), self.config.get("token_noise", 0.0)
+        return -lexical, features, noise, -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
 
 
 def search(
@@ -168,10 +168,10 @@ def _spread(logits: Mapping[str, torch.Tensor]) -> float:
     return float((rows - rows.mean(dim=1, keepdim=True)).square().mean().sqrt())
 
 
-def best_of(candidates: Sequence[Candidate]) -> Candidate:
-    """The simplest candidate within one standard error of the most accurate one: unseen sources reward it."""
+def best_of(candidates: Sequence[Candidate], standard_errors: float = 1.0) -> Candidate:
+    """The simplest candidate within so many standard errors of the most accurate one: unseen sources reward it."""
     top = max(candidates, key=lambda c: c.macro_accuracy)
-    bound = top.macro_accuracy - top.standard_error
+    bound = top.macro_accuracy - standard_errors * top.standard_error
     return max((c for c in candidates if c.macro_accuracy >= bound), key=lambda c: (c.simplicity, c.macro_accuracy))
 
 

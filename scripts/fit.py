@@ -52,6 +52,13 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regularization", type=float, help="lambda; default: chosen on held-out prompts")
     parser.add_argument("--token-noise", type=float, help="rho of prompt rows; default: chosen on held-out prompts")
     parser.add_argument("--lexical-weight", type=float, help="of naive Bayes in prompt rows; default: chosen likewise")
+    parser.add_argument(
+        "--standard-errors",
+        type=float,
+        default=1.0,
+        help="of the best choice's accuracy, that a simpler choice may lose; 0 suits prompts from the data's own"
+        " sources (default: 1)",
+    )
     parser.add_argument("--no-balance", action="store_true", help="sum domains as they are: larger ones weigh more")
     parser.add_argument("--no-bias", action="store_true", help="no column of ones in the token rows")
     parser.add_argument("--normalize-columns", action="store_true", help="divide the columns of W by their norms")
@@ -104,10 +111,12 @@ def fit_router(
         spool ([`Spool`]): the tokenized prompts.
         args (`argparse.Namespace`): of `add_choice_arguments`.
     """
+    if not args.standard_errors >= 0:
+        raise ValueError(f"--standard-errors must be a number of at least 0, got {args.standard_errors}.")
     sample, held_out = split(spool)
     number = sum(len(prompts.lengths) for prompts in held_out.values())
     candidates = _candidates(config, embeddings, sample, held_out, args)
-    best = best_of(candidates)
+    best = best_of(candidates, args.standard_errors)
     if number < HELD_OUT_LEAST and len(candidates) > 1:
         warnings.warn(
             f"Only {number} held-out prompts, fewer than {HELD_OUT_LEAST}: too few to choose on. Taking the simplest.",

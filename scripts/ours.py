@@ -74,7 +74,7 @@ class IR3DERouter:
 
 def ours(tokenizer: Any, embeddings: torch.Tensor) -> dict[str, Any]:
     """A factory by name: the automatic choice, each variant, and `prompt` on each feature map."""
-    options: dict[str, list[str]] = {AUTO: []}
+    options: dict[str, list[str]] = {AUTO: [], f"{AUTO}-best": ["--standard-errors", "0"]}
     options |= {f"{AUTO}-{variant}": ["--variant", variant] for variant in VARIANTS}
     options |= {name: ["--variant", "prompt", "--feature-map", name.split("-")[-1]] for name in FEATURE_MAP_ROUTERS}
     return {name: partial(_make, given, tokenizer, embeddings) for name, given in options.items()}

@@ -195,7 +195,7 @@ class RouterEdits:
         """The statistics of each domain."""
         raise NotImplementedError
 
-    def collector(self) -> StatisticsCollector:
+    def collector(self, device: str | torch.device = "cpu") -> StatisticsCollector:
         """A collector of statistics in the router's feature space."""
         raise NotImplementedError
 

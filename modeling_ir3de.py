@@ -312,8 +312,11 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         self.config.measured_on = config.measured_on
         self._statistics = statistics
 
-    def collector(self) -> StatisticsCollector:
+    def collector(self, device: str | torch.device = "cpu") -> StatisticsCollector:
         """A collector of statistics in this router's feature space.
+
+        Args:
+            device (`str` or `torch.device`): where the bulk of the summing is done; one that knows float64.
 
         Raises:
             ValueError: the embeddings are not those the router was fitted on, as when loaded in another dtype.
@@ -326,7 +329,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             )
         with one_thread():
             phi = self.config.features.table(E)
-        return StatisticsCollector(phi, self._feature_space)
+        return StatisticsCollector(phi, self._feature_space, device)
 
     @property
     def _feature_space(self) -> str:

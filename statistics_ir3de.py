@@ -190,17 +190,20 @@ class StatisticsCollector:
     Collects the sums of one domain: counts of its tokens and of the prompts they occur in, and A over prompts' rows.
 
     Args:
-        features (`torch.Tensor` of shape `(V, F)`): of each token, float32.
+        features (`torch.Tensor` of shape `(V, F)`): of each token, float32, on the CPU.
         fingerprint (`str`): of the feature space.
+        device (`str` or `torch.device`): where prompts' rows are summed, the bulk of the work; it must know float64.
+            Counting, and A over the token rows, stay on the CPU, so that they are the same on every node.
     """
 
-    def __init__(self, features: torch.Tensor, fingerprint: str) -> None:
+    def __init__(self, features: torch.Tensor, fingerprint: str, device: str | torch.device = "cpu") -> None:
         self.features = features
         self.fingerprint = fingerprint
+        self._placed = features.to(device)
         self.counts = torch.zeros(len(features), dtype=torch.int64)
         self.documents = torch.zeros_like(self.counts)
         width = features.shape[1] + 1
-        self.prompts = torch.zeros(width, width, dtype=torch.float64)
+        self.prompts = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def add(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
         """Adds prompts.
@@ -212,17 +215,25 @@ class StatisticsCollector:
         Raises:
             ValueError: an id lies outside the vocabulary; nothing has been added.
         """
+        check_token_ids(token_ids, len(self.features))
+        self._count(token_ids, lengths)
+        for _, input_ids, mask in padded_batches(token_ids.to(self.prompts.device), lengths.to(self.prompts.device)):
+            X = torch.ones(len(input_ids), len(self.prompts), dtype=torch.float64, device=self.prompts.device)
+            X[:, :-1] = self._rows(input_ids, mask)
+            self.prompts.addmm_(X.T, X)
+
+    def _count(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
         self.counts += count_tokens(token_ids, len(self.features))
         self.documents += count_documents(token_ids, lengths, len(self.features))
-        for _, input_ids, mask in padded_batches(token_ids, lengths):
-            X = torch.ones(len(input_ids), len(self.prompts), dtype=torch.float64)
-            X[:, :-1] = weighted_sums(self.features, input_ids, prompt_weights(input_ids, mask))
-            self.prompts.addmm_(X.T, X)
+
+    def _rows(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Rows of prompts, of shape `(B, F)`, from ids and a mask of shape `(B, T)`."""
+        return weighted_sums(self._placed, input_ids, prompt_weights(input_ids, mask))
 
     @property
     def statistics(self) -> DomainStatistics:
         """The sums so far, as one contribution."""
-        grams = {"tokens": gram_from_counts(self.counts, self.features), "prompts": self.prompts}
+        grams = {"tokens": gram_from_counts(self.counts, self.features), "prompts": self.prompts.cpu()}
         return DomainStatistics.from_grams(grams, self.fingerprint, self.documents)
 
 

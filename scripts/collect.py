@@ -41,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="FILE", help="default: NAME.safetensors")
     parser.add_argument("--shards", metavar="DIR", help="folder for the shards' files; default: OUTPUT.shards")
     parser.add_argument("--shard-rows", type=int, default=65536, help="rows of a shard (default: 65536)")
+    parser.add_argument(
+        "--device", default="cpu", help="where prompts' rows are summed, such as cuda; torchrun gives each process one"
+    )
     parser.add_argument("--part", metavar="I/N", help="only make every Nth shard, from the Ith on (from 1)")
     add_privacy_arguments(parser)
 
@@ -50,23 +53,34 @@ def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(1)  # the number of threads decides a sum's last bits; use processes to be faster
     check_expert_name(args.name)
     output = Path(args.output or f"{args.name}.safetensors")
-    state = PartialState(cpu=True) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
+    state = PartialState(cpu=args.device == "cpu") if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
     number, of = (state.process_index, state.num_processes) if state else (0, 1)
     part, parts = _part(args.part) if args.part else (0, 1)
     model = IR3DEModel.from_pretrained(args.router)
     if args.epsilon is not None:
         check_privacy(args.epsilon, args.delta, model.config.feature_map)
-    job = Job(model, Path(args.shards or f"{output}.shards"), args)
+    device = check_device(state.device if state else torch.device(args.device))
+    job = Job(model, Path(args.shards or f"{output}.shards"), args, device)
     mine = list(job.fill(number * parts + part, of * parts))
     if args.part:
         print(f"{args.name}: {len(mine)} shards of part {args.part} are in {job.folder}.")
         return 0
     sums = job.total(mine)
     if state:
-        sums = reduce(sums, reduction="sum")
+        sums = reduce({key: value.to(device) for key, value in sums.items()}, reduction="sum")
     if number == 0:
-        job.finish(sums, output)
+        job.finish({key: value.cpu() for key, value in sums.items()}, output)
     return 0
+
+
+def check_device(device: torch.device) -> torch.device:
+    """Returns a device that can sum in float64, or raises ValueError."""
+    try:
+        torch.ones(1, dtype=torch.float64, device=device).sum().item()
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"--device {device} cannot sum in float64 here ({reason}): use cpu, or a CUDA GPU.") from error
+    return device
 
 
 class Job:
@@ -77,15 +91,16 @@ class Job:
         model ([`IR3DEModel`]): the router.
         folder (`Path`): of the shards' files.
         args (`argparse.Namespace`): the options of `ir3de collect`.
+        device (`torch.device`): where prompts' rows are summed.
 
     Raises:
         ValueError: the folder holds shards of other data, options or another router.
     """
 
-    def __init__(self, model: IR3DEModel, folder: Path, args: argparse.Namespace) -> None:
+    def __init__(self, model: IR3DEModel, folder: Path, args: argparse.Namespace, device: torch.device) -> None:
         if args.shard_rows < 1:
             raise ValueError(f"--shard-rows must be at least 1, got {args.shard_rows}.")
-        self.model, self.folder, self.args = model, folder, args
+        self.model, self.folder, self.args, self.device = model, folder, args, device
         self.collector = model.collector()
         sizes = [Path(data).stat().st_size if Path(data).is_file() else None for data in args.data]
         options = [
@@ -130,7 +145,7 @@ class Job:
 
     def _make(self, path: Path, texts: Iterator[str]) -> None:
         kind = StatisticsCollector if self.args.epsilon is None else PrivateCollector
-        collector = kind(self.collector.features, self.collector.fingerprint)
+        collector = kind(self.collector.features, self.collector.fingerprint, self.device)
         while batch := list(itertools.islice(texts, _TEXTS)):
             collector.add(*self.model.tokenize(batch))
         partial = path.with_suffix(f".{os.getpid()}.partial")
@@ -169,7 +184,7 @@ class Job:
 
 def _sums(collector: StatisticsCollector) -> dict[str, torch.Tensor]:
     """What a shard's file holds."""
-    return {"counts": collector.counts, "documents": collector.documents, "prompts": collector.prompts}
+    return {"counts": collector.counts, "documents": collector.documents, "prompts": collector.prompts.cpu()}
 
 
 def _part(text: str) -> tuple[int, int]:

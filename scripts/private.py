@@ -14,14 +14,7 @@ import secrets
 
 import torch
 
-from ir3de.statistics_ir3de import (
-    DomainStatistics,
-    StatisticsCollector,
-    check_token_ids,
-    padded_batches,
-    prompt_weights,
-    weighted_sums,
-)
+from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
 SHARE = 1 << 20  # a prompt's counts sum to this, in whole numbers so that they add exactly
 SENSITIVITY = 2 * math.sqrt(2)
@@ -53,17 +46,16 @@ class PrivateCollector(StatisticsCollector):
     Args:
         features (`torch.Tensor` of shape `(V, F)`): of each token, no longer than 1.
         fingerprint (`str`): of the feature space.
+        device (`str` or `torch.device`): where prompts' rows are summed.
     """
 
-    def add(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Adds prompts; see [`StatisticsCollector.add`]. A prompt's tokens share one token's weight."""
-        check_token_ids(token_ids, len(self.features))
+    def _count(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
+        """A prompt's tokens share one token's weight, and in which prompts tokens occur is not counted at all."""
         self.counts.index_add_(0, token_ids, (SHARE // lengths).repeat_interleave(lengths))
-        for _, input_ids, mask in padded_batches(token_ids, lengths):
-            X = torch.ones(len(input_ids), len(self.prompts), dtype=torch.float64)
-            rows = weighted_sums(self.features, input_ids, prompt_weights(input_ids, mask)).double()
-            X[:, :-1] = rows / rows.norm(dim=1, keepdim=True).clamp_min(1)
-            self.prompts.addmm_(X.T, X)
+
+    def _rows(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        rows = super()._rows(input_ids, mask).double()
+        return rows / rows.norm(dim=1, keepdim=True).clamp_min(1)
 
 
 def release(

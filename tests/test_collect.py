@@ -166,6 +166,15 @@ def test_two_processes_give_the_same_token_rows(router: str, data: list[str], tm
     assert distance(two, whole) < 1e-10
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_sums_what_the_cpu_sums(router: str, data: list[str], tmp_path: Path) -> None:
+    here = run(router, data, tmp_path / "cpu.safetensors")
+    there = run(router, data, tmp_path / "gpu.safetensors", "--device=cuda")
+    assert torch.equal(there.gram("tokens"), here.gram("tokens"))
+    assert torch.equal(there.documents, here.documents)
+    assert distance(there, here) < 1e-5, "the rows are float32"
+
+
 def test_token_rows_do_not_depend_on_the_number_of_threads() -> None:
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(3000, 200, generator=generator)
@@ -193,6 +202,7 @@ def test_token_rows_do_not_depend_on_the_number_of_threads() -> None:
         (["--name", "../law"], "cannot name an expert"),
         (["--data", "absent.jsonl"], "no file absent.jsonl"),
         (["--epsilon", "0"], "epsilon above 0"),
+        (["--device", "meta"], "--device meta cannot sum in float64 here"),
     ],
 )
 def test_bad_options_are_one_line(

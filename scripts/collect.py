@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     model = IR3DEModel.from_pretrained(args.router)
     if args.epsilon is not None:
         check_privacy(args.epsilon, args.delta, model.config.feature_map)
-    device = check_device(state.device if state else torch.device(args.device))
+    device = check_device(state.device if state else args.device)
     job = Job(model, Path(args.shards or f"{output}.shards"), args, device)
     mine = list(job.fill(number * parts + part, of * parts))
     if args.part:
@@ -73,13 +73,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def check_device(device: torch.device) -> torch.device:
+def check_device(name: str | torch.device) -> torch.device:
     """Returns a device that can sum in float64, or raises ValueError."""
     try:
+        device = torch.device(name)
         torch.ones(1, dtype=torch.float64, device=device).sum().item()
     except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"--device {device} cannot sum in float64 here ({reason}): use cpu, or a CUDA GPU.") from error
+        raise ValueError(f"--device {name} cannot sum in float64 here ({reason}): use cpu, or a CUDA GPU.") from error
     return device
 
 

@@ -32,11 +32,12 @@ from ir3de.scripts.measures import (
     standard_error,
 )
 from ir3de.scripts.ours import FEATURE_MAP_ROUTERS, ours
+from ir3de.scripts.peers import PEERS
 from ir3de.scripts.report import write_report
 from ir3de.scripts.sources import load_source, quickstart_source
 
 TRAIN, TESTS = "train", ("test", "test_shift")
-ON_REQUEST = ("modem", *FEATURE_MAP_ROUTERS)  # slow, or part of another
+ON_REQUEST = ("modem", *FEATURE_MAP_ROUTERS, *PEERS)  # slow, part of another, or another project's
 Factory = Callable[[Options], Any]
 
 
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--routers",
         metavar="NAMES",
-        help="comma-separated; default: all but modem (slow) and those of single feature maps",
+        help="comma-separated; default: all but modem (slow), those of single feature maps, and other projects'",
     )
     parser.add_argument("--embeddings", metavar="SOURCE", help="of our routers; default: SmolLM2-135M-Instruct's")
     parser.add_argument("--revision", help="revision of SOURCE")
@@ -104,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     if len({d.name for d in data}) < len(data):
         raise ValueError("Two --data have the same name: name them apart, or join their files with a comma.")
     tokenizer, embeddings = _source(args)
-    routers = select({**ours(tokenizer, embeddings), **BASELINES}, args.routers)
+    routers = select({**ours(tokenizer, embeddings), **BASELINES, **PEERS}, args.routers)
     options = Options(args.encoder or default_encoder(), args.modem_encoder, args.max_train_per_domain or None)
     made = {name: make(options) for name, make in routers.items()}  # what is missing shows before anything is measured
     results = {"settings": _settings(args, made), "data": [describe_data(d) for d in data], "runs": [], "few_shot": []}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 
@@ -18,6 +20,7 @@ from ir3de.scripts.baselines import (
     sample_per_domain,
     temper,
 )
+from ir3de.scripts.peers import PEERS
 
 WORDS = {"cooking": ("oven", "salt"), "law": ("court", "judge"), "music": ("violin", "tempo")}
 TEXTS = [f"please {verb} the {word} number {i}" for i in range(12) for verb in ("find", "name") for word in
@@ -219,3 +222,15 @@ def test_modem_takes_the_encoder_at_hand_where_deberta_cannot_be_had(monkeypatch
     assert tiny_bert in capsys.readouterr().out
     with pytest.raises(OSError, match="elsewhere"):
         BASELINES["modem"](Options(encoder=tiny_bert, modem_encoder="./elsewhere")).estimator(None)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_another_projects_router_learns_or_says_what_it_needs(name, options):
+    if importlib.util.find_spec(name.replace("-", "_")) is None:
+        with pytest.raises(ImportError, match=f"{name} needs its package"):
+            PEERS[name](options)
+    elif name == "semantic-router":  # the other loads an encoder of its own
+        router = PEERS[name](options).fit(TEXTS, DOMAINS)
+        p = router.scores(TEXTS, cached=True)
+        assert [router.domains[i] for i in p.argmax(axis=1)] == DOMAINS
+        np.testing.assert_allclose(p.sum(axis=1), 1)

@@ -1,0 +1,126 @@
+"""Other projects' routers, for those who have them installed; neither is an extra of ours.
+
+As of semantic-router 1.1.1 and adaptive-classifier 0.3.1, the latter's own requirements exclude current transformers:
+install both with `pip install --no-deps`, beside `faiss-cpu` and what their imports then ask for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ir3de.scripts.baselines import Baseline, Options
+
+
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        name = package.replace("_", "-")
+        raise ImportError(f"The router {name} needs its package: see scripts/peers.py, or leave it out of --routers.")
+
+
+class SemanticRouter(Baseline):
+    """semantic-router's `IndexedRouter`, as it comes: the five nearest prompts, on the sentence encoder."""
+
+    def __init__(self, options: Options) -> None:
+        _require("semantic_router")
+        super().__init__(options)
+        self.max_train = options.max_train
+        self.encoder = options.sentence_encoder
+        self.encode: Any = self.encoder.encode
+
+    def features(self, texts: Sequence[str], cached: bool = False) -> Any:
+        """The texts; the router encodes them itself, or is given their vectors from the cache."""
+        if cached:
+            self.encoder.cached(texts)
+        self.encoded += len(texts) * (self.model is None)
+        self.encode = self.encoder.cached if cached else self.encoder.encode
+        return super().features(texts)
+
+    def estimator(self, value: Any) -> Any:
+        """The router behind scikit-learn's interface."""
+        return _SemanticRouter(self)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the encoder and of the prompts' vectors."""
+        return self.encoder.nbytes + self.model.index.index.nbytes
+
+
+class _SemanticRouter:
+    def __init__(self, owner: SemanticRouter) -> None:
+        from semantic_router.encoders import DenseEncoder
+
+        class Encoder(DenseEncoder):  # type: ignore[misc]
+            def __call__(self, docs: list[Any]) -> list[list[float]]:
+                return owner.encode(docs).tolist()  # type: ignore[no-any-return]
+
+        self.domains, self.encoder = owner.domains, Encoder(name="sentence encoder")
+
+    def fit(self, texts: Any, labels: Any) -> _SemanticRouter:
+        from semantic_router.route import Route
+        from semantic_router.routers import IndexedRouter
+
+        routes = [
+            Route(name=name, utterances=texts[labels == number].tolist()) for number, name in enumerate(self.domains)
+        ]
+        self.router = IndexedRouter(self.encoder, routes)
+        return self
+
+    @property
+    def index(self) -> Any:
+        return self.router.index
+
+    def predict_proba(self, texts: Any) -> Any:
+        choices = [{choice.name: choice.confidence for choice in self.router(text, limit=None)} for text in texts]
+        scores = np.array([[max(choice[name], 1e-6) for name in self.domains] for choice in choices])
+        return scores / scores.sum(axis=1, keepdims=True)
+
+
+class AdaptiveClassifier(Baseline):
+    """adaptive-classifier, as it comes: prototypes and a small network, on the sentence encoder."""
+
+    refit = False  # one training is enough to wait for
+
+    def __init__(self, options: Options) -> None:
+        _require("adaptive_classifier")
+        super().__init__(options)
+        self.max_train = options.max_train
+
+    def estimator(self, value: Any) -> Any:
+        """The classifier behind scikit-learn's interface."""
+        return _AdaptiveClassifier(self.options, self.domains)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its encoder and its examples' vectors."""
+        return self.model.nbytes
+
+
+class _AdaptiveClassifier:
+    def __init__(self, options: Options, domains: list[str]) -> None:
+        from adaptive_classifier import AdaptiveClassifier as Classifier
+
+        self.domains = domains
+        self.classifier = Classifier(options.encoder, device="cpu", seed=options.seed, use_onnx=False)
+
+    def fit(self, texts: Any, labels: Any) -> _AdaptiveClassifier:
+        self.classifier.add_examples(texts.tolist(), [self.domains[label] for label in labels])
+        return self
+
+    @property
+    def nbytes(self) -> int:
+        examples = (example for group in self.classifier.memory.examples.values() for example in group)
+        return sum(weight.nbytes for weight in self.classifier.model.parameters()) + sum(
+            example.embedding.nbytes for example in examples
+        )
+
+    def predict_proba(self, texts: Any) -> Any:
+        predictions = self.classifier.predict_batch(texts.tolist(), k=len(self.domains))
+        scores = np.array([[max(dict(p).get(name, 0.0), 1e-6) for name in self.domains] for p in predictions])
+        return scores / scores.sum(axis=1, keepdims=True)
+
+
+PEERS = {"semantic-router": SemanticRouter, "adaptive-classifier": AdaptiveClassifier}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import hashlib
 import sys
@@ -42,7 +43,8 @@ class LocalModel:
         self._folder = tempfile.TemporaryDirectory(
             prefix="ir3de-offload-"
         )  # for what is neither in memory nor in files
-        kwargs = {"offload_folder": self._folder.name, **source.where, **source.kwargs}
+        config = copy.deepcopy(source.config)  # given, because to read it from a GGUF file takes seconds
+        kwargs = {"offload_folder": self._folder.name, "config": config, **source.where, **source.kwargs}
         self.model = AutoModelForCausalLM.from_pretrained(source.base["model"], **kwargs)
         self.pipe = TextGenerationPipeline(model=self.model, tokenizer=source.tokenizer)
         self._adapters: set[str] = set()

@@ -86,13 +86,13 @@ class LocalSource:
         self.base = base
         self.where, self.kwargs = _loading(base, device, allow, model_kwargs)
         self._gguf_size = _gguf_size(base) if "gguf_file" in base else None
-        self._config = AutoConfig.from_pretrained(base["model"], **self.where)
+        self.config = AutoConfig.from_pretrained(base["model"], **self.where)
         self._quantizer()  # says what is missing
         # Padding on the left, so that the answer follows the prompt in a batch.
         self.tokenizer: Any = AutoTokenizer.from_pretrained(base["model"], padding_side="left", **self.where)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        window = getattr(self._config.get_text_config(decoder=True), "max_position_embeddings", None)
+        window = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if window:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, window)
         self._fitting: set[tuple[str, str | None]] = set()  # adapters that were compared with this base
@@ -112,7 +112,7 @@ class LocalSource:
 
     def _quantizer(self) -> Any:
         """What quantizes the weights, or reads those that are quantized already, if anything does."""
-        own = getattr(self._config, "quantization_config", None)
+        own = getattr(self.config, "quantization_config", None)
         quantization = copy.deepcopy(own or self.kwargs.get("quantization_config"))
         if quantization is None:
             return None
@@ -122,7 +122,7 @@ class LocalSource:
 
     def _skeleton(self) -> Any:
         """The model with shapes alone."""
-        config = copy.deepcopy(self._config)
+        config = copy.deepcopy(self.config)
         dtype = {} if self.kwargs["dtype"] == "auto" else {"dtype": self.kwargs["dtype"]}
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=self.where["trust_remote_code"], **dtype)
@@ -144,7 +144,7 @@ class LocalSource:
         folder, model = adapter_folder(spec), self._skeleton()
         try:
             inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), model)
-            weights = get_peft_model_state_dict(model)
+            weights = get_peft_model_state_dict(model, save_embedding_layers=False)  # or it asks the Hub for the base
             with safe_open(folder / _ADAPTER_FILES[1], framework="pt") as file:
                 names = file.keys()
                 shapes = {name.removeprefix("base_model.model."): file.get_slice(name).get_shape() for name in names}

@@ -670,5 +670,5 @@ def test_a_spec_that_contradicts_itself_is_refused(spec: dict[str, Any], message
 
 def test_what_loads_an_expert_travels_with_the_router(tmp_path: Path) -> None:
     tiny.router().save_pretrained(tmp_path)
-    for name in ("experts", "local_experts", "remote_experts", "prompts"):
+    for name in ("specs", "experts", "local_sources", "local_experts", "remote_experts", "options", "prompts"):
         assert (tmp_path / f"{name}_ir3de.py").is_file()

@@ -35,18 +35,22 @@ class LocalModel:
 
     Raises:
         OSError: the weights cannot be found or read.
+        MemoryError: `max_memory` is too small for any of them.
         ImportError: a package that its kind of weights needs is missing; the message names it.
     """
 
     def __init__(self, source: LocalSource) -> None:
         self.source = source
-        self._folder = tempfile.TemporaryDirectory(
-            prefix="ir3de-offload-"
-        )  # for what is neither in memory nor in files
+        # For what a device map leaves on disk and is not in safetensors there.
+        self._folder = tempfile.TemporaryDirectory(prefix="ir3de-offload-")
         config = copy.deepcopy(source.config)  # given, because to read it from a GGUF file takes seconds
         kwargs = {"offload_folder": self._folder.name, "config": config, **source.where, **source.kwargs}
         self.model = AutoModelForCausalLM.from_pretrained(source.base["model"], **kwargs)
-        self.pipe = TextGenerationPipeline(model=self.model, tokenizer=source.tokenizer)
+        places = getattr(self.model, "hf_device_map", None)  # absent where all is on one device
+        if places and set(places.values()) == {"disk"}:
+            raise MemoryError(f"`max_memory` has no room for any layer of {source.base['model']}: raise it")
+        device = None if places else self.model.device
+        self.pipe = TextGenerationPipeline(model=self.model, tokenizer=source.tokenizer, device=device)
         self._adapters: set[str] = set()
         self._active: str | None = None
         self._layers: list[Any] = []
@@ -58,7 +62,8 @@ class LocalModel:
     def device(self) -> str:
         """Where the weights are."""
         places = getattr(self.model, "hf_device_map", None) or {"": self.model.device}
-        return ", ".join(sorted({str(place) for place in places.values()}))
+        named = {place if place == "disk" else str(torch.device(place)) for place in places.values()}
+        return ", ".join(sorted(named))
 
     def add_adapter(self, spec: dict[str, Any]) -> None:
         """Loads an expert's adapter, which fits, if it has one and it is not there yet.

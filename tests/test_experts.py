@@ -221,6 +221,9 @@ def test_what_memory_does_not_hold_stays_on_disk_and_the_answer_is_the_same(mode
     assert 0 < row["bytes"] < 0.6 * whole
     model.model.hf_device_map = dict.fromkeys(model.model.hf_device_map, "cpu")  # as where a GPU takes its turns
     assert model._measure() == whole
+    nothing = pipe({"law": {"model": models["law"], "device_map": "auto", "max_memory": {"cpu": 9}}})
+    with pytest.raises(ExpertError, match="`max_memory` has no room for any layer of"):
+        nothing(LAW, on_error="raise")
 
 
 def test_the_folder_of_offloaded_weights_goes_with_the_model(

@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as models_of_tokens
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -29,7 +30,7 @@ from transformers import (
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.experts_ir3de import ExpertError, ExpertPool
-from ir3de.local_experts_ir3de import LocalModel
+from ir3de.local_experts_ir3de import LocalModel, _parts
 from ir3de.specs_ir3de import in_bytes
 
 from . import tiny
@@ -269,6 +270,11 @@ def test_a_quantized_model_answers_and_is_counted_as_small_as_it_is(models: dict
         refused(LAW, on_error="raise")
     expected_size = int(str(error.value).split(" bytes")[0].split()[-1].replace(",", ""))
     assert 0.75 * row["bytes"] < expected_size <= row["bytes"]
+
+
+def test_a_tensor_that_is_made_of_others_counts_as_these() -> None:
+    a, b, c = (torch.ones(size) for size in (3, 3, 3))
+    assert [id(part) for part in _parts(TwoTensor(TwoTensor(a, b), c))] == [id(a), id(b), id(c)]
 
 
 def test_an_adapter_on_a_quantized_base_is_that_of_peft(models: dict[str, str], adapters: dict[str, str]) -> None:

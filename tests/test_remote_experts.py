@@ -425,11 +425,16 @@ def test_a_provider_that_refuses_is_passed_over_and_the_token_stays_here(
         made = pipe({"provider": "groq", "model": "org/judge"}, {"code": {"model": model}})
         record = made(LAW, **GREEDY)
         events = list(made.stream(LAW, **GREEDY))
-    assert len(seen) == 2 * attempts
+        with pytest.raises(ExpertError) as raised:
+            made(LAW, on_error="raise")
+    assert len(seen) == 3 * attempts
+    assert "no: Bearer ***" in str(raised.value.cause)
     assert record["expert"] == "code"
     assert str(status) in record["failures"][0]["error"]
     assert events[-1] == {"event": "record", **record}
-    assert TOKEN not in json.dumps([record, events, made.model.config.to_dict()]) + caplog.text
+    assert TOKEN not in json.dumps([record, events, made.model.config.to_dict()]) + caplog.text + str(
+        raised.value.cause
+    )
 
 
 def test_a_provider_without_a_token_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:

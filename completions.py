@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from .configuration_ir3de import is_number
 from .prompts_ir3de import text_of
+from .specs_ir3de import is_number
 
 ROUTER = "ir3de"  # the model that routes; the others are experts by name
 ROUTING_OPTIONS = (

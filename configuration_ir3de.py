@@ -2,143 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
 from typing import Any
-from urllib.parse import urlsplit
 
 from transformers import PreTrainedConfig
 
+from .specs_ir3de import check_expert, is_number
 from .token_router_ir3de import FeatureMap
 
 VARIANTS = ("top-k", "all", "avg", "prompt")
 FEATURE_MAPS = ("identity", "unit", "rff")
-
-_LOCAL_KEYS = (
-    "revision",
-    "gguf_file",
-    "adapter",
-    "adapter_revision",
-    "dtype",
-    "device_map",
-    "quantization",
-    "trust_remote_code",
-    "use_safetensors",
-)
-EXPERT_KEYS = (
-    "name",
-    "model",
-    *_LOCAL_KEYS,
-    "endpoint",
-    "provider",
-    "task",
-    "timeout",
-    "system_prompt",
-    "generation",
-    "cost",
-)
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "revision", "gguf_file", "adapter", "adapter_revision", "dtype"), (str,)),
-    **dict.fromkeys(("endpoint", "provider", "task", "system_prompt"), (str,)),
-    **dict.fromkeys(("trust_remote_code", "use_safetensors"), (bool,)),
-    **dict.fromkeys(("quantization", "generation"), (dict,)),
-    "device_map": (str, dict),
-}
-_KIND_NAMES = {str: "a string", bool: "true or false", dict: "a mapping"}
-_DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
-_TASKS = ("chat", "text")
-
-# An expert's name is also the name of its statistics file, so it must be safe on every file system.
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
-
-
-def check_expert_name(name: Any) -> str:
-    """Returns `name` if it can name an expert, else raises.
-
-    Args:
-        name (`Any`): 1 to 64 of the characters `A-Z a-z 0-9 . _ -`, the first a letter or digit, the last no dot, and
-            no name that Windows reserves (`con`, `nul`, `com1`, ...).
-
-    Raises:
-        ValueError: `name` is anything else.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.split(".")[0].lower() in _RESERVED:
-        raise ValueError(
-            f"{name!r} cannot name an expert: expected 1 to 64 letters, digits, '.', '_' or '-', starting with a letter"
-            " or digit, because the name is also a file name. Rename the domain, for example 'civil-law'."
-        )
-    return name
-
-
-def check_expert(spec: Any) -> dict[str, Any]:
-    """Returns a copy of an expert's spec without its empty entries, or raises.
-
-    Args:
-        spec (`Any`): a mapping with `name` and, where the expert is to generate, its source; see [`IR3DEConfig`].
-
-    Raises:
-        ValueError: a key is unknown (the nearest valid one is named), a value is of the wrong kind, or there are two
-            sources.
-    """
-    if not isinstance(spec, dict) or "name" not in spec:
-        raise ValueError(f"An expert is a mapping with at least a `name`, such as {{'name': 'math'}}; got {spec!r}.")
-    name = check_expert_name(spec["name"])
-    for key in spec:
-        if key not in EXPERT_KEYS:
-            near = difflib.get_close_matches(str(key), EXPERT_KEYS, n=1)
-            hint = f"Did you mean {near[0]!r}?" if near else f"Valid keys: {', '.join(EXPERT_KEYS)}."
-            raise ValueError(f"Expert {name!r} has the unknown key {key!r}. {hint}")
-    clean = {key: value for key, value in spec.items() if value is not None}
-    for key, kinds in _KINDS.items():
-        if key in clean and not isinstance(clean[key], kinds):
-            expected = " or ".join(_KIND_NAMES[kind] for kind in kinds)
-            raise ValueError(f"`{key}` of expert {name!r} must be {expected}, got {clean[key]!r}.")
-    for key, values in (("dtype", _DTYPES), ("task", _TASKS)):
-        if clean.get(key, values[0]) not in values:
-            raise ValueError(f"`{key}` of expert {name!r} must be one of {', '.join(values)}; got {clean[key]!r}.")
-    for key in ("cost", "timeout"):
-        if not is_number(clean.get(key, 1)) or clean.get(key, 1) < 0:
-            raise ValueError(f"`{key}` of expert {name!r} must be a number of at least 0, got {clean[key]!r}.")
-    _check_source(name, clean)
-    return clean
-
-
-def _check_source(name: str, spec: dict[str, Any]) -> None:
-    """Raises ValueError unless the spec names one source of answers, or none: then the expert only routes."""
-    keys = spec.keys()
-    remote = sorted(keys & {"endpoint", "provider"})
-    local = sorted(keys & set(_LOCAL_KEYS))
-    if len(remote) == 2 or (remote and local):
-        raise ValueError(
-            f"Expert {name!r} has two sources: {' and '.join([*remote, *local])}. It answers either on this machine"
-            " (`model`, `adapter`) or elsewhere (`endpoint`, `provider`): remove one."
-        )
-    if {"gguf_file", "quantization"} <= keys:
-        raise ValueError(f"Expert {name!r} has `gguf_file` and `quantization`: GGUF weights are quantized already.")
-    if not spec.get("gguf_file", ".gguf").lower().endswith(".gguf"):
-        raise ValueError(f"`gguf_file` of expert {name!r} must name a .gguf file, got {spec['gguf_file']!r}.")
-    needs = {"revision": "model", "gguf_file": "model", "adapter_revision": "adapter", "provider": "model"}
-    for key, needed in needs.items():
-        if key in keys and needed not in keys:
-            raise ValueError(f"Expert {name!r} has `{key}` but no `{needed}`: add its Hub id or folder.")
-    if local and not keys & {"model", "adapter"}:
-        raise ValueError(f"Expert {name!r} gives details of a model but no `model`: add its Hub id or folder.")
-    if keys & {"task", "timeout"} and not keys & {"model", "adapter", "endpoint"}:
-        raise ValueError(f"Expert {name!r} has no source: add `model`, `adapter` or `endpoint`.")
-    if "endpoint" in keys:
-        url = urlsplit(spec["endpoint"])
-        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
-            raise ValueError(
-                f"`endpoint` of expert {name!r} must be a URL such as https://host/v1, without user, password or query:"
-                " a token comes from the environment, never from the config."
-            )
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is a finite real number (a bool is not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_choice(variant: Any, num_votes: Any) -> None:
@@ -163,12 +35,14 @@ class IR3DEConfig(PreTrainedConfig):
         experts (`list[dict]`): one spec a domain, kept sorted by name, so that the same set of experts is the same
             router whatever the order of the edits that led to it. Keys: `name`; `cost`; `system_prompt`; `generation`
             (default options of its generation); `timeout` (seconds that an answer may take); and its source.
-            On this machine: `model` (Hub id or folder of a causal LM), `revision`, `gguf_file`, `dtype`, `device_map`,
-            `quantization` (as in transformers), `adapter` (Hub id or folder of a PEFT adapter on `model`, or on the
-            base that it names), `adapter_revision`; `trust_remote_code: true` and `use_safetensors: false` count only
-            where the caller allows them too. Elsewhere: `endpoint` (URL of an OpenAI-compatible server, which knows
-            the expert as `model`) or `provider` (of Hub inference, for `model`), and `task` (`"chat"`, or `"text"` for
-            a server of plain text generation). Without a source the expert only routes.
+            On this machine: `model` (Hub id or folder of a causal LM), `revision`, `gguf_file`, `dtype`, `device_map`
+            and with it `max_memory` (a size a device; what is beyond all of them stays on disk), `quantization`
+            (transformers' `quantization_config`, such as `{"load_in_4bit": true}`), `adapter` (Hub id or folder of a
+            PEFT adapter on `model`, or on the base that it names), `adapter_revision`; `trust_remote_code: true` and
+            `use_safetensors: false` count only where the caller allows them too. Elsewhere: `endpoint` (URL of an
+            OpenAI-compatible server, which knows the expert as `model`) or `provider` (of Hub inference, for `model`),
+            and `task` (`"chat"`, or `"text"` for a server of plain text generation). Without a source the expert only
+            routes.
         variant (`str`): how the tokens of a prompt decide (section 3.2): `"top-k"` (the `num_votes` tokens of lowest
             entropy vote), `"all"` (every token votes) or `"avg"` (the mean embedding decides); or `"prompt"`, where W
             is fitted on a row a prompt instead of a row a token.

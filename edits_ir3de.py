@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .configuration_ir3de import check_expert, check_expert_name
+from .specs_ir3de import check_expert, check_expert_name
 from .statistics_ir3de import DomainStatistics, StatisticsCollector, read_header
 
 _TEXTS = 1024  # that are tokenized at a time

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import copy
-import difflib
-import inspect
 import json
-import re
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
 import torch
 from tqdm.auto import tqdm
-from transformers import GenerationConfig, TextGenerationPipeline
 
-from .local_experts_ir3de import LocalModel, base_spec, expected_size
+from .local_experts_ir3de import LocalModel
+from .local_sources_ir3de import LocalSource, base_spec
+from .options_ir3de import generation_options, nearest
 from .prompts_ir3de import Prompt
 from .remote_experts_ir3de import RemoteModel
-
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+from .specs_ir3de import in_bytes
 
 
 class ExpertError(RuntimeError):
@@ -49,7 +45,7 @@ class ExpertPool:
 
     Args:
         config ([`IR3DEConfig`]): whose `experts` are the specs.
-        device (`torch.device`, *optional*): where experts run; not with a `device_map` among `model_kwargs`.
+        device (`torch.device`, *optional*): where experts run, unless they have a `device_map`.
         max_loaded_experts (`int`, *optional*): models that stay loaded; all experts of one base count as one.
         max_memory (`int` or `str`, *optional*): bytes, or a size such as `"8GB"`, that loaded models take together.
         retries (`int`): further attempts with a remote expert that is busy, broken or not reached.
@@ -74,10 +70,11 @@ class ExpertPool:
         self._config = config
         self._device = device
         self._most = max_loaded_experts
-        self._budget = None if max_memory is None else _bytes(max_memory)
+        self._budget = None if max_memory is None else in_bytes("`max_memory`", max_memory)
         self._retries = retries
         self._allow = {"trust_remote_code": trust_remote_code, "unsafe_weights": not use_safetensors}
         self._model_kwargs = model_kwargs
+        self._sources: dict[str, LocalSource] = {}
         self._loaded: OrderedDict[str, LocalModel] = OrderedDict()  # the least recently used first
         self._sizes: dict[str, int] = {}  # expected ones while loading, then true ones
         self._users: dict[str, int] = {}  # generations that run, by source; a source that loads has one
@@ -134,8 +131,15 @@ class ExpertPool:
         try:
             if _is_remote(spec):
                 return RemoteModel(spec, self._retries).generate(prompts, batch_size, options)
-            with self._use(spec, options.get("timeout")) as model:
-                return model.generate(spec, prompts, batch_size, options)
+            source = self._source(spec)
+            answers = source.reject(spec, prompts, options)
+            good = [index for index, rejection in enumerate(answers) if rejection is None]
+            if good:
+                with self._use(spec, source, options.get("timeout")) as model:
+                    outputs = model.generate(spec, [prompts[index] for index in good], batch_size, options)
+                for index, output in zip(good, outputs, strict=True):
+                    answers[index] = output
+            return answers
         except Exception as error:
             return [error] * len(prompts)
 
@@ -160,7 +164,11 @@ class ExpertPool:
 
         def work() -> None:
             try:
-                with self._use(spec, options.get("timeout")) as model:
+                source = self._source(spec)
+                [rejection] = source.reject(spec, [prompt], options)
+                if rejection is not None:
+                    raise rejection
+                with self._use(spec, source, options.get("timeout")) as model:
                     model.stream(spec, prompt, options, pieces.put, closed)
                 pieces.put(None)
             except Exception as error:  # raised again where the pieces are read
@@ -200,7 +208,8 @@ class ExpertPool:
         Raises:
             Exception: whatever keeps it from being loaded.
         """
-        with self._use(self.spec(name), None) as model:
+        spec = self.spec(name)
+        with self._use(spec, self._source(spec), None) as model:
             return model
 
     def preload(self, names: Iterable[str], background: bool = True) -> threading.Thread:
@@ -232,50 +241,62 @@ class ExpertPool:
             for source in [source for source in self._loaded if not self._users.get(source)]:
                 self._evict(source)
 
-    @contextmanager
-    def _use(self, spec: dict[str, Any], timeout: float | None) -> Iterator[LocalModel]:
-        """The expert's model, loaded if it is not, and not removed while it is in use."""
+    def _source(self, spec: dict[str, Any]) -> LocalSource:
+        """What a local expert is loaded from, after the checks that need no weights."""
         base = base_spec(spec)
-        source = json.dumps(base, sort_keys=True)
-        model = self._claim(source, base, timeout)
+        key = _key(base)
+        source = self._sources.get(key)
+        if source is None:
+            source = LocalSource(base, self._device, self._allow, **self._model_kwargs)
+            source = self._sources.setdefault(key, source)
+        source.check_adapter(spec)
+        return source
+
+    @contextmanager
+    def _use(self, spec: dict[str, Any], source: LocalSource, timeout: float | None) -> Iterator[LocalModel]:
+        """The expert's model, loaded if it is not, and not removed while it is in use."""
+        key = _key(source.base)
+        model = self._claim(key, source, timeout)
         try:
             model.add_adapter(spec)
             with self._changed:
-                self._sizes[source] = model.size
+                self._sizes[key] = model.size  # the scales of quantized weights and the adapters come on top
+                while not self._within_budget(0) and (idle := self._idle()):
+                    self._evict(idle)
             yield model
         finally:
-            self._release(source)
+            self._release(key)
 
-    def _claim(self, source: str, base: dict[str, Any], timeout: float | None) -> LocalModel:
+    def _claim(self, key: str, source: LocalSource, timeout: float | None) -> LocalModel:
         """Counts a user of a model, after loading it where no other thread does."""
         end = None if timeout is None else time.monotonic() + timeout
-        size = self._sizes.get(source, 0)
-        if not size and (self._budget is not None or "gguf_file" in base):
-            size = expected_size(base, self._allow, **self._model_kwargs)
+        size = self._sizes.get(key, 0)
+        if not size and self._budget is not None:
+            size = source.expected_size()
         with self._changed:
-            while source not in self._loaded and (source in self._users or not self._make_room(size)):
+            while key not in self._loaded and (key in self._users or not self._make_room(size)):
                 if not self._changed.wait(None if end is None else max(0.0, end - time.monotonic())):
                     raise TimeoutError(f"no memory became free for it within {timeout:g} s")
-            self._users[source] = self._users.get(source, 0) + 1
-            if source in self._loaded:
-                self._loaded.move_to_end(source)
-                return self._loaded[source]
-            self._sizes[source] = size
+            self._users[key] = self._users.get(key, 0) + 1
+            if key in self._loaded:
+                self._loaded.move_to_end(key)
+                return self._loaded[key]
+            self._sizes[key] = size
         try:
-            model = LocalModel(base, self._device, self._allow, **self._model_kwargs)
+            model = LocalModel(source)
         except BaseException:
-            self._release(source)
+            self._release(key)
             raise
         with self._changed:
-            self._loaded[source] = model
+            self._loaded[key] = model
             self._changed.notify_all()
         return model
 
-    def _release(self, source: str) -> None:
+    def _release(self, key: str) -> None:
         with self._changed:
-            self._users[source] -= 1
-            if not self._users[source]:
-                del self._users[source]
+            self._users[key] -= 1
+            if not self._users[key]:
+                del self._users[key]
             self._changed.notify_all()
 
     def _make_room(self, size: int) -> bool:
@@ -287,20 +308,26 @@ class ExpertPool:
         if self._budget is not None and size > self._budget:
             raise MemoryError(f"it takes {size:,} bytes, and max_memory is {self._budget:,}: raise it, or quantize")
         while not self._has_room(size):
-            idle = next((source for source in self._loaded if not self._users.get(source)), None)
+            idle = self._idle()
             if idle is None:
                 return False
             self._evict(idle)
         return True
 
     def _has_room(self, size: int) -> bool:
-        held = self._loaded.keys() | self._users.keys()
-        if self._most is not None and len(held) >= self._most:
-            return False
-        return self._budget is None or sum(self._sizes.get(source, 0) for source in held) + size <= self._budget
+        full = self._most is not None and len(self._loaded.keys() | self._users.keys()) >= self._most
+        return not full and self._within_budget(size)
 
-    def _evict(self, source: str) -> None:
-        self._loaded.pop(source).close()
+    def _within_budget(self, size: int) -> bool:
+        held = sum(self._sizes.get(key, 0) for key in self._loaded.keys() | self._users.keys())
+        return self._budget is None or held + size <= self._budget
+
+    def _idle(self) -> str | None:
+        return next((key for key in self._loaded if not self._users.get(key)), None)
+
+    def _evict(self, key: str) -> None:
+        self._sources.pop(key, None)
+        self._loaded.pop(key).close()
 
     def _experts_of(self, source: str, model: LocalModel) -> list[str]:
         """Names of the experts that a loaded model serves; of adapters those that are loaded."""
@@ -308,7 +335,7 @@ class ExpertPool:
             spec["name"]
             for spec in self._config.experts
             if "model" in spec and not spec.keys() & {"adapter", "endpoint", "provider"}
-            if json.dumps(base_spec(spec), sort_keys=True) == source
+            if _key(base_spec(spec)) == source
         ]
         return sorted([*bare, *(spec["name"] for spec in self._config.experts if model.has_adapter(spec))])
 
@@ -319,37 +346,9 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-@cache
-def generation_options() -> frozenset[str]:
-    """Names of the options that experts take: those of a text-generation pipeline and `generate`, `seed`, `timeout`."""
-    stages = (TextGenerationPipeline._sanitize_parameters, TextGenerationPipeline._forward)
-    named = {name for stage in stages for name in inspect.signature(stage).parameters}
-    extra = {"streamer", "stopping_criteria", "logits_processor", "assistant_model", "prefix_allowed_tokens_fn"}
-    options = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    ours = {"seed", "timeout", "frequency_penalty", "presence_penalty"}
-    return frozenset(options | named | extra | ours) - {"self", "model_inputs", "generate_kwargs", "kwargs"}
-
-
-def check_options(options: dict[str, Any]) -> None:
-    """Checks the options of a call before anything is loaded.
-
-    Raises:
-        ValueError: one is out of range.
-    """
-    for key in ("max_new_tokens", "num_return_sequences"):
-        value = options.get(key, 1)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{key}` must be a whole number of at least 1, got {value!r}.")
-    for key in ("temperature", "timeout"):
-        value = options.get(key, 1)
-        if value is not None and (not isinstance(value, (int, float)) or value < 0):
-            raise ValueError(f"`{key}` must be a number of at least 0, got {value!r}.")
-
-
-def nearest(key: str, others: Iterable[str]) -> str:
-    """A hint at the option that an unknown one was meant to be, or nothing."""
-    near = difflib.get_close_matches(key, [*generation_options(), *others], n=1)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def _key(base: dict[str, Any]) -> str:
+    """Equal for equal bases."""
+    return json.dumps(base, sort_keys=True)
 
 
 def _is_remote(spec: dict[str, Any]) -> bool:
@@ -359,15 +358,3 @@ def _is_remote(spec: dict[str, Any]) -> bool:
 def _with_defaults(spec: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
     own = {"timeout": spec["timeout"]} if "timeout" in spec else {}
     return {**own, **spec.get("generation", {}), **options}
-
-
-def _bytes(size: int | str) -> int:
-    """A size in bytes.
-
-    Raises:
-        ValueError: it is neither a number above 0 nor such as `"8GB"`, `"512 MiB"`.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(size).strip().upper())
-    if not match or match[2] not in _UNITS or float(match[1]) <= 0:
-        raise ValueError(f"`max_memory` must be a number of bytes or a size such as '8GB'; got {size!r}.")
-    return int(float(match[1]) * _UNITS[match[2]])

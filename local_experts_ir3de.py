@@ -1,63 +1,29 @@
-"""Experts on this machine: causal LMs, GGUF files, and adapters that share one copy of their base."""
+"""Experts on this machine, loaded: a causal LM, and the adapters that share this one copy of it."""
 
 from __future__ import annotations
 
+import copy
 import ctypes
-import gc
 import hashlib
-import json
 import sys
+import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    TextGenerationPipeline,
-    TextStreamer,
-    set_seed,
-)
-from transformers.utils.hub import cached_file
+from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
+from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import AutoModelForCausalLM, TextGenerationPipeline, TextStreamer, set_seed
 
-from .prompts_ir3de import Prompt, as_chat, as_text, with_prompt
+from .local_sources_ir3de import LocalSource, adapter_folder
+from .prompts_ir3de import Prompt, with_prompt
 
-_BASE_KEYS = ("model", "revision", "gguf_file", "dtype", "device_map", "quantization")
 _UNKNOWN = ""  # stands for the active adapter, after adapters were added or removed
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
-
-def base_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """The part of a local expert's spec that names its base; experts of equal parts share one copy of it.
-
-    Raises:
-        ValueError: the adapter was trained on another base than the spec names.
-        OSError: the adapter cannot be found.
-    """
-    base = {key: spec[key] for key in (*_BASE_KEYS, "trust_remote_code", "use_safetensors") if key in spec}
-    if "adapter" in spec:
-        trained_on = json.loads(Path(_adapter_file(spec, _ADAPTER_FILES[0])).read_text(encoding="utf-8"))
-        name = trained_on.get("base_model_name_or_path") or ""
-        model = base.setdefault("model", name)
-        if model != name and not Path(model).is_dir():  # of a folder the shapes are checked, when it is loaded
-            raise ValueError(
-                f"The adapter {spec['adapter']} was trained on {name!r}, not on {model!r}: give the base that it"
-                " belongs to, or leave `model` out."
-            )
-        if not model:
-            raise ValueError(f"The adapter {spec['adapter']} does not name its base: add `model` to the expert.")
-        if trained_on.get("revision") and "revision" not in base and model == name:
-            base["revision"] = trained_on["revision"]
-    return base
-
-
-def _adapter_file(spec: dict[str, Any], filename: str) -> str:
-    return str(cached_file(spec["adapter"], filename, revision=spec.get("adapter_revision")))
 
 
 class LocalModel:
@@ -65,76 +31,87 @@ class LocalModel:
     A causal LM in memory, and the adapters that experts have on it.
 
     Args:
-        base (`dict`): of [`base_spec`].
-        device (`torch.device`, *optional*): where it runs; not with a `device_map`.
-        allow (`dict`): whether the caller allows `trust_remote_code` and unsafe weights.
-        model_kwargs (*optional*): for `AutoModelForCausalLM.from_pretrained`; the spec wins over them.
+        source ([`LocalSource`]): what it is loaded from.
 
     Raises:
-        PermissionError: the expert needs remote code or unsafe weights, and the caller does not allow them.
-        OSError: the model cannot be found or read.
+        OSError: the weights cannot be found or read.
+        MemoryError: `max_memory` is too small for any of them.
+        ImportError: a package that its kind of weights needs is missing; the message names it.
     """
 
-    def __init__(
-        self, base: dict[str, Any], device: torch.device | None, allow: dict[str, bool], **model_kwargs: Any
-    ) -> None:
-        where, kwargs = _loading(base, allow, model_kwargs)
-        # Padding on the left, so that the answer follows the prompt in a batch.
-        tokenizer = AutoTokenizer.from_pretrained(base["model"], padding_side="left", **where)
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        self.model = AutoModelForCausalLM.from_pretrained(base["model"], **where, **kwargs)
-        window = getattr(self.model.config, "max_position_embeddings", None)
-        tokenizer.model_max_length = min(tokenizer.model_max_length, window or tokenizer.model_max_length)
-        device = None if "device_map" in kwargs else device
-        self.pipe = TextGenerationPipeline(model=self.model, tokenizer=tokenizer, device=device)
+    def __init__(self, source: LocalSource) -> None:
+        self.source = source
+        # For what a device map leaves on disk and is not in safetensors there.
+        self._folder = tempfile.TemporaryDirectory(prefix="ir3de-offload-")
+        config = copy.deepcopy(source.config)  # given, because to read it from a GGUF file takes seconds
+        kwargs = {"offload_folder": self._folder.name, "config": config, **source.where, **source.kwargs}
+        self.model = AutoModelForCausalLM.from_pretrained(source.base["model"], **kwargs)
+        places = getattr(self.model, "hf_device_map", None)  # absent where all is on one device
+        if places and set(places.values()) == {"disk"}:
+            raise MemoryError(f"`max_memory` has no room for any layer of {source.base['model']}: raise it")
+        device = None if places else self.model.device
+        self.pipe = TextGenerationPipeline(model=self.model, tokenizer=source.tokenizer, device=device)
         self._adapters: set[str] = set()
         self._active: str | None = None
         self._layers: list[Any] = []
         # One generation at a time: the active adapter is a state of the whole model.
         self._lock = threading.RLock()
+        self.size = self._measure()  # bytes of all weights in memory, on every device, adapters included
 
     @property
     def device(self) -> str:
         """Where the weights are."""
-        return str(self.model.device)
-
-    @property
-    def size(self) -> int:
-        """Bytes of all weights, adapters included."""
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        return sum({t.data_ptr(): t.untyped_storage().nbytes() for t in tensors if not t.is_meta}.values())
+        places = getattr(self.model, "hf_device_map", None) or {"": self.model.device}
+        named = {place if place == "disk" else str(torch.device(place)) for place in places.values()}
+        return ", ".join(sorted(named))
 
     def add_adapter(self, spec: dict[str, Any]) -> None:
-        """Loads an expert's adapter, if it has one and it is not there yet.
+        """Loads an expert's adapter, which fits, if it has one and it is not there yet.
 
         Raises:
-            ValueError: its weights do not fit the model.
+            ValueError: the weights are not all in memory; transformers would leave the adapter out of the others.
         """
         if "adapter" not in spec:
             return
         with self._lock:
             if self.has_adapter(spec):
                 return
-            folder = Path(*{str(Path(_adapter_file(spec, file)).parent) for file in _ADAPTER_FILES})
+            if any(parameter.is_meta for parameter in self.model.parameters()):
+                raise ValueError(
+                    f"The adapter {spec['adapter']} needs all of its base in memory, and a part of it is offloaded"
+                    f" ({self.device}): raise `max_memory`, quantize the base, or merge the adapter into it."
+                )
             try:
-                self.model.load_adapter(str(folder), adapter_name=_adapter_name(spec))
-            except ImportError as error:
-                raise ImportError("Adapters need the package peft: `pip install ir3de[adapters]`.") from error
-            except (RuntimeError, ValueError) as error:
+                with warnings.catch_warnings():  # several adapters on one base are what is meant here
+                    warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+                    self.model.load_adapter(str(adapter_folder(spec)), adapter_name=_adapter_name(spec))
+            except BaseException:
                 if _adapter_name(spec) in getattr(self.model, "peft_config", {}):
                     self.model.delete_adapter(_adapter_name(spec))
-                raise ValueError(
-                    f"The adapter {spec['adapter']} does not fit {self.model.name_or_path}: {error}"
-                ) from error
+                raise
             finally:
                 self._layers = [layer for layer in self.model.modules() if hasattr(layer, "active_adapter")]
                 self._active = _UNKNOWN
             self._adapters.add(_adapter_name(spec))
+            self.size = self._measure()
 
     def has_adapter(self, spec: dict[str, Any]) -> bool:
         """Whether an expert has an adapter and it is loaded."""
         return "adapter" in spec and _adapter_name(spec) in self._adapters
+
+    def _measure(self) -> int:
+        places = getattr(self.model, "hf_device_map", None) or {}
+        on_disk = tuple(f"{module}." if module else "" for module, place in places.items() if place == "disk")
+        # What quantized layers keep beside their weights is in the state alone, and plain buffers are not.
+        tensors = [*self.model.named_parameters(), *self.model.named_buffers(), *self.model.state_dict().items()]
+        sizes: dict[Any, int] = {}
+        for name, tensor in tensors:
+            for part in _parts(tensor):
+                if not part.is_meta:
+                    sizes[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+                elif not name.startswith(on_disk):  # waits in main memory for its turn on another device
+                    sizes[name] = part.nbytes
+        return sum(sizes.values())
 
     def generate(
         self, spec: dict[str, Any], prompts: Sequence[Prompt], batch_size: int | None, options: dict[str, Any]
@@ -143,7 +120,7 @@ class LocalModel:
 
         Args:
             spec (`dict`): of an expert whose adapter, if any, was added.
-            prompts (`Sequence[str | list[dict]]`): texts or chats.
+            prompts (`Sequence[str | list[dict]]`): texts or chats that the source does not reject.
             batch_size (`int`, *optional*): prompts that are generated for at once; all of them by default.
             options (`dict`): of a text-generation pipeline, and `seed` and `timeout`.
         """
@@ -154,26 +131,19 @@ class LocalModel:
             options["stop_sequence"] = options.pop("stop_strings")
         if options.pop("truncation", False):
             options["handle_long_generation"] = "hole"  # cuts the beginning, so that the question stays
-        answers: list[Any] = [self._reject(spec, prompt, options) for prompt in prompts]
-        good = [index for index, rejection in enumerate(answers) if rejection is None]
-        inputs = [self._render(spec, prompts[index]) for index in good]
+        inputs = [self.source.render(spec, prompt) for prompt in prompts]
         with self._lock:
             self._activate(spec)
             if seed is not None:
                 set_seed(seed)
             outputs = self._run(inputs, batch_size or len(inputs), timeout, options)
-        for index, output in zip(good, outputs, strict=True):
-            answers[index] = output
-            if not isinstance(output, Exception):
-                texts = [sequence["generated_text"] for sequence in output]
-                texts = [with_prompt(prompts[index], text) for text in texts] if full else texts
-                answers[index] = texts[0] if len(texts) == 1 else texts
-        return answers
+        return [
+            output if isinstance(output, Exception) else _texts(output, prompt if full else None)
+            for prompt, output in zip(prompts, outputs, strict=True)
+        ]
 
     def _run(self, inputs: list[Any], batch_size: int, timeout: float | None, options: dict[str, Any]) -> list[Any]:
         """Generates for a batch; where it fails, for its halves, so that one prompt does not take others with it."""
-        if not inputs:
-            return []
         late = _Deadline(timeout)
         criteria = [*options.get("stopping_criteria", ()), late]
         try:
@@ -224,10 +194,9 @@ class LocalModel:
     def close(self) -> None:
         """Lets the memory of the weights go, on every device."""
         if getattr(self.model, "hf_device_map", None):
-            from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
-
             remove_hook_from_module(self.model, recurse=True)
         del self.model, self.pipe, self._layers
+        self._folder.cleanup()
         _return_memory()
 
     @contextmanager
@@ -252,29 +221,6 @@ class LocalModel:
             if name is not None:
                 layer.set_adapter(name, inference_mode=True)
         self._active = name
-
-    def _render(self, spec: dict[str, Any], prompt: Prompt) -> Prompt:
-        """The prompt as the model reads it: a chat where it has a template, else plain text."""
-        has_template = getattr(self.pipe.tokenizer, "chat_template", None) is not None
-        return (as_chat if has_template else as_text)(prompt, spec.get("system_prompt"))
-
-    def _reject(self, spec: dict[str, Any], prompt: Prompt, options: dict[str, Any]) -> Exception | None:
-        """What keeps a prompt from being generated for: its template refuses it, or it is too long."""
-        tokenizer: Any = self.pipe.tokenizer
-        try:
-            rendered = self._render(spec, prompt)
-            if isinstance(rendered, list):
-                rendered = tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
-            length = len(tokenizer(rendered, verbose=False)["input_ids"])
-        except Exception as error:
-            return error
-        new, window = options.get("max_new_tokens") or 1, tokenizer.model_max_length
-        if length + new > window and options.get("handle_long_generation") is None:
-            return ValueError(
-                f"the prompt's {length} tokens and {new} new ones exceed the window of {window} tokens: shorten it,"
-                " lower max_new_tokens, or pass truncation=True to cut its beginning"
-            )
-        return None
 
 
 class _Streamer(TextStreamer):
@@ -301,75 +247,20 @@ class _Deadline:
         return torch.full((len(input_ids),), self.passed, device=input_ids.device)
 
 
-def expected_size(base: dict[str, Any], allow: dict[str, bool], **model_kwargs: Any) -> int:
-    """Bytes that a model will take, told from its config before its weights are read; of GGUF from the file.
-
-    Raises:
-        ValueError: the GGUF file has an architecture or a type of weights that cannot be read.
-    """
-    where, kwargs = _loading(base, allow, model_kwargs)
-    if "gguf_file" in base:
-        return _gguf_size(str(cached_file(base["model"], base["gguf_file"], revision=base.get("revision"))))
-    config = AutoConfig.from_pretrained(base["model"], **where)
-    dtype = kwargs["dtype"] if kwargs["dtype"] != "auto" else getattr(config, "dtype", None)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=where["trust_remote_code"])
-    width = getattr(torch, dtype).itemsize if isinstance(dtype, str) else getattr(dtype, "itemsize", 4)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return int(parameters * width + sum(buffer.nbytes for buffer in model.buffers()))
+def _texts(sequences: list[dict[str, Any]], prompt: Prompt | None) -> Any:
+    """The generated text, or the list of them where there are several, after the prompt if there is one."""
+    texts: list[Any] = [sequence["generated_text"] for sequence in sequences]
+    texts = [with_prompt(prompt, text) for text in texts] if prompt is not None else texts
+    return texts[0] if len(texts) == 1 else texts
 
 
-def _gguf_size(path: str) -> int:
-    from gguf import GGUFReader
-    from gguf.quants import _type_traits
-    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
-
-    try:
-        reader = GGUFReader(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is not a GGUF file, or is damaged ({error}): fetch it again.") from error
-    field = reader.get_field("general.architecture")
-    architecture = field.contents() if field else None
-    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
-        raise ValueError(
-            f"{path} holds a model of type {architecture!r}, which transformers cannot read. It reads"
-            f" {', '.join(sorted(GGUF_SUPPORTED_ARCHITECTURES))}; others can answer behind an `endpoint`."
-        )
-    kinds = {tensor.tensor_type for tensor in reader.tensors}
-    unreadable = {kind.name for kind in kinds if kind not in _type_traits and kind.name not in ("F32", "F16")}
-    if unreadable:
-        raise ValueError(
-            f"{path} is quantized as {', '.join(sorted(unreadable))}, which cannot be expanded: use another"
-            " quantization, such as Q4_K_M or Q8_0."
-        )
-    return 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
-
-
-def _loading(
-    base: dict[str, Any], allow: dict[str, bool], model_kwargs: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arguments for tokenizer, config and model, and those for the model alone."""
-    where: dict[str, Any] = {key: base[key] for key in ("revision", "gguf_file") if key in base}
-    where["trust_remote_code"] = base.get("trust_remote_code", False)  # False, so that nobody is asked
-    if where["trust_remote_code"]:
-        _require(allow["trust_remote_code"], base["model"], "trust_remote_code", True, "runs code of its repository")
-    kwargs: dict[str, Any] = {**model_kwargs, **{key: base[key] for key in ("dtype", "device_map") if key in base}}
-    kwargs.setdefault("dtype", "auto")
-    if "quantization" in base:
-        kwargs["quantization_config"] = base["quantization"]
-    if "gguf_file" not in base:
-        unsafe = base.get("use_safetensors") is False
-        if unsafe:
-            _require(allow["unsafe_weights"], base["model"], "use_safetensors", False, "has no safetensors weights")
-        kwargs["use_safetensors"] = None if unsafe else True
-    return where, kwargs
-
-
-def _require(allowed: bool, model: str, key: str, value: bool, why: str) -> None:
-    if not allowed:
-        raise PermissionError(
-            f"{model} {why}. If you trust it, allow it: pipeline(..., expert_kwargs={{{key!r}: {value}}})."
-        )
+def _parts(tensor: Any) -> Iterator[torch.Tensor]:
+    """The plain tensors that a tensor is made of, which quantized ones hide."""
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _parts(getattr(tensor, name))
+    elif isinstance(tensor, torch.Tensor):
+        yield tensor
 
 
 def _adapter_name(spec: dict[str, Any]) -> str:
@@ -379,9 +270,7 @@ def _adapter_name(spec: dict[str, Any]) -> str:
 
 
 def _return_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     if sys.platform == "linux":
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)

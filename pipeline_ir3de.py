@@ -14,7 +14,8 @@ from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .decision_ir3de import Policy
-from .experts_ir3de import ExpertError, ExpertPool, check_options, describe_error, generation_options, nearest
+from .experts_ir3de import ExpertError, ExpertPool, describe_error
+from .options_ir3de import check_options, generation_options, nearest
 from .prompts_ir3de import Prompt, check_prompt, text_of, with_prompt
 from .route_selector_ir3de import probabilities
 from .statistics_ir3de import padded_batches

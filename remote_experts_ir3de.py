@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from huggingface_hub import InferenceClient, constants
+from huggingface_hub import InferenceClient, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .prompts_ir3de import Prompt, as_chat, as_text, with_prompt
@@ -206,7 +206,7 @@ def _token(spec: dict[str, Any]) -> str | None:
     The name follows from the host, so that no config can have a token sent to a server that it was not meant for.
     """
     if "provider" in spec:
-        return None  # huggingface_hub finds the login
+        return get_token()  # goes to the Hub's router, which pays the provider
     host = urlsplit(spec["endpoint"]).hostname or ""
     name = "IR3DE_TOKEN_" + re.sub(r"[^A-Z0-9]", "_", host.upper())
     if name in os.environ:
@@ -215,7 +215,5 @@ def _token(spec: dict[str, Any]) -> str | None:
     if urlsplit(spec["endpoint"]).scheme == "https" and (
         host == hub or any(host == known or host.endswith(f".{known}") for known in _HUB_HOSTS)
     ):
-        from huggingface_hub import get_token
-
         return get_token()
     return None

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ir3de.local_experts_ir3de import base_spec
+from ir3de.local_sources_ir3de import base_spec
 from ir3de.scripts.perplexity import source_key
 
 

@@ -23,11 +23,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from ir3de.configuration_ir3de import check_expert_name
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
 from ir3de.scripts.data import add_text_arguments, read_texts
 from ir3de.scripts.private import SHARE, PrivateCollector, add_privacy_arguments, check_privacy, release
+from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, gram_from_counts
 
 _TEXTS = 1024  # that are tokenized at a time

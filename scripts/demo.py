@@ -39,10 +39,14 @@ def main() -> int:
     print(
         f"Ready in {time.perf_counter() - started:.0f} s.\n\n{'expert':<11}{'score':>6}  prompt  (tokens that decided)"
     )
-    for prompt, record in zip(PROMPTS, router(list(PROMPTS), generate=False, explain=True), strict=True):
+    records = router(list(PROMPTS), generate=False, explain=True)
+    for prompt, record in zip(PROMPTS, records, strict=True):
         second = record["ranking"][1]
         print(f"{record['expert']:<11}{record['score']:>6.2f}  {prompt}")
         print(f"{'':<19}({deciding_tokens(record)}; next: {second['expert']} {second['score']:.2f})")
+    # Now, so that what loading shows stands apart from the answers.
+    print("\nLoading the LLM that the experts share ...", flush=True)
+    router.experts.preload([records[index]["expert"] for index in ANSWERED], background=False)
     for index in ANSWERED:
         for event in router.stream(PROMPTS[index], max_new_tokens=60, do_sample=False):
             if event["event"] == "route":

@@ -14,7 +14,7 @@ import torch
 import yaml
 from tqdm.auto import tqdm
 
-from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig, check_expert_name
+from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.calibrate import calibration_error, fit_calibration
 from ir3de.scripts.choose import Candidate, best_of, describe, search
@@ -22,6 +22,7 @@ from ir3de.scripts.command import command
 from ir3de.scripts.data import add_data_arguments, read_rows
 from ir3de.scripts.sources import load_source
 from ir3de.scripts.spool import Prompts, Spool
+from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
 HELD_OUT_PART, HELD_OUT_MOST = 0.2, 400  # of each domain's prompts, and at most so many

@@ -11,7 +11,6 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ir3de.configuration_ir3de import check_expert_name
 from ir3de.edits_ir3de import pull, read_statistics
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
@@ -19,6 +18,7 @@ from ir3de.scripts.accuracy import routing_accuracy
 from ir3de.scripts.command import command
 from ir3de.scripts.data import Row, add_data_arguments, read_rows
 from ir3de.scripts.edit import add_target_arguments, apply_edit
+from ir3de.specs_ir3de import check_expert_name
 
 _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
 _MOST_CONFIG = 1 << 20

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
-from ir3de.configuration_ir3de import check_expert_name
 from ir3de.scripts.command import command
 from ir3de.scripts.data import Row, add_data_arguments, read_rows
+from ir3de.specs_ir3de import check_expert_name
 
 HELD_OUT_EVERY = 5
 SETTINGS = "training.json"

@@ -2,20 +2,25 @@
 
 import gc
 import json
+import tempfile
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as models_of_tokens
+from torch.testing._internal.two_tensor import TwoTensor
 from transformers import (
     AutoModelForCausalLM,
+    BitsAndBytesConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -24,13 +29,15 @@ from transformers import (
 )
 
 from ir3de import IR3DERoutingPipeline
-from ir3de.experts_ir3de import ExpertError, ExpertPool, _bytes
-from ir3de.local_experts_ir3de import LocalModel
+from ir3de.experts_ir3de import ExpertError, ExpertPool
+from ir3de.local_experts_ir3de import LocalModel, _parts
+from ir3de.specs_ir3de import in_bytes
 
 from . import tiny
 
 CODE, LAW, MATH = "debug the python function", "the court and a judge", "find the square root of this prime"
 PROMPTS = {"code": CODE, "law": LAW, "math": MATH}
+NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6}
 
 
@@ -122,17 +129,28 @@ def test_an_adapter_of_another_base_is_refused_before_anything_is_loaded(
         made(LAW, on_error="raise")
 
 
-def test_an_adapter_that_does_not_fit_is_refused_and_the_base_stays_whole(
-    models: dict[str, str], adapters: dict[str, str], tmp_path: Path
+@pytest.mark.parametrize(("size", "target"), [(32, "q_proj"), (16, "query")])
+def test_an_adapter_that_does_not_fit_is_refused_before_the_base_is_loaded(
+    models: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, target: str
 ) -> None:
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
     base = AutoModelForCausalLM.from_pretrained(models["code"])
-    wide = type(base)(type(base.config)(**{**base.config.to_dict(), "hidden_size": 32}))
-    get_peft_model(wide, config).save_pretrained(tmp_path)
+    other = type(base)(type(base.config)(**{**base.config.to_dict(), "hidden_size": size}))
+    get_peft_model(other, LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": [target]}))
     made = pipe({"law": {"model": models["code"], "adapter": str(tmp_path)}, "code": {"model": models["code"]}})
-    with pytest.raises(ExpertError, match="does not fit"):
-        made(LAW, on_error="raise")
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", pytest.fail)
+        with pytest.raises(ExpertError, match=r"does not fit .*code.*: "):
+            made(LAW, on_error="raise")
     assert made(CODE, **GREEDY)["generated_text"] == answer(models["code"], CODE)
+
+
+def test_several_adapters_on_one_base_are_no_reason_to_warn(models: dict[str, str], adapters: dict[str, str]) -> None:
+    made = pipe({name: {"model": models["code"], "adapter": adapters[name]} for name in adapters})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made(list(PROMPTS.values()), on_error="raise", **GREEDY)
 
 
 def test_an_adapter_without_safetensors_is_refused(
@@ -175,15 +193,123 @@ def test_a_budget_of_memory_bounds_what_is_loaded(models: dict[str, str]) -> Non
         small(LAW, on_error="raise")
 
 
+def test_the_memory_of_a_device_is_returned_once_the_model_is_gone(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = of_models(models)
+    model = weakref.ref(made.experts.load("law").model)
+    alive = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append(model()))
+    made.experts.unload()
+    assert alive == [None]
+
+
+# Weights that are not all in memory.
+
+
+def test_what_memory_does_not_hold_stays_on_disk_and_the_answer_is_the_same(models: dict[str, str]) -> None:
+    whole = of_models(models).experts.load("law").size
+    limited = {"device_map": "auto", "max_memory": {"cpu": int(0.6 * whole)}}
+    made = pipe({"law": {"model": models["law"], **limited}}, max_memory=int(0.7 * whole))
+    assert made(LAW, on_error="raise", **GREEDY)["generated_text"] == answer(models["law"], LAW)
+    [row] = made.loaded_experts
+    assert row["device"] == "cpu, disk"
+    model = made.experts.load("law")
+    assert row["bytes"] == sum(tensor.nbytes for tensor in model.model.parameters() if not tensor.is_meta) + sum(
+        tensor.nbytes for tensor in model.model.buffers() if not tensor.is_meta
+    )
+    assert 0 < row["bytes"] < 0.6 * whole
+    model.model.hf_device_map = dict.fromkeys(model.model.hf_device_map, "cpu")  # as where a GPU takes its turns
+    assert model._measure() == whole
+    nothing = pipe({"law": {"model": models["law"], "device_map": "auto", "max_memory": {"cpu": 9}}})
+    with pytest.raises(ExpertError, match="`max_memory` has no room for any layer of"):
+        nothing(LAW, on_error="raise")
+
+
+def test_the_folder_of_offloaded_weights_goes_with_the_model(
+    models: dict[str, str], adapters: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in Path(models["code"]).iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    weights = AutoModelForCausalLM.from_pretrained(models["code"]).state_dict()
+    torch.save(weights, tmp_path / "pytorch_model.bin")  # is written anew, while safetensors are read where they are
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    limit = sum(weight.nbytes for weight in weights.values()) // 2
+    spec = {"model": str(tmp_path), "use_safetensors": False, "device_map": "auto", "max_memory": {"cpu": limit}}
+    specs = {"code": spec, "law": {**spec, "adapter": adapters["law"]}}
+    made = pipe(specs, expert_kwargs={"use_safetensors": False})
+    assert made(CODE, on_error="raise", **GREEDY)["generated_text"] == answer(models["code"], CODE)
+    assert [path for path in scratch.rglob("*") if path.is_file()]
+    with pytest.raises(ExpertError, match=r"needs all of its base in memory, and a part of it is .* \(cpu, disk\)"):
+        made(LAW, on_error="raise")
+    made.experts.unload()
+    assert not list(scratch.iterdir())
+
+
+# Quantization.
+
+
+def test_a_quantized_model_answers_and_is_counted_as_small_as_it_is(models: dict[str, str]) -> None:
+    whole = of_models(models).experts.load("law").size
+    made = pipe({"law": {"model": models["law"], "quantization": NF4}}, max_memory=whole - 1)
+    kwargs = {"quantization_config": BitsAndBytesConfig(**NF4)}
+    direct = pipeline("text-generation", model=models["law"], model_kwargs=kwargs)
+    expected = direct(LAW, return_full_text=False, **GREEDY)[0]["generated_text"]
+    assert made(LAW, on_error="raise", **GREEDY)["generated_text"] == expected
+    packed = [m.weight for m in direct.model.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(packed) == 14
+    scales = sum(weight.quant_state.absmax.nbytes for weight in packed)
+    [row] = made.loaded_experts
+    assert direct.model.get_memory_footprint() + scales <= row["bytes"] < 0.6 * whole
+    refused = pipe({"law": {"model": models["law"], "quantization": NF4}}, max_memory=whole // 5)
+    with pytest.raises(ExpertError, match=r"it takes [\d,]+ bytes, and max_memory is") as error:
+        refused(LAW, on_error="raise")
+    expected_size = int(str(error.value).split(" bytes")[0].split()[-1].replace(",", ""))
+    assert 0.75 * row["bytes"] < expected_size <= row["bytes"]
+
+
+def test_a_tensor_that_is_made_of_others_counts_as_these() -> None:
+    a, b, c = (torch.ones(size) for size in (3, 3, 3))
+    assert [id(part) for part in _parts(TwoTensor(TwoTensor(a, b), c))] == [id(a), id(b), id(c)]
+
+
+def test_an_adapter_on_a_quantized_base_is_that_of_peft(models: dict[str, str], adapters: dict[str, str]) -> None:
+    made = pipe({"law": {"model": models["code"], "adapter": adapters["law"], "quantization": NF4}})
+    kwargs = {"quantization_config": BitsAndBytesConfig(**NF4)}
+    direct = pipeline("text-generation", model=models["code"], model_kwargs=kwargs)
+    direct.model = PeftModel.from_pretrained(direct.model, adapters["law"])
+    chat = [{"role": "user", "content": LAW}]
+    expected = direct(chat, return_full_text=False, **GREEDY)[0]["generated_text"]
+    assert made(LAW, on_error="raise", **GREEDY)["generated_text"] == expected
+
+
+def test_a_missing_package_of_quantization_is_named_before_weights_are_read(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+    monkeypatch.setattr(LlamaForCausalLM, "__init__", lambda *_: pytest.fail("made a model"))
+    for budget in (None, "1GB"):
+        made = pipe({"law": {"model": models["law"], "quantization": NF4}}, max_memory=budget)
+        with pytest.raises(ExpertError, match=r"requires bitsandbytes: `pip install"):
+            made(LAW, on_error="raise")
+
+
+# Sizes.
+
+
 @pytest.mark.parametrize(("text", "size"), [(5, 5), ("8GB", 8 * 10**9), ("512 MiB", 2**29), ("1.5k", 1500)])
 def test_sizes_are_read(text: int | str, size: int) -> None:
-    assert _bytes(text) == size
+    assert in_bytes("`max_memory`", text) == size
 
 
 @pytest.mark.parametrize("text", ["", "8 apples", "-1", 0, "GB"])
 def test_a_size_that_is_none_is_refused(text: int | str) -> None:
     with pytest.raises(ValueError, match="max_memory"):
-        _bytes(text)
+        in_bytes("`max_memory`", text)
 
 
 def test_no_model_leaves_while_it_generates(models: dict[str, str]) -> None:
@@ -205,9 +331,7 @@ def test_many_threads_load_a_model_once_and_get_their_own_answers(
     models: dict[str, str], adapters: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads, load = [], LocalModel.__init__
-    monkeypatch.setattr(
-        LocalModel, "__init__", lambda self, base, *a, **k: (loads.append(base), load(self, base, *a, **k))[1]
-    )
+    monkeypatch.setattr(LocalModel, "__init__", lambda self, source: (loads.append(source), load(self, source))[1])
     made = pipe({name: {"model": models["code"], "adapter": adapters[name]} for name in adapters})
     records: dict[int, Any] = {}
     prompts = [*PROMPTS.values()] * 4
@@ -273,8 +397,23 @@ def test_a_prompt_beyond_the_window_is_refused_with_the_limit_and_cut_on_request
     long = "judge " * 600 + "court"
     with pytest.raises(ExpertError, match=r"601 tokens and 6 new ones exceed the window of 512"):
         made(long, on_error="raise", **GREEDY)
+    assert made.loaded_experts == []
     cut = made(long, truncation=True, on_error="raise", **GREEDY)["generated_text"]
     assert cut == answer(models["law"], "judge " * 505 + "court")
+
+
+def test_a_prompt_beyond_the_window_is_refused_before_weights_are_read(
+    models: dict[str, str], adapters: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf(tmp_path / "x.gguf", "llama", context=99)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", pytest.fail)
+    adapted = {"model": models["code"], "adapter": adapters["law"]}
+    of_gguf = {"model": str(tmp_path), "gguf_file": "x.gguf"}
+    for spec, window in (({"model": models["law"]}, 512), (adapted, 512), (of_gguf, 99)):
+        made = pipe({"law": spec})
+        for answers in (made, lambda *a, **k: list(made.stream(*a, **k))):  # noqa: B023
+            with pytest.raises(ExpertError, match=rf"exceed the window of {window} tokens"):
+                answers("judge " * 600, on_error="raise")
 
 
 def test_one_bad_prompt_does_not_lose_the_rest_of_a_batch(models: dict[str, str]) -> None:
@@ -410,12 +549,23 @@ def test_other_weights_than_safetensors_are_read_only_if_spec_and_caller_say_so(
 # GGUF.
 
 
-def gguf(path: Path, architecture: str, kind: str | None = None) -> None:
+def gguf(path: Path, architecture: str, kind: str | None = None, context: int = 512) -> None:
     """Writes a small GGUF file."""
     import numpy as np
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(path, architecture)
+    writer.add_context_length(context)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_head_count(2)
+    writer.add_feed_forward_length(32)
+    writer.add_tokenizer_model("gpt2")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    writer.add_token_list([*letters, letters[0] + letters[1], "<eos>"])
+    writer.add_token_types([1] * (len(letters) + 1) + [3])
+    writer.add_token_merges([f"{letters[0]} {letters[1]}"])
+    writer.add_eos_token_id(len(letters) + 1)
     if kind is None:
         writer.add_tensor("token_embd.weight", np.zeros((4, 32), dtype=np.float32))
     else:
@@ -510,6 +660,15 @@ def test_a_stream_goes_on_with_the_next_expert(models: dict[str, str]) -> None:
         ({"model": "m", "trust_remote_code": "yes"}, "must be true or false"),
         ({"endpoint": "http://host", "task": "completion"}, "must be one of chat, text"),
         ({"model": "m", "timeout": -1}, "`timeout` of expert 'law' must be a number"),
+        (
+            {"model": "m", "quantization": {"load_in_2bit": True}},
+            "unknown method None: expected what",
+        ),
+        ({"model": "m", "quantization": {"quant_method": "zip"}}, "unknown method 'zip'"),
+        ({"model": "m", "quantization": "4bit"}, "must be a mapping"),
+        ({"model": "m", "max_memory": {"cpu": "1GB"}}, "`max_memory` but no `device_map`"),
+        ({"model": "m", "device_map": "auto", "max_memory": {"cpu": "much"}}, "or a size such as '8GB'; got 'much'"),
+        ({"endpoint": "http://host", "max_memory": {"cpu": 1}}, "has two sources: endpoint and max_memory"),
         ({"dtype": "float16"}, "details of a model but no `model`"),
     ],
 )
@@ -520,5 +679,5 @@ def test_a_spec_that_contradicts_itself_is_refused(spec: dict[str, Any], message
 
 def test_what_loads_an_expert_travels_with_the_router(tmp_path: Path) -> None:
     tiny.router().save_pretrained(tmp_path)
-    for name in ("experts", "local_experts", "remote_experts", "prompts"):
+    for name in ("specs", "experts", "local_sources", "local_experts", "remote_experts", "options", "prompts"):
         assert (tmp_path / f"{name}_ir3de.py").is_file()

@@ -18,6 +18,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 from huggingface_hub import InferenceClient
+from huggingface_hub.inference._providers import CONVERSATIONAL_AUTO_ROUTER
+from huggingface_hub.inference._providers._common import _fetch_inference_provider_mapping
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.experts_ir3de import ExpertError
@@ -37,7 +39,9 @@ class Server(ThreadingHTTPServer):
     def __init__(self, respond: Callable[[BaseHTTPRequestHandler, bytes], None]) -> None:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                respond(self, self.rfile.read(int(self.headers["content-length"])))
+                respond(self, self.rfile.read(int(self.headers.get("content-length", 0))))
+
+            do_GET = do_POST
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -341,3 +345,102 @@ def test_tokens_go_only_where_they_belong_and_into_no_error(monkeypatch: pytest.
     assert "hf_secret" not in seen[0]
     assert seen[1] == "Bearer secret_of_the_server"
     assert "secret" not in json.dumps(record)
+
+
+# Hub inference providers.
+
+
+TOKEN = "hf_secret_of_the_hub"
+
+
+@contextmanager
+def provider(
+    patch: pytest.MonkeyPatch, answer: Callable[[BaseHTTPRequestHandler, bytes], None]
+) -> Iterator[list[tuple[str, str, dict[str, Any]]]]:
+    """The Hub and its router in one server: the provider groq knows the model org/judge as judge-8b.
+
+    Yields:
+        `list`: path, authorization and body of each request to the router.
+    """
+    seen: list[tuple[str, str, dict[str, Any]]] = []
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        if handler.command == "GET":
+            known = {"status": "live", "providerId": "judge-8b", "task": "conversational"}
+            mapping = {"groq": known} if handler.path.startswith("/api/models/org/judge") else {}
+            return send(handler, 200, json.dumps({"id": "org/judge", "inferenceProviderMapping": mapping}).encode())
+        seen.append((handler.path, handler.headers["authorization"], json.loads(body)))
+        answer(handler, body)
+
+    with serve(respond) as server:
+        url = server.url.removesuffix("/v1")
+        patch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+        patch.setattr(huggingface_hub.constants, "INFERENCE_PROXY_TEMPLATE", url + "/{provider}")
+        patch.setattr(CONVERSATIONAL_AUTO_ROUTER, "base_url", url)
+        patch.setenv("HF_TOKEN", TOKEN)
+        _fetch_inference_provider_mapping.cache_clear()
+        yield seen
+
+
+def test_a_provider_is_asked_through_the_router_for_its_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"provider": "groq", "model": "org/judge", "system_prompt": "You judge."}
+    with provider(monkeypatch, lambda handler, _: send(handler, 200, completion("a jury"))) as seen:
+        record = pipe(spec)(LAW, on_error="raise", **GREEDY)
+        auto = pipe({**spec, "provider": "auto"})(LAW, on_error="raise", **GREEDY)
+        with pytest.raises(ExpertError, match="org/judge is not supported by provider cohere"):
+            pipe({**spec, "provider": "cohere"})(LAW, on_error="raise")
+        with pytest.raises(ExpertError, match="Provider 'grok' not supported"):
+            pipe({**spec, "provider": "grok"})(LAW, on_error="raise")
+    assert record["generated_text"] == auto["generated_text"] == "a jury"
+    (path, token, body), (auto_path, auto_token, auto_body) = seen
+    assert (path, auto_path) == ("/groq/openai/v1/chat/completions", "/v1/chat/completions")
+    assert token == auto_token == f"Bearer {TOKEN}"
+    assert (body["model"], auto_body["model"]) == ("judge-8b", "org/judge")
+    assert body["messages"] == [{"role": "system", "content": "You judge."}, {"role": "user", "content": LAW}]
+    assert (body["max_tokens"], body["temperature"]) == (8, 0)
+
+
+def test_a_provider_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        assert json.loads(body)["stream"] is True
+        pieces = chunk("a ") + chunk("jury") + chunk("", "stop") + b"data: [DONE]\n\n"
+        send(handler, 200, pieces, content_type="text/event-stream")
+
+    with provider(monkeypatch, answer):
+        events = list(pipe({"provider": "groq", "model": "org/judge"}).stream(LAW, on_error="raise"))
+    assert [event["text"] for event in events if event["event"] == "text"] == ["a ", "jury"]
+    assert events[-1]["generated_text"] == "a jury"
+
+
+@pytest.mark.parametrize(("status", "attempts"), [(401, 1), (402, 1), (429, 3), (500, 3)])
+def test_a_provider_that_refuses_is_passed_over_and_the_token_stays_here(
+    model: str, status: int, attempts: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def answer(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        sent = handler.headers["authorization"]
+        send(handler, status, json.dumps({"error": f"no: {sent}"}).encode(), retry_after="0")
+
+    caplog.set_level("DEBUG")
+    with provider(monkeypatch, answer) as seen:
+        made = pipe({"provider": "groq", "model": "org/judge"}, {"code": {"model": model}})
+        record = made(LAW, **GREEDY)
+        events = list(made.stream(LAW, **GREEDY))
+        with pytest.raises(ExpertError) as raised:
+            made(LAW, on_error="raise")
+    assert len(seen) == 3 * attempts
+    assert "no: Bearer ***" in str(raised.value.cause)
+    assert record["expert"] == "code"
+    assert str(status) in record["failures"][0]["error"]
+    assert events[-1] == {"event": "record", **record}
+    assert TOKEN not in json.dumps([record, events, made.model.config.to_dict()]) + caplog.text + str(
+        raised.value.cause
+    )
+
+
+def test_a_provider_without_a_token_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    with provider(monkeypatch, lambda *_: pytest.fail("asked")) as seen:
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "/nowhere")
+        with pytest.raises(ExpertError, match="hf auth login"):
+            pipe({"provider": "groq", "model": "org/judge"})(LAW, on_error="raise")
+    assert not seen

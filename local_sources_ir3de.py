@@ -1,0 +1,245 @@
+"""Experts on this machine before their weights are read: where these come from, and what is refused without them."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.integrations.accelerate import compute_module_sizes
+from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
+from transformers.utils.hub import cached_file
+
+from .prompts_ir3de import Prompt, as_chat, as_text
+from .specs_ir3de import in_bytes
+
+_BASE_KEYS = ("model", "revision", "gguf_file", "dtype", "device_map", "max_memory", "quantization")
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def base_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """The part of a local expert's spec that names its base; experts of equal parts share one copy of it.
+
+    Raises:
+        ValueError: the adapter was trained on another base than the spec names.
+        OSError: the adapter cannot be found.
+    """
+    base = {key: spec[key] for key in (*_BASE_KEYS, "trust_remote_code", "use_safetensors") if key in spec}
+    if "adapter" in spec:
+        trained_on = _adapter_config(spec["adapter"], spec.get("adapter_revision"))
+        name = trained_on.get("base_model_name_or_path") or ""
+        model = base.setdefault("model", name)
+        if model != name and not Path(model).is_dir():  # with a folder the shapes are compared
+            raise ValueError(
+                f"The adapter {spec['adapter']} was trained on {name!r}, not on {model!r}: give the base that it"
+                " belongs to, or leave `model` out."
+            )
+        if not model:
+            raise ValueError(f"The adapter {spec['adapter']} does not name its base: add `model` to the expert.")
+        if trained_on.get("revision") and "revision" not in base and model == name:
+            base["revision"] = trained_on["revision"]
+    return base
+
+
+def adapter_folder(spec: dict[str, Any]) -> Path:
+    """Where the files of an expert's adapter are, fetched if they were not.
+
+    Raises:
+        OSError: one cannot be found.
+    """
+    files = (cached_file(spec["adapter"], file, revision=spec.get("adapter_revision")) for file in _ADAPTER_FILES)
+    return Path(*{str(Path(str(file)).parent) for file in files})
+
+
+@lru_cache(maxsize=1024)  # asked at each call, and on the Hub each answer is a request
+def _adapter_config(adapter: str, revision: str | None) -> dict[str, Any]:
+    file = str(cached_file(adapter, _ADAPTER_FILES[0], revision=revision))
+    return dict(json.loads(Path(file).read_text(encoding="utf-8")))
+
+
+class LocalSource:
+    """
+    A causal LM without its weights: its config, tokenizer and window, and what can be told from them.
+
+    Args:
+        base (`dict`): of [`base_spec`].
+        device (`torch.device`, *optional*): where it runs, unless there is a `device_map`.
+        allow (`dict`): whether the caller allows `trust_remote_code` and unsafe weights.
+        model_kwargs (*optional*): for `AutoModelForCausalLM.from_pretrained`; the spec wins over them.
+
+    Raises:
+        PermissionError: the expert needs remote code or unsafe weights, and the caller does not allow them.
+        OSError: the model cannot be found or read.
+        ValueError: the GGUF file has an architecture or a type of weights that cannot be read.
+        ImportError: a package that the quantization needs is missing; the message names it.
+    """
+
+    def __init__(
+        self, base: dict[str, Any], device: torch.device | None, allow: dict[str, bool], **model_kwargs: Any
+    ) -> None:
+        self.base = base
+        self.where, self.kwargs = _loading(base, device, allow, model_kwargs)
+        self._gguf_size = _gguf_size(base) if "gguf_file" in base else None
+        self.config = AutoConfig.from_pretrained(base["model"], **self.where)
+        self._quantizer()  # says what is missing
+        # Padding on the left, so that the answer follows the prompt in a batch.
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(base["model"], padding_side="left", **self.where)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        window = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if window:
+            self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, window)
+        self._fitting: set[tuple[str, str | None]] = set()  # adapters that were compared with this base
+
+    def expected_size(self) -> int:
+        """Bytes of memory that the weights will take: quantized where they are, and without what stays on disk."""
+        size = self._gguf_size if self._gguf_size is not None else self._size_of_skeleton()
+        places = self.kwargs.get("max_memory")
+        return min(size, sum(places.values())) if places else size
+
+    def _size_of_skeleton(self) -> int:
+        model, quantizer = self._skeleton(), self._quantizer()
+        if quantizer is not None:
+            device_map = self.kwargs.get("device_map")
+            quantizer.preprocess_model(model=model, dtype=model.dtype, device_map=device_map, checkpoint_files=[])
+        return int(compute_module_sizes(model, quantizer)[0][""])
+
+    def _quantizer(self) -> Any:
+        """What quantizes the weights, or reads those that are quantized already, if anything does."""
+        own = getattr(self.config, "quantization_config", None)
+        quantization = copy.deepcopy(own or self.kwargs.get("quantization_config"))
+        if quantization is None:
+            return None
+        quantizer = AutoHfQuantizer.from_config(quantization, pre_quantized=own is not None)
+        quantizer.validate_environment(device_map=self.kwargs.get("device_map"))
+        return quantizer
+
+    def _skeleton(self) -> Any:
+        """The model with shapes alone."""
+        config = copy.deepcopy(self.config)
+        dtype = {} if self.kwargs["dtype"] == "auto" else {"dtype": self.kwargs["dtype"]}
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=self.where["trust_remote_code"], **dtype)
+
+    def check_adapter(self, spec: dict[str, Any]) -> None:
+        """Compares an expert's adapter, if it has one, with the shapes of this base.
+
+        Raises:
+            ValueError: it does not fit.
+            ImportError: peft is missing.
+        """
+        adapter = (spec.get("adapter", ""), spec.get("adapter_revision"))
+        if "adapter" not in spec or adapter in self._fitting:
+            return
+        try:
+            from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
+        except ImportError as error:
+            raise ImportError("Adapters need the package peft: `pip install ir3de[adapters]`.") from error
+        folder, model = adapter_folder(spec), self._skeleton()
+        try:
+            inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), model)
+            weights = get_peft_model_state_dict(model, save_embedding_layers=False)  # or it asks the Hub for the base
+            with safe_open(folder / _ADAPTER_FILES[1], framework="pt") as file:
+                names = file.keys()
+                shapes = {name.removeprefix("base_model.model."): file.get_slice(name).get_shape() for name in names}
+            if shapes.keys().isdisjoint(weights):
+                raise ValueError("none of its weights has a place there")
+            for name in sorted(shapes.keys() & weights.keys()):
+                if list(weights[name].shape) != shapes[name]:
+                    raise ValueError(f"{name} is {shapes[name]}, and {list(weights[name].shape)} has a place there")
+        except ValueError as error:
+            raise ValueError(f"The adapter {spec['adapter']} does not fit {self.base['model']}: {error}") from error
+        self._fitting.add(adapter)
+
+    def render(self, spec: dict[str, Any], prompt: Prompt) -> Prompt:
+        """The prompt as the model reads it: a chat where it has a template, else plain text."""
+        has_template = getattr(self.tokenizer, "chat_template", None) is not None
+        return (as_chat if has_template else as_text)(prompt, spec.get("system_prompt"))
+
+    def reject(self, spec: dict[str, Any], prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Any]:
+        """What keeps each prompt from being generated for: its template refuses it, or it is too long; else None."""
+        return [self._reject(spec, prompt, options) for prompt in prompts]
+
+    def _reject(self, spec: dict[str, Any], prompt: Prompt, options: dict[str, Any]) -> Exception | None:
+        try:
+            rendered = self.render(spec, prompt)
+            if isinstance(rendered, list):
+                rendered = self.tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
+            length = len(self.tokenizer(rendered, verbose=False)["input_ids"])
+        except Exception as error:
+            return error
+        new, window = options.get("max_new_tokens") or 1, self.tokenizer.model_max_length
+        cut = options.get("truncation") or options.get("handle_long_generation")
+        if length + new > window and not cut:
+            return ValueError(
+                f"the prompt's {length} tokens and {new} new ones exceed the window of {window} tokens: shorten it,"
+                " lower max_new_tokens, or pass truncation=True to cut its beginning"
+            )
+        return None
+
+
+def _gguf_size(base: dict[str, Any]) -> int:
+    from gguf import GGUFReader
+    from gguf.quants import _type_traits
+    from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
+
+    path = str(cached_file(base["model"], base["gguf_file"], revision=base.get("revision")))
+    try:
+        reader = GGUFReader(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is not a GGUF file, or is damaged ({error}): fetch it again.") from error
+    field = reader.get_field("general.architecture")
+    architecture = field.contents() if field else None
+    if architecture not in GGUF_SUPPORTED_ARCHITECTURES:
+        raise ValueError(
+            f"{path} holds a model of type {architecture!r}, which transformers cannot read. It reads"
+            f" {', '.join(sorted(GGUF_SUPPORTED_ARCHITECTURES))}; others can answer behind an `endpoint`."
+        )
+    kinds = {tensor.tensor_type for tensor in reader.tensors}
+    unreadable = {kind.name for kind in kinds if kind not in _type_traits and kind.name not in ("F32", "F16")}
+    if unreadable:
+        raise ValueError(
+            f"{path} is quantized as {', '.join(sorted(unreadable))}, which cannot be expanded: use another"
+            " quantization, such as Q4_K_M or Q8_0."
+        )
+    return 4 * sum(int(tensor.n_elements) for tensor in reader.tensors)
+
+
+def _loading(
+    base: dict[str, Any], device: torch.device | None, allow: dict[str, bool], model_kwargs: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments for tokenizer, config and model, and those for the model alone."""
+    where: dict[str, Any] = {key: base[key] for key in ("revision", "gguf_file") if key in base}
+    where["trust_remote_code"] = base.get("trust_remote_code", False)  # False, so that nobody is asked
+    if where["trust_remote_code"]:
+        _require(allow["trust_remote_code"], base["model"], "trust_remote_code", True, "runs code of its repository")
+    kwargs: dict[str, Any] = {**model_kwargs, **{key: base[key] for key in ("dtype", "device_map") if key in base}}
+    kwargs.setdefault("dtype", "auto")
+    if device is not None:  # straight to its device: some quantized weights cannot be moved
+        kwargs.setdefault("device_map", {"": str(device)})
+    if "max_memory" in base:  # a config in JSON has no numbers as keys, and devices are numbers
+        kwargs["max_memory"] = {
+            int(place) if str(place).isdigit() else place: in_bytes("`max_memory`", size)
+            for place, size in base["max_memory"].items()
+        }
+    if "quantization" in base:
+        kwargs["quantization_config"] = AutoQuantizationConfig.from_dict(base["quantization"])
+    if "gguf_file" not in base:
+        unsafe = base.get("use_safetensors") is False
+        if unsafe:
+            _require(allow["unsafe_weights"], base["model"], "use_safetensors", False, "has no safetensors weights")
+        kwargs["use_safetensors"] = None if unsafe else True
+    return where, kwargs
+
+
+def _require(allowed: bool, model: str, key: str, value: bool, why: str) -> None:
+    if not allowed:
+        raise PermissionError(
+            f"{model} {why}. If you trust it, allow it: pipeline(..., expert_kwargs={{{key!r}: {value}}})."
+        )

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the router's experts, or those of a list, read the data: perplexity by routing; needs --output",
     )
     experts.add_argument("--prompts", type=int, default=60, help="that experts read, a domain (default: 60)")
-    experts.add_argument("--max-tokens", type=int, default=128, help="of a prompt (default: 128)")
+    experts.add_argument("--max-tokens", type=int, default=128, help="of a prompt, for modem too (default: 128)")
     experts.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the experts")
     others = parser.add_argument_group("other routers, fitted to training data")
     others.add_argument("--train", action="append", metavar="FILE_OR_ID", help="as --data; repeatable")
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others.add_argument("--train-split", default="train", help="split of a Hub data set (default: train)")
     others.add_argument("--routers", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}")
     others.add_argument("--encoder", help="Hub id or folder of a sentence encoder; default: all-MiniLM-L6-v2")
-    others.add_argument("--modem-encoder", help="encoder that modem fine-tunes; default: DeBERTa-v3, or else --encoder")
+    others.add_argument("--modem-encoder", help="that modem fine-tunes; default: DeBERTa-v3 on a GPU, else --encoder")
     others.add_argument(
         "--max-train-per-domain", type=int, default=300, help="training prompts an encoder reads (default: 300; 0: all)"
     )
@@ -97,12 +97,15 @@ def run(args: argparse.Namespace) -> int:
     Path(args.output).mkdir(parents=True, exist_ok=True)
     losses = _losses(args, specs, selection, results["failures"])
     rows = fixed_rows(losses, names) if args.experts is not None else {}
-    results["rows"] = [figures_of(name, losses, p) for name, p in rows.items()]
+    results["rows"] = [
+        figures_of(name, losses, p, seconds=losses.seconds.get(name.removeprefix("only "))) for name, p in rows.items()
+    ]
     if train:
         results["rows"] += _others(args, routers, losses, train, selection, results)
+    routed = time.monotonic()
     records = router([row.text for row in selection.rows], generate=False, min_score=0, top_n=1, **choice)
-    routes = [[record["expert"] for record in records]]
-    results["rows"].append(figures_of(ROUTER, losses, routes=routes, choice=results["settings"]["variant"]))
+    routes, about = [[record["expert"] for record in records]], {"choice": results["settings"]["variant"]}
+    results["rows"].append(figures_of(ROUTER, losses, routes=routes, seconds=time.monotonic() - routed, **about))
     results["seconds"] = time.monotonic() - started
     return _finish(args, results)
 
@@ -174,9 +177,9 @@ def _losses(
     except Exception as error:
         average, failures[AVERAGE] = {"name": AVERAGE}, describe_error(error)
     columns = [*specs, average]
-    nats, tokens, failed = score_experts(Path(args.output, "scores"), texts, columns, device=torch.device(args.device))
-    failures.update({name: error for name, error in failed.items() if name not in failures})
-    return Losses(domains, [spec["name"] for spec in columns], nats, tokens)
+    scores = score_experts(Path(args.output, "scores"), texts, columns, device=torch.device(args.device))
+    failures.update({name: error for name, error in scores.failures.items() if name not in failures})
+    return Losses(domains, [spec["name"] for spec in columns], scores.nats, scores.tokens, scores.seconds)
 
 
 def _others(
@@ -188,7 +191,8 @@ def _others(
     results: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """The rows of routers that are fitted to training data; where top-k is one, its accuracy over k is the result's."""
-    options = Options(args.encoder or default_encoder(), args.modem_encoder, args.max_train_per_domain or None)
+    sizes = {"max_train": args.max_train_per_domain or None, "max_tokens": args.max_tokens}
+    options = Options(args.encoder or default_encoder(), args.modem_encoder, **sizes)
     kept = Path(args.output, "routes.json")
     rows, votes, others = [], {}, {}
     for name, routes in trained_rows(kept, routers, options, args.seeds, train.rows, selection.rows).items():
@@ -206,7 +210,9 @@ def _settings(args: argparse.Namespace, model: IR3DEModel, train: Selection | No
     config = model.config
     votes = f", k {args.num_votes or config.num_votes}" if (args.variant or config.variant) == "top-k" else ""
     scored = {"prompts": args.prompts, "max_tokens": args.max_tokens} if args.experts is not None else {}
-    trained = {"train": args.train, "train_where": args.train_where, "train_rows": len(train.rows)} if train else {}
+    sizes = {"seeds": args.seeds, "max_train_per_domain": args.max_train_per_domain, "modem_tokens": args.max_tokens}
+    given = {"train": args.train, "train_where": args.train_where}
+    trained = {**given, "train_rows": len(train.rows), **sizes} if train else {}
     return {
         "router": Path(args.router).name if Path(args.router).is_dir() else args.router,
         "variant": f"{args.variant or config.variant}, {config.feature_map}{votes}",
@@ -215,7 +221,6 @@ def _settings(args: argparse.Namespace, model: IR3DEModel, train: Selection | No
         "where": args.where,
         **scored,
         **trained,
-        **({"seeds": args.seeds, "max_train_per_domain": args.max_train_per_domain} if train else {}),
         "quick": args.quick,
         "threads": torch.get_num_threads(),
         "device": args.device,

@@ -50,14 +50,15 @@ def rows_table(results: dict[str, Any]) -> str:
     lines = []
     for row in results["rows"]:
         if row.get("error"):
-            lines.append([row["row"], *["–"] * (len(domains) + 2) * scored, "–", f"could not be had: {row['error']}"])
+            lines.append([row["row"], *["–"] * (len(domains) + 2) * scored, "–", "–", f"failed: {row['error']}"])
             continue
         by_domain = [_percent(row["domains"][name]["normalised"]) for name in domains] if scored else []
         mean = [_percent(row["normalised"], 2), _range(row["interval"])] if scored else []
         accuracy = "–" if row["row"] == AVERAGE else _percent(100 * row["accuracy"])  # it is no expert of any domain
-        lines.append([row["row"], *mean, *by_domain, accuracy, row.get("choice", "")])
+        seconds = "" if row.get("seconds") is None else _percent(row["seconds"], 0)
+        lines.append([row["row"], *mean, *by_domain, accuracy, seconds, row.get("choice", "")])
     head = ["expert chosen by", *(["normalised", "95 % interval", *domains] if scored else [])]
-    return markdown([*head, "routing accuracy", "chosen on held-out prompts"], lines)
+    return markdown([*head, "routing accuracy", "seconds", "fitted with"], lines)
 
 
 def perplexity_table(results: dict[str, Any]) -> str:
@@ -139,8 +140,14 @@ def _about(results: dict[str, Any]) -> str:
         lines.append(
             f"The other routers were fitted to {settings['train_rows']:,} training prompts (encoders to at most"
             f" {settings['max_train_per_domain'] or 'all'} a domain); k and all else was chosen on a held-out part of"
-            f" these. Where a seed matters, routes are the mean of {settings['seeds']} seeds (modem: one)."
+            f" these, and is given as `fitted with`. Where a seed matters, routes are the mean of {settings['seeds']}"
+            f" seeds; modem has one, and reads the first {settings['modem_tokens']} tokens of a training prompt."
         )
+    lines.append(
+        "Seconds are of this machine, and of earlier runs where their results were kept: of an expert, to load it and"
+        " to read all prompts; of another router, to fit it, with every choice and seed, and to route. The first that"
+        " needs the sentence encoder pays for the vectors that all of them share."
+    )
     lines += [f"- {note}" for note in results["notes"]]
     lines += [f"- **{name} failed: {error}**" for name, error in results["failures"].items()]
     return "\n\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -95,6 +96,7 @@ def trained_rows(
             progress.set_postfix_str(name)
             if name not in rows or rows[name].error:
                 rows[name] = _fit(name, make, options, seeds, train, tests)
+                tqdm.write(f"{name}: {rows[name].error or f'{rows[name].seconds:.0f} s'}", file=sys.stderr)
                 if file:
                     kept = {"key": key, "rows": {name: asdict(row) for name, row in rows.items()}}
                     file.write_text(json.dumps(kept), encoding="utf-8")

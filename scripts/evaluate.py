@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ir3de.card_ir3de import CARD_NAME
+from ir3de.card_ir3de import CARD_NAME, state
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
@@ -107,16 +107,16 @@ def run(args: argparse.Namespace) -> int:
     routes, about = [[record["expert"] for record in records]], {"choice": results["settings"]["variant"]}
     results["rows"].append(figures_of(ROUTER, losses, routes=routes, seconds=time.monotonic() - routed, **about))
     results["seconds"] = time.monotonic() - started
-    return _finish(args, results)
+    return _finish(args, model, results)
 
 
-def _finish(args: argparse.Namespace, results: dict[str, Any]) -> int:
+def _finish(args: argparse.Namespace, model: IR3DEModel, results: dict[str, Any]) -> int:
     """Writes and prints the results, and says what could not be had."""
     output = Path(args.output)
     table = write_report(results, output)
     print((output / RESULTS).read_text(encoding="utf-8") if args.json else table)
     if args.card:
-        write_card(Path(args.router), results)
+        write_card(Path(args.router), results, state(model.config, model.statistics))
     failed = {**results["failures"], **{row["row"]: row["error"] for row in results["rows"] if row.get("error")}}
     for name, error in failed.items():
         print(f"{name} could not be had: {error}", file=sys.stderr)
@@ -133,10 +133,15 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{key.replace('_', '-')} must be at least {value}, got {getattr(args, key)}.")
     if not args.output and (args.experts is not None or args.train or args.card):
         raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
+    if args.card and (args.variant or args.num_votes is not None or args.experts):
+        raise ValueError(
+            "--card writes what the router does as it is: leave out --variant and --num-votes, and give --experts without"
+            " a list."
+        )
     if args.card and not Path(args.router, CARD_NAME).is_file():
         raise ValueError(
             f"--card writes into the {CARD_NAME} of a router's folder, and {args.router} has none: download the router,"
-            " evaluate the folder and push it again."
+            " evaluate the folder and upload it again (`hf upload`)."
         )
 
 

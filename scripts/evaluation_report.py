@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ir3de.card_ir3de import CARD_NAME
+from ir3de.card_ir3de import CARD_NAME, STATE_KEY
 from ir3de.scripts.report import markdown
 from ir3de.scripts.rows import AVERAGE
 
@@ -84,12 +84,13 @@ def over_k_table(results: dict[str, Any]) -> str:
     return markdown(list(over_k), [[_percent(100 * value) for value in over_k.values()]])
 
 
-def write_card(folder: Path, results: dict[str, Any]) -> None:
+def write_card(folder: Path, results: dict[str, Any], state: str) -> None:
     """Writes the router's own row into its model card as a model-index; other results and all text stay.
 
     Args:
         folder (`Path`): of the router.
         results (`dict`): of a run.
+        state (`str`): of the router, see [`card_ir3de.state`]; once edits lead to another, the card drops the results.
     """
     path, settings = folder / CARD_NAME, results["settings"]
     card = ModelCard.load(path, ignore_metadata_errors=True)
@@ -97,7 +98,7 @@ def write_card(folder: Path, results: dict[str, Any]) -> None:
         "task_type": "text-generation",
         "dataset_name": ", ".join(Path(data).name.split(".")[0] for data in settings["data"]),
         "dataset_type": ", ".join(settings["data"]),
-        "dataset_args": {"where": settings["where"]} if settings["where"] else None,
+        "dataset_args": {STATE_KEY: state, **({"where": settings["where"]} if settings["where"] else {})},
     }
     own = results["rows"][-1]
     values = {

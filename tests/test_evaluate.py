@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -214,7 +215,7 @@ def test_report_and_figures(evaluated: tuple[Path, dict[str, Any]]) -> None:
         assert name in text
 
 
-def test_card_gets_a_model_index_that_stays(
+def test_card_gets_a_model_index_until_edits_change_the_router(
     world: tuple[Path, str], evaluated: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     own = evaluated[1]["rows"][-1]
@@ -222,8 +223,11 @@ def test_card_gets_a_model_index_that_stays(
     assert results["accuracy"].metric_value == pytest.approx(100 * own["accuracy"], abs=0.01)
     assert results["normalised-performance"].metric_value == pytest.approx(own["normalised"], abs=0.01)
     assert results["accuracy"].dataset_name == "data"
-    IR3DEModel.from_pretrained(world[0]).save_pretrained(world[0])
-    assert len(ModelCard.load(world[0] / "README.md").data.eval_results or []) == 2
+    copy = Path(shutil.copytree(world[0], tmp_path / "copy"))
+    IR3DEModel.from_pretrained(copy).save_pretrained(copy)
+    assert len(ModelCard.load(copy / "README.md").data.eval_results or []) == 2
+    assert cli.main(["remove", str(copy), "law"]) == 0
+    assert not ModelCard.load(copy / "README.md").data.eval_results, "it is not the router that was measured"
 
 
 def test_a_second_run_reads_what_the_first_kept(
@@ -287,6 +291,7 @@ def test_a_router_that_cannot_be_had_is_marked(world: tuple[Path, str], tmp_path
     ("more", "message"),
     [
         (["--card"], "--output DIR"),
+        (["--card", "--variant", "all", "--output", "out"], "as it is"),
         (["--experts", "--max-tokens", "1", "--output", "out"], "--max-tokens must be at least 2"),
         (["--where", "split=none", "--output", "out", "--experts"], "0 rows"),
         (["--train", "DATA", "--train-where", "split=none", "--output", "out"], "training data have 0 rows"),

@@ -84,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
         selection = to_score(selection, model.tokenizer, args.prompts, args.max_tokens)
     train = of_experts(read_rows(_of_train(args)), names, "training data") if args.train else None
     routers = _routers(args, model) if train else {}
-    notes = [*selection.notes, *(f"Training data: {note}" for note in (train.notes if train else []))]
+    notes = selection.notes()
+    if train:
+        of_train = train.notes("the routers that are fitted to these never choose its expert")
+        notes += [f"Training data: {note}" for note in of_train]
     for note in notes:
         print(note, file=sys.stderr)
     choice = {key: value for key in ("variant", "num_votes") if (value := getattr(args, key)) is not None}
@@ -96,10 +99,7 @@ def run(args: argparse.Namespace) -> int:
     results["over_k"] = accuracy_over_k(router, selection.rows)
     Path(args.output).mkdir(parents=True, exist_ok=True)
     losses = _losses(args, specs, selection, results["failures"])
-    rows = fixed_rows(losses, names) if args.experts is not None else {}
-    results["rows"] = [
-        figures_of(name, losses, p, seconds=losses.seconds.get(name.removeprefix("only "))) for name, p in rows.items()
-    ]
+    results["rows"] = _fixed(losses, names, results["failures"]) if args.experts is not None else []
     if train:
         results["rows"] += _others(args, routers, losses, train, selection, results)
     routed = time.monotonic()
@@ -135,8 +135,7 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
     if args.card and (args.variant or args.num_votes is not None or args.experts):
         raise ValueError(
-            "--card writes what the router does as it is: leave out --variant and --num-votes, and give --experts without"
-            " a list."
+            "--card writes what the router does as it is: leave out --variant, --num-votes and the list of --experts."
         )
     if args.card and not Path(args.router, CARD_NAME).is_file():
         raise ValueError(
@@ -177,14 +176,24 @@ def _losses(
     if args.experts is None:
         shape = len(texts), len(specs)
         return Losses(domains, [spec["name"] for spec in specs], np.full(shape, np.nan), np.zeros(shape, dtype=int))
+    columns = list(specs)
     try:
-        average = average_experts(Path(args.output, AVERAGE), specs, AVERAGE)
-    except Exception as error:
-        average, failures[AVERAGE] = {"name": AVERAGE}, describe_error(error)
-    columns = [*specs, average]
+        columns.append(average_experts(Path(args.output, AVERAGE), specs, AVERAGE))
+    except Exception as error:  # the experts themselves go on
+        failures[AVERAGE] = describe_error(error)
     scores = score_experts(Path(args.output, "scores"), texts, columns, device=torch.device(args.device))
-    failures.update({name: error for name, error in scores.failures.items() if name not in failures})
+    failures.update(scores.failures)
     return Losses(domains, [spec["name"] for spec in columns], scores.nats, scores.tokens, scores.seconds)
+
+
+def _fixed(losses: Losses, names: list[str], failures: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows without a router; those of experts that failed say so."""
+    rows = []
+    for name, p in fixed_rows(losses, names).items():
+        expert = name.removeprefix("only ")
+        about = {"choice": f"failed: {failures[expert]}"} if expert in failures else {}
+        rows.append(figures_of(name, losses, p, seconds=losses.seconds.get(expert), **about))
+    return rows if AVERAGE in losses.experts else [*rows, figures_of(AVERAGE, losses, error=failures[AVERAGE])]
 
 
 def _others(

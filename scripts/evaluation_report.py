@@ -11,7 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de.card_ir3de import CARD_NAME, STATE_KEY
-from ir3de.scripts.report import markdown
+from ir3de.scripts.report import draw, markdown
 from ir3de.scripts.rows import AVERAGE
 
 RESULTS = "results.json"
@@ -29,7 +29,7 @@ def write_report(results: dict[str, Any], folder: Path) -> str:
     """
     text = json.dumps(_finite(results), indent=1, ensure_ascii=False)
     (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
-    figures = _figures(results, folder)
+    figures = draw("evaluation_plots", results, folder)
     table = rows_table(results)
     sections = [
         ("Normalised performance (%) and routing accuracy (%)" if _scored(results) else "Routing accuracy (%)", table),
@@ -152,15 +152,6 @@ def _about(results: dict[str, Any]) -> str:
     lines += [f"- {note}" for note in results["notes"]]
     lines += [f"- **{name} failed: {error}**" for name, error in results["failures"].items()]
     return "\n\n".join(lines)
-
-
-def _figures(results: dict[str, Any], folder: Path) -> list[str]:
-    try:
-        from ir3de.scripts.evaluation_plots import plot
-    except ImportError:
-        print("No figures: they need matplotlib, `pip install ir3de[benchmark]`.")
-        return []
-    return plot(results, folder)
 
 
 def _scored(results: dict[str, Any]) -> bool:

@@ -19,6 +19,7 @@ _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _CHANGE = re.compile(r"^\| \d{4}-\d\d-\d\d \| .* \| `([0-9a-f]{12})` \|$", re.MULTILINE)
 _MOST_CHANGES = 200  # that the history lists
 _HELD_OUT = "held-out part of the training data"
+STATE_KEY = "router_state"  # in a result's dataset_args: the state of the router that it was measured on
 
 _LOAD = """\
 ## Load it
@@ -64,6 +65,9 @@ the token counts of the domain can be solved back out of A.
 def update_card(path: Path, config: Any, statistics: Mapping[str, Any], change: tuple[str, str] | None = None) -> None:
     """Writes the generated part of a card, its metadata and its plot; other text, metadata and results stay.
 
+    Results that name the state of the router that they were measured on, as those of `ir3de evaluate --card` do, leave
+    the card with that state.
+
     Args:
         path (`Path`): of the card; made if missing.
         config ([`IR3DEConfig`]): of the router.
@@ -75,15 +79,17 @@ def update_card(path: Path, config: Any, statistics: Mapping[str, Any], change: 
     card: Any = ModelCard(old, ignore_metadata_errors=True)
     for key, value in _metadata(config).items():
         setattr(card.data, key, value)
+    now = state(config, statistics)
+    others = [result for result in card.data.eval_results or [] if result.dataset_name != _HELD_OUT]
     card.data.eval_results = [
-        *(result for result in card.data.eval_results or [] if result.dataset_name != _HELD_OUT),
+        *(result for result in others if _holds(result, now)),
         *model_index(config),
     ] or None
     if card.data.eval_results:  # a model-index needs a name
         card.data.model_name = card.data.model_name or "IR3DE router"
     before, mark, rest = card.text.partition(BEGIN)
     generated, _, after = rest.partition(END)
-    history = _history(generated, state(config, statistics), change[1] if change else None)
+    history = _history(generated, now, change[1] if change else None)
     plotted = plot_confusion(path.with_name(PLOT_NAME), config)
     body = "\n".join([_about(config, statistics, plotted), _LOAD, _ADD, _STATISTICS, *history])
     part = f"{BEGIN}\n\n{body.replace('THIS_REPOSITORY', change[0]) if change else body}\n{END}"
@@ -104,6 +110,11 @@ def model_index(config: Any) -> list[EvalResult]:
         EvalResult(task_type="text-generation", **dataset, metric_type=kind, metric_name=name, metric_value=value)
         for (kind, name), value in metrics.items()
     ]
+
+
+def _holds(result: EvalResult, now: str) -> bool:
+    """Whether a result is not known to be of a router in another state."""
+    return not isinstance(result.dataset_args, dict) or result.dataset_args.get(STATE_KEY, now) == now
 
 
 def state(config: Any, statistics: Mapping[str, Any]) -> str:

@@ -10,13 +10,14 @@ import pickle
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from tqdm.auto import tqdm
 
-from ir3de.scripts.encoders import Encoder
+from ir3de.scripts.encoders import Encoder, public_name
 from ir3de.scripts.measures import macro_accuracy
 
 MODEM_ENCODER = "microsoft/deberta-v3-large"
@@ -57,15 +58,17 @@ class Options:
 
     Args:
         encoder (`str`): Hub id or folder of the sentence encoder.
-        modem_encoder (`str`, *optional*): of the encoder to fine-tune; by default DeBERTa-v3, or the sentence encoder
-            where that cannot be had.
+        modem_encoder (`str`, *optional*): of the encoder to fine-tune; by default DeBERTa-v3 on a GPU, and the sentence
+            encoder where there is none, or where DeBERTa cannot be had.
         max_train (`int`, *optional*): training prompts a domain that an encoder reads.
+        max_tokens (`int`): of a prompt that an encoder reads which is fine-tuned.
         seed (`int`): of whatever is random.
     """
 
     encoder: str
     modem_encoder: str | None = None
     max_train: int | None = 500
+    max_tokens: int = 256
     seed: int = 0
 
     @property
@@ -289,13 +292,20 @@ class FineTunedEncoder(Baseline):
         """A sequence classifier of transformers."""
         from ir3de.scripts.fine_tuning import SequenceClassifier
 
-        if self.options.modem_encoder is not None:
-            return SequenceClassifier(self.options.modem_encoder, self.options.seed)
+        make = partial(SequenceClassifier, seed=self.options.seed, max_tokens=self.options.max_tokens)
+        if self.options.modem_encoder is not None or not torch.cuda.is_available():
+            return make(self.options.modem_encoder or self.options.encoder)
         try:
-            return SequenceClassifier(MODEM_ENCODER, self.options.seed)
+            return make(MODEM_ENCODER)
         except OSError:
             print(f"{MODEM_ENCODER} cannot be had; the router modem fine-tunes {self.options.encoder} instead.")
-            return SequenceClassifier(self.options.encoder, self.options.seed)
+            return make(self.options.encoder)
+
+    def fit(self, texts: Sequence[str], domains: Sequence[str]) -> Baseline:
+        """Fine-tunes once, without the held-out part, and says which encoder it was."""
+        super().fit(texts, domains)
+        self.choice = f"{public_name(self.model.name)}, fine-tuned"
+        return self
 
     @property
     def nbytes(self) -> int:

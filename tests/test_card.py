@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de import IR3DEModel
-from ir3de.card_ir3de import CARD_NAME, PLOT_NAME, update_card
+from ir3de.card_ir3de import CARD_NAME, PLOT_NAME, STATE_KEY, state, update_card
 
 from . import tiny
 
@@ -74,6 +74,21 @@ def test_measurements_are_a_model_index_until_edits_change_the_router(tmp_path: 
     model.remove_expert("art")
     card(model, tmp_path)
     assert ((tmp_path / CARD_NAME).read_bytes(), (tmp_path / PLOT_NAME).read_bytes()) == first
+
+
+def test_results_that_name_a_state_leave_with_it(tmp_path: Path) -> None:
+    model = tiny.router()
+    made = card(model, tmp_path)
+    now = state(model.config, model.statistics)
+    given = [
+        EvalResult("text-generation", name, name, "accuracy", 80.0, dataset_args=args)
+        for name, args in {"of now": {STATE_KEY: now}, "old": {STATE_KEY: "0" * 12}, "theirs": "n=5"}.items()
+    ]
+    made.data.model_name, made.data.eval_results = "router", given
+    made.save(tmp_path / CARD_NAME)
+    assert [r.dataset_name for r in card(model, tmp_path).data.eval_results] == ["of now", "theirs"]
+    model.replace_expert("law", {"name": "law", "model": "org/other"})
+    assert [r.dataset_name for r in card(model, tmp_path).data.eval_results] == ["theirs"]
 
 
 def test_no_plot_without_a_confusion_matrix_or_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

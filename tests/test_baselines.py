@@ -230,7 +230,9 @@ def test_another_projects_router_learns_or_says_what_it_needs(name, options):
     if importlib.util.find_spec(name.replace("-", "_")) is None:
         with pytest.raises(ImportError, match=f"{name} needs its package"):
             PEERS[name](options)
-    elif name == "semantic-router":  # the other loads an encoder of its own
+    elif name == "adaptive-classifier":
+        pytest.skip("it loads an encoder of its own, not this stand-in")
+    else:
         router = PEERS[name](options).fit(TEXTS, DOMAINS)
         p = router.scores(TEXTS, cached=True)
         assert [router.domains[i] for i in p.argmax(axis=1)] == DOMAINS

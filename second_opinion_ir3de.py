@@ -350,8 +350,9 @@ def _load_encoder(name: str, revision: str | None) -> Encode:
         )
     except OSError as error:
         raise OSError(
-            f"The encoder {name} of the second opinion cannot be loaded: give the folder where it lies with"
-            f" `SecondOpinion.from_pretrained(..., encoder=FOLDER)`. Cause: {error}"
+            f"The encoder {name} of the second opinion cannot be loaded: `ir3de second --encoder` takes the"
+            " Hub id or folder of another, `SecondOpinion.from_pretrained(..., encoder=FOLDER)` the folder where this"
+            f" one lies here. Cause: {error}"
         ) from error
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
 

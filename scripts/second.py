@@ -28,8 +28,8 @@ LAMBDAS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # over the mean of A's diagonal
 BOUNDS = (0.0, 0.5, 0.7, BELOW, 0.97, 1.0)
 OPTIMISTIC = (
     "These are held-out prompts of --data. If the router was fitted on them, as it is on all rows of its training data,"
-    " it is surer and more often right here than elsewhere, and the gain is understated: give other rows with"
-    " --test-data or --test-where."
+    " it is surer and more often right here than elsewhere, which hides what the second opinion gains: give other rows"
+    " with --test-data or --test-where."
 )
 _AT_ONCE = 256  # texts that are encoded
 
@@ -170,11 +170,15 @@ def plot(figures: Sequence[dict[str, float]], path: Path) -> None:
     canvas = Figure(layout="constrained", figsize=(5, 3.5))
     axes = canvas.subplots()
     x, y = ([100 * row[key] for row in figures] for key in ("share", "accuracy"))
-    axes.plot(x, y, marker=".", color="tab:blue")
-    for left, low, row in zip(x, y, figures, strict=True):
-        axes.annotate(f"{row['bound']:g}", (left, low), xytext=(5, -11), textcoords="offset points", fontsize=8)
-    axes.margins(0.1, 0.15)
-    axes.set_xlabel("prompts whose score is below second_below, which are encoded (%)")
+    axes.plot(x, y, marker=".", color="tab:blue", label="by second_below")
+    places: dict[tuple[float, float], list[str]] = {}
+    for place, row in zip(zip(x, y, strict=True), figures, strict=True):
+        places.setdefault(place, []).append(f"{row['bound']:g}")
+    for place, bounds in places.items():
+        axes.annotate(", ".join(bounds), place, xytext=(4, -10), textcoords="offset points", fontsize=8)
+    axes.margins(0.15)
+    axes.legend(fontsize=8, loc="lower right")
+    axes.set_xlabel("prompts that the encoder reads (%)")
     axes.set_ylabel("macro accuracy (%)")
     FigureCanvasAgg(canvas)
     canvas.savefig(path, dpi=150, bbox_inches="tight")

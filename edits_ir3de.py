@@ -53,7 +53,7 @@ class Experts(NamedTuple):
                 " or put it in the other's place with `replace_expert`."
             )
         for other, domain in self.statistics.items():
-            check_disjoint(other, domain, statistics)
+            _check_disjoint(other, domain, statistics)
         return Experts({**self.specs, name: spec}, {**self.statistics, name: statistics})
 
     def without(self, name: str) -> Experts:
@@ -80,7 +80,7 @@ class Experts(NamedTuple):
                 continue
             for mine, here in self.statistics.items():
                 if mine != name:
-                    check_disjoint(mine, here, domain)
+                    _check_disjoint(mine, here, domain)
             merged = Experts(merged.specs, {**merged.statistics, name: merged.statistics[name] | domain})
         if merged.digest == self.digest:
             raise ValueError(
@@ -90,7 +90,7 @@ class Experts(NamedTuple):
         return merged
 
 
-def check_disjoint(name: str, here: DomainStatistics, new: DomainStatistics) -> None:
+def _check_disjoint(name: str, here: DomainStatistics, new: DomainStatistics) -> None:
     """Raises ValueError where a contribution is part of a domain already."""
     twice = sorted(here.contributions.keys() & new.contributions.keys())
     if twice:
@@ -121,7 +121,7 @@ def read_statistics(source: Any, name: str, space: tuple[str, int]) -> DomainSta
     parts = [read_statistics(part, name, space) for part in source]
     union = parts[0]
     for part in parts[1:]:
-        check_disjoint(name, union, part)
+        _check_disjoint(name, union, part)
         union |= part
     return union
 

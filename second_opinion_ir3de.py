@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from transformers.utils.hub import cached_file
 
-from .edits_ir3de import check_disjoint
 from .files_ir3de import CONFIG, STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import probabilities
 from .specs_ir3de import check_expert_name
@@ -83,13 +82,17 @@ class SecondOpinion:
         Raises:
             ValueError: a name or the statistics are malformed, or of another encoder. All is as before.
         """
-        kept: dict[str, DomainStatistics] = {}
+        owners: dict[str, str] = {}  # of contributions
         for name, domain in statistics.items():
             if self.statistics.get(name) is not domain:
-                self._check_new(name, domain, kept)
-            kept[name] = domain
-        self._W = self._solve(kept)
-        self.statistics = kept
+                self._check_new(name, domain)
+            for key in domain.contributions:
+                if owners.setdefault(key, name) != name:
+                    raise ValueError(
+                        f"Contribution {key} to {name!r} is part of {owners[key]!r} too: it would count twice."
+                    )
+        self._W = self._solve(statistics)
+        self.statistics = dict(statistics)
 
     def add_expert(self, name: str, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
         """Adds an expert; the others' text is not needed.
@@ -127,6 +130,8 @@ class SecondOpinion:
 
     def collect(self, texts: Iterable[str]) -> DomainStatistics:
         """The statistics of a domain's texts: one small file of sums where it is saved, without the text.
+
+        To contribute to a second opinion that others have, load it and collect with it: it knows its fingerprint.
 
         Raises:
             ValueError: there are no texts.
@@ -244,12 +249,10 @@ class SecondOpinion:
                 " with its `collect`."
             )
 
-    def _check_new(self, name: str, domain: DomainStatistics, others: Mapping[str, DomainStatistics]) -> None:
+    def _check_new(self, name: str, domain: DomainStatistics) -> None:
         check_expert_name(name)
         self._check_space(name, domain)
         domain.check(name, dict.fromkeys(KINDS, 1.0))
-        for other, here in others.items():
-            check_disjoint(other, here, domain)
 
     def _solve(self, statistics: Mapping[str, DomainStatistics]) -> torch.Tensor:
         """W of shape `(dim + 1, D)`; domains in order of their names, so that the same set gives the same W."""

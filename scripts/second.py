@@ -175,7 +175,7 @@ def plot(figures: Sequence[dict[str, float]], path: Path) -> None:
     for place, row in zip(zip(x, y, strict=True), figures, strict=True):
         places.setdefault(place, []).append(f"{row['bound']:g}")
     for place, bounds in places.items():
-        axes.annotate(", ".join(bounds), place, xytext=(4, -10), textcoords="offset points", fontsize=8)
+        axes.annotate(", ".join(bounds), place, xytext=(0, -12), textcoords="offset points", fontsize=8, ha="center")
     axes.margins(0.15)
     axes.legend(fontsize=8, loc="lower right")
     axes.set_xlabel("prompts that the encoder reads (%)")

@@ -8,10 +8,11 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .configuration_ir3de import IR3DEConfig
 from .modeling_ir3de import IR3DEModel, IR3DEOutput
 from .pipeline_ir3de import TASK, IR3DERoutingPipeline
+from .second_opinion_ir3de import SecondOpinion
 from .statistics_ir3de import DomainStatistics
 
 __version__ = "0.1.0"
-__all__ = ["DomainStatistics", "IR3DEConfig", "IR3DEModel", "IR3DEOutput", "IR3DERoutingPipeline"]
+__all__ = ["DomainStatistics", "IR3DEConfig", "IR3DEModel", "IR3DEOutput", "IR3DERoutingPipeline", "SecondOpinion"]
 
 
 class _EmbeddedRouter(dict[str, Any]):

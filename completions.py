@@ -21,11 +21,12 @@ ROUTING_OPTIONS = (
     "cost_weight",
     "min_score",
     "fallback_expert",
+    "second_below",
     "route_on",
     "stickiness",
     "explain",
 )
-_DETAILS = ("expert", "score", "ranking", "fallback", "support", "tokens")
+_DETAILS = ("expert", "score", "ranking", "fallback", "second_opinion", "support", "tokens")
 # What cannot be done here is refused unless it is set to what happens anyway. Other unknown fields are ignored.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "n": (1,),

@@ -19,6 +19,7 @@ class Policy(NamedTuple):
         fallback_expert (`str`, *optional*): who answers below `min_score`; by default nobody.
         stickiness (`float`): by how much another expert must lead to take over a conversation.
         top_n (`int`, *optional*): how many experts the ranking lists; all by default.
+        second_below (`float`): below it a second opinion is asked; by default never.
     """
 
     experts: Sequence[str] | None = None
@@ -27,6 +28,7 @@ class Policy(NamedTuple):
     fallback_expert: str | None = None
     stickiness: float = 0.0
     top_n: int | None = None
+    second_below: float = 0.0
 
     def check(self, names: Sequence[str], costs: Mapping[str, float]) -> None:
         """Checks the policy against a router's experts.
@@ -44,8 +46,9 @@ class Policy(NamedTuple):
         for name in (*allowed, *([] if self.fallback_expert is None else [self.fallback_expert])):
             if name not in names:
                 raise ValueError(f"There is no expert {name!r}; this router's experts are {list(names)}.")
-        if not 0 <= self.min_score <= 1:
-            raise ValueError(f"`min_score` is a probability, between 0 and 1; got {self.min_score!r}.")
+        for field in ("min_score", "second_below"):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f"`{field}` is a probability, between 0 and 1; got {getattr(self, field)!r}.")
         for field in ("cost_weight", "stickiness"):
             if not getattr(self, field) >= 0:
                 raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
@@ -72,10 +75,7 @@ class Policy(NamedTuple):
             ranking is by score less weighted cost.
         """
         self.check(names, costs)
-        if self.experts is not None:
-            columns = torch.tensor([index for index, name in enumerate(names) if name in self.experts])
-            p, names = p[:, columns], [names[index] for index in columns.tolist()]
-            p = p / p.sum(dim=1, keepdim=True)
+        p, names = self._among(p, names)
         worth = p
         if self.cost_weight > 0:
             worth = p - self.cost_weight * torch.tensor([costs[name] for name in names], dtype=p.dtype)
@@ -88,6 +88,18 @@ class Policy(NamedTuple):
         fields = (chosen, p.gather(1, chosen), order, p.gather(1, order))
         rows = zip(*(field.tolist() for field in fields), strict=True)
         return [self._record(names, chosen, score, *ranking) for [chosen], [score], *ranking in rows]
+
+    def unsure(self, p: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        """Which rows of `p`, `(rows, D)`, score less than `second_below` among the experts that may be chosen."""
+        return self._among(p, names)[0].amax(dim=1) < self.second_below
+
+    def _among(self, p: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, Sequence[str]]:
+        """Probabilities and names of the experts that may be chosen."""
+        if self.experts is None:
+            return p, names
+        columns = torch.tensor([index for index, name in enumerate(names) if name in self.experts])
+        p, names = p[:, columns], [names[index] for index in columns.tolist()]
+        return p / p.sum(dim=1, keepdim=True), names
 
     def _follow(self, worth: torch.Tensor, best: list[int], turns: Sequence[int]) -> list[int]:
         """The choice at the last turn of each prompt, when an expert is left only for one that leads by the margin."""

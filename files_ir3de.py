@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STATISTICS_FOLDER = "statistics"
+SECOND_FOLDER = "second"  # a router's second opinion, with a config and statistics of its own
 CONFIG = "config.json"
 _STAGED, _WRITING = ".ir3de-staged", ".ir3de-writing-"
 
@@ -44,11 +45,19 @@ def finish_save(folder: Path) -> None:
         return
     for path in sorted(path for path in new.rglob("*") if path.is_file()):
         target = folder / path.relative_to(new)
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             os.replace(path, target)
+    for part in (folder, folder / SECOND_FOLDER):
+        _drop_former(part)
+    shutil.rmtree(new, ignore_errors=True)
+
+
+def _drop_former(folder: Path) -> None:
+    """Deletes the statistics of experts that the config no longer has."""
+    if not (folder / CONFIG).is_file():
+        return
     experts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["experts"]
     for path in (folder / STATISTICS_FOLDER).glob("*.safetensors"):
         if path.stem not in {expert["name"] for expert in experts}:
             path.unlink(missing_ok=True)
-    shutil.rmtree(new, ignore_errors=True)

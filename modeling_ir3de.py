@@ -25,8 +25,9 @@ from transformers.utils.hub import cached_file
 from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
 from .edits_ir3de import RouterEdits
-from .files_ir3de import STATISTICS_FOLDER, finish_save, staged
+from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import MEANS, TokenTable, contributions, select
+from .second_opinion_ir3de import SecondOpinion
 from .statistics_ir3de import (
     DOCUMENTS,
     DomainStatistics,
@@ -106,6 +107,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         self._derived: dict[str, tuple[object, list[torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {}
         self._statistics: dict[str, DomainStatistics] | None = None
         self._tokenizer: Any = None
+        self._second_opinion: Any = None
         self._origin: dict[str, Any] | None = None
         self.post_init()
 
@@ -234,7 +236,13 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         """A copy to edit apart from this router. They share what edits never change in place: embeddings, tokenizer,
         statistics, and tables until W differs.
         """
-        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), *self._derived.values()]
+        shared = [
+            self.embed_tokens,
+            self.tokenizer,
+            self._second_opinion,
+            *self.statistics.values(),
+            *self._derived.values(),
+        ]
         return copy.deepcopy(self, {id(each): each for each in shared})
 
     # Fitting: section 3.1.
@@ -364,6 +372,32 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
     def tokenizer(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
 
+    @property
+    def second_opinion(self) -> Any:
+        """The [`SecondOpinion`] that is saved with the router, or None; that of a loaded router is read on first use.
+
+        Edits of the router leave it as it is: it has its own `add_expert` and `remove_expert`.
+        """
+        if self._second_opinion is None and self._origin is not None and self._has_second_opinion():
+            origin = dict(self._origin)
+            path, subfolder = origin.pop("path"), origin.pop("subfolder", "")
+            place = f"{subfolder}/{SECOND_FOLDER}" if subfolder else SECOND_FOLDER
+            self._second_opinion = SecondOpinion.from_pretrained(path, place, **origin)
+        return self._second_opinion
+
+    @second_opinion.setter
+    def second_opinion(self, second_opinion: Any) -> None:
+        self._second_opinion = second_opinion
+
+    def _has_second_opinion(self) -> bool:
+        """Whether there is one where the router was loaded from."""
+        try:
+            found = self._fetch(f"{SECOND_FOLDER}/{CONFIG}", _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            warnings.warn(f"Taking it that the router has no second opinion: {error}", stacklevel=2)
+            return False
+        return found is not None and os.path.isfile(found)
+
     # Files.
 
     @classmethod
@@ -408,7 +442,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         return (model, info) if wants_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Writes a complete repository: config, weights, statistics, tokenizer, code and card.
+        """Writes a complete repository: config, weights, statistics, tokenizer, code, card, second opinion if any.
 
         A save that is killed leaves a folder that loads as the old router or as the new one.
 
@@ -424,7 +458,8 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         folder = Path(save_directory)
         if folder.is_file():
             raise ValueError(f"{folder} is a file: give a folder to save the router in.")
-        statistics, tokenizer = self.statistics, self.tokenizer  # read both before anything is written
+        # All are read before anything is written.
+        statistics, tokenizer, second_opinion = self.statistics, self.tokenizer, self.second_opinion
         self.config.custom_pipelines = CUSTOM_PIPELINES
         with staged(folder) as new:
             super().save_pretrained(new, *args, **kwargs)
@@ -432,6 +467,8 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             (new / STATISTICS_FOLDER).mkdir()
             for name, domain in statistics.items():
                 domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
+            if second_opinion is not None:
+                second_opinion.save_pretrained(new / SECOND_FOLDER)
             if (folder / CARD_NAME).is_file():
                 shutil.copy(folder / CARD_NAME, new)
             update_card(new / CARD_NAME, self.config, statistics)
@@ -480,6 +517,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             self.save_pretrained(folder, **kwargs)
             message = commit_message or "Upload IR3DE router"
             update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message))
+            second = [] if self.second_opinion is None else [f"{SECOND_FOLDER}/*"]
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -488,7 +526,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
                 revision=revision,
                 create_pr=create_pr,
                 ignore_patterns=[".cache/*"],
-                delete_patterns=[f"{STATISTICS_FOLDER}/*", PLOT_NAME],
+                delete_patterns=[f"{STATISTICS_FOLDER}/*", PLOT_NAME, *second],
                 parent_commit=parent_commit,
             )
 
@@ -500,13 +538,13 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             )
         return self._origin
 
-    def _fetch(self, filename: str) -> str:
+    def _fetch(self, filename: str, **options: Any) -> Any:
         """The local path of a file of the repository that the router was loaded from."""
         origin = dict(self._require_origin())
         path = origin.pop("path")
         if os.path.isdir(path):
             return str(Path(path, origin.get("subfolder", ""), filename))
-        return str(cached_file(path, filename, **origin))
+        return cached_file(path, filename, **origin, **options)
 
 
 def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:

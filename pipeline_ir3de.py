@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate, chain, islice
+from itertools import accumulate, chain, compress, islice
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from .experts_ir3de import ExpertError, ExpertPool, describe_error
 from .options_ir3de import check_options, generation_options, nearest
 from .prompts_ir3de import Prompt, check_prompt, text_of, with_prompt
 from .route_selector_ir3de import probabilities
+from .second_opinion_ir3de import BELOW, SecondOpinion, combined
 from .statistics_ir3de import padded_batches
 
 TASK = "ir3de-routing"
@@ -47,6 +49,9 @@ class IR3DERoutingPipeline(Pipeline):
         max_loaded_experts (`int`, *optional*): models that stay in memory; experts of one base count as one.
         max_memory (`int` or `str`, *optional*): bytes, or a size such as `"8GB"`, that experts in memory take.
         preload (`bool` or `list[str]`, *optional*): load all experts, or these, in the background.
+        second_opinion ([`SecondOpinion`], `str` or `bool`, *optional*): a slower router on a sentence encoder, which
+            is asked too where the score is below `second_below`: one in memory, its folder or Hub id, or with `True`
+            the one in the router's own repository.
         kwargs (*optional*): of [`~transformers.Pipeline`], and options of a call that shall hold for every call.
     """
 
@@ -67,11 +72,13 @@ class IR3DERoutingPipeline(Pipeline):
         max_loaded_experts: int | None = None,
         max_memory: int | str | None = None,
         preload: bool | list[str] = False,
+        second_opinion: Any = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, tokenizer=tokenizer or model.tokenizer, **kwargs)
         budget = {"max_loaded_experts": max_loaded_experts, "max_memory": max_memory}
         self.experts = ExpertPool(model.config, **{"device": self.device, **budget, **(expert_kwargs or {})})
+        self.second_opinion = _second_opinion(second_opinion, model)
         if preload:
             self.experts.preload(model.config.expert_names if preload is True else preload)
 
@@ -107,6 +114,8 @@ class IR3DERoutingPipeline(Pipeline):
             cost_weight (`float`, *optional*, defaults to 0): score that a unit of an expert's `cost` must be worth.
             min_score (`float`, *optional*): instead of the config's; below it `fallback_expert` answers, or nobody.
             fallback_expert (`str`, *optional*): instead of the config's.
+            second_below (`float`, *optional*, defaults to 0.9): below this score the second opinion is asked, if the
+                pipeline has one; the score is then of both.
             route_on (`str`, *optional*, defaults to `"last"`): of a chat, its last user message, or with
                 `"conversation"` all of them.
             stickiness (`float`, *optional*, defaults to 0): a chat's expert changes only when another leads by it.
@@ -118,11 +127,12 @@ class IR3DERoutingPipeline(Pipeline):
         Returns:
             `dict`, or a list or iterator of them: `expert`; its `score`; `ranking`, every expert with its score, best
             first; `generated_text`; `fallback` where the score was below the minimum, and `expert` is then the
-            fallback or `None`; where experts failed, `failures`, each with `expert` and `error`, and then `expert` is
-            the one that answered, or where none did the chosen one, and `generated_text` is `None`; and with `explain`
-            `tokens`, each with its text (`token`), its `entropy` in nats, its `vote`, the `weight` with which it lifts
-            that expert above the mean of all, whether it was `counted`, and its `contribution` to the chosen expert's
-            `support`, which is the sum of them: a logit where a mean decides, the share of the vote where tokens vote.
+            fallback or `None`; `second_opinion` where that was asked; where experts failed, `failures`, each with
+            `expert` and `error`, and then `expert` is the one that answered, or where none did the chosen one, and
+            `generated_text` is `None`; and with `explain` `tokens`, each with its text (`token`), its `entropy` in
+            nats, its `vote`, the `weight` with which it lifts that expert above the mean of all, whether it was
+            `counted`, and its `contribution` to the chosen expert's `support`, which is the sum of them: a logit where
+            a mean decides, the share of the vote where tokens vote. A second opinion has no part in these.
 
         Raises:
             TypeError: an input is neither text nor chat, or an option is unknown.
@@ -235,6 +245,7 @@ class IR3DERoutingPipeline(Pipeline):
         pieces = [_pieces(*pair) for pair in zip(texts, encoding["offset_mapping"], strict=True)] if explain else None
         return {
             "prompts": prompts,
+            "texts": texts,
             "turns": [len(texts) for texts in turns],
             "pieces": pieces,
             "token_ids": torch.from_numpy(np.fromiter(chain.from_iterable(token_ids), dtype=np.int64)),
@@ -263,7 +274,7 @@ class IR3DERoutingPipeline(Pipeline):
                 fields = (output.entropies, output.votes, output.counted, output.contributions)
                 for i, prompt in enumerate(prompts.tolist()):
                     tokens[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
-        kept = {key: inputs[key] for key in ("prompts", "turns", "pieces")}
+        kept = {key: inputs[key] for key in ("prompts", "texts", "turns", "pieces")}
         return {**kept, "logits": logits.cpu(), "tokens": tokens}
 
     def postprocess(  # type: ignore[override]
@@ -281,7 +292,17 @@ class IR3DERoutingPipeline(Pipeline):
         costs = {expert["name"]: expert["cost"] for expert in config.experts if "cost" in expert}
         p = probabilities(outputs["logits"], **(config.calibration or {}))
         defaults = {"min_score": config.min_score, "fallback_expert": config.fallback_expert}
-        records = Policy(**{**defaults, **policy}).decide(p, names, costs, turns)
+        if self.second_opinion is not None:
+            defaults["second_below"] = BELOW
+        chosen = Policy(**{**defaults, **policy})
+        asked: list[bool] = []
+        if chosen.second_below:
+            chosen.check(names, costs)  # before an encoder is loaded
+            p, asked = self._ask_again(p, chosen.unsure(p, names), outputs["texts"])
+        records = chosen.decide(p, names, costs, turns)
+        for record, end in zip(records if asked else (), accumulate(turns), strict=False):
+            if asked[end - 1]:
+                record["second_opinion"] = True
         if outputs["pieces"] is not None:
             last = [end - 1 for end in accumulate(turns)]
             for record, turn in zip(records, last, strict=True):
@@ -289,6 +310,19 @@ class IR3DERoutingPipeline(Pipeline):
         if generate:
             self._answer(records, outputs["prompts"], on_error, batch_size, generation or {})
         return records
+
+    def _ask_again(self, p: torch.Tensor, unsure: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, list[bool]]:
+        """Probabilities, `(texts, D)`, where the second opinion has joined in those rows that are unsure."""
+        if self.second_opinion is None:
+            raise ValueError(
+                "`second_below` needs a second opinion: give `pipeline(..., second_opinion=True)` where the router has"
+                " one, which `ir3de second` makes."
+            )
+        asked, names = unsure.tolist(), self.model.config.expert_names
+        q = self.second_opinion.probabilities(list(compress(texts, asked)), names)
+        p = p.clone()
+        p[unsure] = combined(p[unsure], q)
+        return p, asked
 
     def _answer(
         self,
@@ -338,14 +372,31 @@ class IR3DERoutingPipeline(Pipeline):
         return candidates
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Saves the router as [`IR3DEModel.save_pretrained`] does, with this pipeline's tokenizer."""
-        self.model.tokenizer = self.tokenizer
+        """Saves the router as [`IR3DEModel.save_pretrained`] does, with the tokenizer and second opinion from here."""
+        self._hand_over()
         self.model.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Uploads the router as [`IR3DEModel.push_to_hub`] does, with this pipeline's tokenizer."""
-        self.model.tokenizer = self.tokenizer
+        """Uploads the router as [`IR3DEModel.push_to_hub`] does, with the tokenizer and second opinion from here."""
+        self._hand_over()
         return self.model.push_to_hub(repo_id, **kwargs)
+
+    def _hand_over(self) -> None:
+        """Gives the router what it is saved with."""
+        self.model.tokenizer = self.tokenizer
+        if self.second_opinion is not None:
+            self.model.second_opinion = self.second_opinion
+
+
+def _second_opinion(source: Any, model: Any) -> Any:
+    """The second opinion that a source names."""
+    if source is True:
+        source = model.second_opinion
+        if source is None:
+            raise ValueError("This router has no second opinion: `ir3de second` makes one and adds it.")
+    if isinstance(source, (str, os.PathLike)):
+        return SecondOpinion.from_pretrained(source)
+    return source or None
 
 
 def _note_failure(record: dict[str, Any], error: Exception, on_error: str) -> None:

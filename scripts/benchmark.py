@@ -31,13 +31,13 @@ from ir3de.scripts.measures import (
     reliability,
     standard_error,
 )
-from ir3de.scripts.ours import FEATURE_MAP_ROUTERS, ours
+from ir3de.scripts.ours import CHAIN, FEATURE_MAP_ROUTERS, ours
 from ir3de.scripts.peers import PEERS
 from ir3de.scripts.report import write_report
 from ir3de.scripts.sources import load_source, quickstart_source
 
 TRAIN, TESTS = "train", ("test", "test_shift")
-ON_REQUEST = ("modem", *FEATURE_MAP_ROUTERS, *PEERS)  # slow, part of another, or another project's
+ON_REQUEST = ("modem", CHAIN, *FEATURE_MAP_ROUTERS, *PEERS)  # slow, part of another, or another project's
 Factory = Callable[[Options], Any]
 
 
@@ -83,7 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--routers",
         metavar="NAMES",
-        help="comma-separated; default: all but modem (slow), those of single feature maps, and other projects'",
+        help="comma-separated; default: all but modem (slow), ir3de-chain (a second opinion), those of single feature"
+        " maps, and other projects'",
     )
     parser.add_argument("--embeddings", metavar="SOURCE", help="of our routers; default: SmolLM2-135M-Instruct's")
     parser.add_argument("--revision", help="revision of SOURCE")

@@ -16,11 +16,14 @@ import torch
 
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.baselines import Options, held_out, sample_per_domain
 from ir3de.scripts.data import Row
 from ir3de.scripts.fit import add_choice_arguments, check_domains, fit_router
+from ir3de.scripts.second import choose
 from ir3de.scripts.spool import Spool
+from ir3de.second_opinion_ir3de import SecondOpinion
 
-AUTO = "ir3de"
+AUTO, CHAIN = "ir3de", "ir3de-chain"
 FEATURE_MAP_ROUTERS = tuple(f"{AUTO}-prompt-{name}" for name in FEATURE_MAPS if name != "identity")
 
 
@@ -72,12 +75,49 @@ class IR3DERouter:
         return sum(tensor.nbytes for tensor in self.pipeline.model.token_table())
 
 
+class ChainRouter(IR3DERouter):
+    """Our router with a second opinion on the sentence encoder, for prompts below its default bound."""
+
+    def __init__(self, run: Options, tokenizer: Any, embeddings: torch.Tensor) -> None:
+        super().__init__([], tokenizer, embeddings)
+        self.run = run
+        self.encoder = run.sentence_encoder
+        self.cached = True
+
+    def fit(self, texts: Sequence[str], domains: Sequence[str]) -> ChainRouter:
+        """Fits both, the second to as many prompts as an encoder reads here."""
+        self.cached = True
+        super().fit(texts, domains)
+        kept = sample_per_domain(domains, self.run.max_train, self.run.seed)
+        labels = np.searchsorted(self.domains, [domains[i] for i in kept])
+        opinion = SecondOpinion(self.run.encoder, encode=self._encode)
+        X = opinion.encode([texts[i] for i in kept])
+        choose(opinion, X, torch.from_numpy(labels), torch.from_numpy(held_out(labels)), self.domains)
+        self.choice += f"; second: lambda {opinion.regularization:g} x mean diagonal"
+        self.encoded, self.pipeline.second_opinion = len(kept), opinion
+        return self
+
+    def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
+        """As above; `cached` takes the vectors from the cache."""
+        self.cached = cached
+        return super().scores(texts)
+
+    def _encode(self, texts: list[str]) -> Any:
+        return (self.encoder.cached if self.cached else self.encoder.encode)(texts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the token table and of the encoder."""
+        return super().nbytes + self.encoder.nbytes
+
+
 def ours(tokenizer: Any, embeddings: torch.Tensor) -> dict[str, Any]:
-    """A factory by name: the automatic choice, each variant, and `prompt` on each feature map."""
+    """A factory by name: the automatic choice, also with a second opinion, each variant, and `prompt` on each map."""
     options: dict[str, list[str]] = {AUTO: [], f"{AUTO}-best": ["--standard-errors", "0"]}
     options |= {f"{AUTO}-{variant}": ["--variant", variant] for variant in VARIANTS}
     options |= {name: ["--variant", "prompt", "--feature-map", name.split("-")[-1]] for name in FEATURE_MAP_ROUTERS}
-    return {name: partial(_make, given, tokenizer, embeddings) for name, given in options.items()}
+    made: dict[str, Any] = {name: partial(_make, given, tokenizer, embeddings) for name, given in options.items()}
+    return made | {CHAIN: partial(ChainRouter, tokenizer=tokenizer, embeddings=embeddings)}
 
 
 def _make(options: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, _: Any) -> IR3DERouter:

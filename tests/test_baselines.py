@@ -6,6 +6,9 @@ import importlib.util
 
 import numpy as np
 import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 pytest.importorskip("sklearn")
 
@@ -20,6 +23,7 @@ from ir3de.scripts.baselines import (
     sample_per_domain,
     temper,
 )
+from ir3de.scripts.ours import ours
 from ir3de.scripts.peers import PEERS
 
 WORDS = {"cooking": ("oven", "salt"), "law": ("court", "judge"), "music": ("violin", "tempo")}
@@ -48,6 +52,16 @@ def options(monkeypatch):
     encoder = WordEncoder()
     monkeypatch.setattr(baselines, "_load_encoder", lambda name: encoder)
     return Options(encoder="words")
+
+
+@pytest.fixture
+def source():
+    """A tokenizer of these words, and embeddings in which each has an axis."""
+    words = ["<unk>", *sorted({word for text in TEXTS for word in text.split()} | {"bring", "which", "hot"})]
+    model = models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>")
+    made = Tokenizer(model)
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, unk_token="<unk>"), torch.eye(len(words))
 
 
 @pytest.mark.parametrize("name", [name for name in BASELINES if name not in ("random", "modem")])
@@ -237,3 +251,18 @@ def test_another_projects_router_learns_or_says_what_it_needs(name, options):
         p = router.scores(TEXTS, cached=True)
         assert [router.domains[i] for i in p.argmax(axis=1)] == DOMAINS
         np.testing.assert_allclose(p.sum(axis=1), 1)
+
+
+def test_our_router_asks_the_encoder_where_it_is_unsure(options, source):
+    encoder = options.sentence_encoder
+    router = ours(*source)["ir3de-chain"](options).fit(TEXTS, DOMAINS)
+    p = router.scores(["bring the violin", "which judge", "hot oven"])
+    assert p.argmax(axis=1).tolist() == [2, 1, 0]
+    np.testing.assert_allclose(p.sum(axis=1), 1)
+    assert "second: lambda" in router.choice
+    assert router.encoded == len(TEXTS)
+    assert router.nbytes > encoder.nbytes
+    before = encoder.calls
+    router.pipeline.model.config.calibration = {"temperature": 1e-6, "spread": 0.0}  # sure of everything
+    router.scores(["bring the violin"])
+    assert encoder.calls == before

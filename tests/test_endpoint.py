@@ -113,7 +113,13 @@ def test_routing_options_go_in_a_field_of_their_own(server: Server) -> None:
     with pytest.raises(openai.UnprocessableEntityError, match="min_score"):
         ask(min_score=1)
     assert ask(min_score=1, fallback_expert="code").ir3de["fallback"]
-    for wrong in ({"experts": ["art"]}, {"variant": "best"}, {"generate": False}, {"min_score": "high"}):
+    for wrong in (
+        {"experts": ["art"]},
+        {"variant": "best"},
+        {"generate": False},
+        {"min_score": "high"},
+        {"second_below": 1},
+    ):
         with pytest.raises(openai.BadRequestError):
             ask(**wrong)
 

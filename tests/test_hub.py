@@ -17,6 +17,7 @@ from ir3de import IR3DEConfig, IR3DEModel, IR3DERoutingPipeline
 
 from . import tiny
 from .hub_server import OTHER_TOKEN, WRITE_TOKEN, Hub, serve
+from .test_second_opinion import second
 
 PROMPTS = ["debug the python function", "the court and a judge", "square root of a prime"]
 CODE = {path.name for path in Path(ir3de.__file__).parent.glob("*_ir3de.py")}
@@ -235,3 +236,37 @@ def test_a_stranger_proposes_without_the_right_to_write(hub: Hub, router: IR3DEM
 def test_an_unknown_repository_is_an_error_that_names_it(hub: Hub) -> None:
     with pytest.raises(OSError, match="user/absent"):
         IR3DEModel.from_pretrained("user/absent")
+
+
+def test_a_second_opinion_travels_with_the_router(hub: Hub, router: IR3DEModel, fresh: Callable[..., Any]) -> None:
+    opinion, own = second(), {"config.json", *(f"statistics/{name}.safetensors" for name in tiny.DOMAINS)}
+    both = IR3DERoutingPipeline(router, device="cpu", second_opinion=opinion, second_below=1)
+    both.push_to_hub("user/two")
+    complete = COMPLETE | {f"second/{name}" for name in own}
+    assert hub.files("user/two").keys() == complete
+    expected = opinion.probabilities(PROMPTS, list(tiny.DOMAINS)).tolist()
+    seen = fresh(
+        f"""
+vectors = dict(zip(prompts, {opinion.encode(PROMPTS).tolist()!r}))
+probe = {opinion.probe.tolist()!r}
+router = pipeline("ir3de-routing", model="user/two", trust_remote_code=True, second_opinion=True, second_below=1)
+router.second_opinion._encoder = lambda texts: [vectors.get(text, probe) for text in texts]
+records = router(prompts, generate=False)
+model = AutoModel.from_pretrained("user/two", trust_remote_code=True)
+model.push_to_hub("user/two-again")
+p = router.second_opinion.probabilities(prompts, router.model.config.expert_names).tolist()
+tell([records, p, type(router.second_opinion).__module__.partition(".")[0]])
+"""
+    )
+    for record, before in zip(seen[0], both(PROMPTS, generate=False), strict=True):
+        assert record["second_opinion"]
+        assert record["score"] == pytest.approx(before["score"], abs=1e-9)
+    assert seen[1] == [pytest.approx(row, abs=1e-9) for row in expected]
+    assert seen[2] == "transformers_modules"
+    assert hub.files("user/two-again").keys() == complete
+
+    two_experts().push_to_hub("user/two")  # a router that has none leaves it; one that has replaces it
+    assert hub.files("user/two").keys() == complete - {"statistics/law.safetensors"}
+    opinion.remove_expert("law")
+    both.push_to_hub("user/two")
+    assert hub.files("user/two").keys() == complete - {"second/statistics/law.safetensors"}

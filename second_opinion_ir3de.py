@@ -1,0 +1,398 @@
+"""A second opinion on prompts that the router is unsure of: the same closed form, on vectors of a sentence encoder.
+
+It is slower by the price of the encoder, so that it is asked only where the router's score is below a bound. Its sums
+add up like the router's own, a row a text, so experts come and go exactly here too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from transformers.utils.hub import cached_file
+
+from .files_ir3de import CONFIG, STATISTICS_FOLDER, finish_save, staged
+from .route_selector_ir3de import probabilities
+from .specs_ir3de import check_expert_name
+from .statistics_ir3de import KINDS, DomainStatistics, one_thread, read_header, total
+from .token_router_ir3de import ridge
+
+FORMAT = "ir3de-second-opinion-1"
+BELOW = 0.9  # the router's score, below which the second opinion is asked unless a call says otherwise
+PROBE = "Prove that 3x + 5 = 20 has one root, and say who should answer this."
+_DIGITS, _APART = 3, 0.01  # of the probe's vector: what is kept, and how far an encoder of other precision may be off
+_TEXTS = 1024  # that are encoded at a time
+_LEAST = 1e-300  # a probability, so that no product is 0 everywhere
+_MOST_BYTES, _MOST_COLUMNS = 1 << 22, 1 << 14  # of a config, of a vector
+
+Encode = Callable[[list[str]], Any]
+
+
+class SecondOpinion:
+    """
+    A linear router on a sentence encoder: W = (A + lambda I)^-1 B over unit vectors of texts and a column of ones.
+
+    Args:
+        encoder (`str`): Hub id or folder of a sentence-transformers model, loaded on first use.
+        encoder_revision (`str`, *optional*): of the encoder.
+        regularization (`float`, *optional*, defaults to 0.1): lambda over the mean of A's diagonal, above 0.
+        calibration (`dict[str, float]`, *optional*): `temperature` and `spread`, see
+            [`~route_selector_ir3de.probabilities`].
+        encode (`Callable[[list[str]], array]`, *optional*): N texts to `(N, dim)` vectors, instead of loading the
+            encoder: one that is in memory already, on a device or with a cache of your choice.
+        probe (`Sequence[float]`, *optional*): vector of a fixed text, by which another encoder is noticed; by default
+            what the encoder makes of it.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __init__(
+        self,
+        encoder: str,
+        encoder_revision: str | None = None,
+        *,
+        regularization: float = 0.1,
+        calibration: Mapping[str, float] | None = None,
+        encode: Encode | None = None,
+        probe: Sequence[float] | None = None,
+    ) -> None:
+        self.encoder, self.encoder_revision = encoder, encoder_revision
+        self.regularization, self.calibration = regularization, dict(calibration or {})
+        self.statistics: dict[str, DomainStatistics] = {}
+        self._encoder, self._is_checked = encode, False
+        self._probe = None if probe is None else torch.tensor(probe, dtype=torch.float64)
+        self._W = torch.empty(0, 0, dtype=torch.float64)
+        self._check()
+
+    # Fitting.
+
+    def fit(self, statistics: Mapping[str, DomainStatistics]) -> None:
+        """Solves W from the statistics of each domain, which become its own.
+
+        Raises:
+            ValueError: a name or the statistics are malformed, or of another encoder. All is as before.
+        """
+        owners: dict[str, str] = {}  # of contributions
+        for name, domain in statistics.items():
+            if self.statistics.get(name) is not domain:
+                self._check_new(name, domain)
+            for key in domain.contributions:
+                if owners.setdefault(key, name) != name:
+                    raise ValueError(
+                        f"Contribution {key} to {name!r} is part of {owners[key]!r} too: it would count twice."
+                    )
+        self._W = self._solve(statistics)
+        self.statistics = dict(statistics)
+
+    def add_expert(self, name: str, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
+        """Adds an expert; the others' text is not needed.
+
+        Args:
+            name (`str`): of the expert.
+            texts (`Iterable[str]`, *optional*): text of its domain.
+            statistics (`DomainStatistics` or path, *optional*): of its domain, instead of texts; of
+                [`SecondOpinion.collect`].
+
+        Raises:
+            ValueError: the name is taken, or the statistics are malformed or of another encoder. All is as before.
+        """
+        if (texts is None) == (statistics is None):
+            raise ValueError(f"Expert {name!r} needs either `texts` of its domain or `statistics` of it.")
+        taken = [other for other in self.statistics if other.lower() == name.lower()]
+        if taken:
+            raise ValueError(f"There is an expert {taken[0]!r} already: remove it first, or give another name.")
+        if texts is not None:
+            statistics = self.collect(texts)
+        elif isinstance(statistics, (str, os.PathLike)):
+            self._check_space(name, SimpleNamespace(**read_header(statistics)))
+            statistics = DomainStatistics.load(statistics)
+        self.fit({**self.statistics, name: statistics})
+
+    def remove_expert(self, name: str) -> None:
+        """Removes an expert: what is left is, bit for bit, what had never had it.
+
+        Raises:
+            ValueError: there is no such expert.
+        """
+        if name not in self.statistics:
+            raise ValueError(f"There is no expert {name!r} among {sorted(self.statistics)}.")
+        self.fit({other: domain for other, domain in self.statistics.items() if other != name})
+
+    def collect(self, texts: Iterable[str]) -> DomainStatistics:
+        """The statistics of a domain's texts: one small file of sums where it is saved, without the text.
+
+        To contribute to a second opinion that others have, load it and collect with it: it knows its fingerprint.
+
+        Raises:
+            ValueError: there are no texts.
+        """
+        rest = iter([texts] if isinstance(texts, str) else texts)
+        parts = [self.encode(batch) for batch in iter(lambda: list(islice(rest, _TEXTS)), [])]
+        if not parts:
+            raise ValueError("There are no texts: give text of the domain.")
+        return self.summed(torch.cat(parts))
+
+    def summed(self, vectors: torch.Tensor) -> DomainStatistics:
+        """The statistics of texts whose vectors, `(N, dim)` of [`SecondOpinion.encode`], are known."""
+        with one_thread():
+            X = _with_ones(vectors)
+            A = X.T @ X
+        A = A.triu() + A.triu(1).T
+        return DomainStatistics.from_grams(dict.fromkeys(KINDS, A), self.space[0])  # a text is a row of either kind
+
+    # Routing.
+
+    def probabilities(self, texts: Sequence[str], names: Sequence[str]) -> torch.Tensor:
+        """Calibrated probabilities of experts; only these compete.
+
+        Args:
+            texts (`Sequence[str]`): N prompts, maybe none.
+            names (`Sequence[str]`): of the D experts.
+
+        Returns:
+            `torch.Tensor` of shape `(N, D)`, float64.
+
+        Raises:
+            ValueError: it does not know an expert, or the encoder is not the one that it was fitted on.
+            ImportError: sentence-transformers is not installed.
+        """
+        self._check_known(names)
+        if not len(texts):  # and no encoder is loaded
+            return torch.empty(0, len(names), dtype=torch.float64)
+        return probabilities(self.logits(self.encode(texts), names), **self.calibration)
+
+    def logits(self, vectors: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        """Scores of experts before calibration: `(N, dim)` to `(N, D)`."""
+        self._check_known(names)
+        order = sorted(self.statistics)
+        return (_with_ones(vectors) @ self._W)[:, [order.index(name) for name in names]]
+
+    def encode(self, texts: Sequence[str]) -> torch.Tensor:
+        """Unit vectors of texts, of shape `(N, dim)`, float64, on the CPU.
+
+        Raises:
+            ValueError: the encoder is not the one that this was fitted on, or gives no vectors.
+            ImportError: sentence-transformers is not installed.
+        """
+        if not self._is_checked:
+            self._check_encoder()
+        return self._vectors(list(texts))
+
+    @property
+    def space(self) -> tuple[str, int]:
+        """Fingerprint of the encoder and number of columns of the statistics."""
+        digest = hashlib.sha256(json.dumps([FORMAT, *self.probe.tolist()]).encode())
+        return digest.hexdigest()[:16], len(self.probe) + 1
+
+    @property
+    def probe(self) -> torch.Tensor:
+        """The vector of a fixed text, `(dim,)`, by which another encoder is noticed."""
+        if self._probe is None:
+            found = self._vectors([PROBE])[0]
+            self._probe = (10**_DIGITS * found).round() / 10**_DIGITS + 0.0  # no negative zeros
+        return self._probe
+
+    def _vectors(self, texts: list[str]) -> torch.Tensor:
+        if self._encoder is None:
+            self._encoder = _load_encoder(self.encoder, self.encoder_revision)
+        vectors = torch.as_tensor(self._encoder(texts)).detach().cpu().double()
+        if vectors.ndim != 2 or len(vectors) != len(texts) or not bool(vectors.isfinite().all()):
+            raise ValueError(
+                f"The encoder {self.encoder} gave values of shape {tuple(vectors.shape)} for {len(texts)} texts;"
+                " expected a vector of finite numbers for each."
+            )
+        return F.normalize(vectors, dim=1)
+
+    # What is expected.
+
+    def _check(self) -> None:
+        for name, value in {"regularization": self.regularization, "temperature": 1, **self.calibration}.items():
+            if not _is_number(value) or not (value >= 0 if name == "spread" else value > 0):
+                raise ValueError(f"`{name}` of a second opinion must be a number above 0, got {value!r}.")
+        if unknown := self.calibration.keys() - {"temperature", "spread"}:
+            raise ValueError(f"`calibration` has `temperature` and `spread`, got {sorted(unknown)} too.")
+
+    def _check_encoder(self) -> None:
+        """Compares vectors, not hashes: their last digits differ between machines and precisions."""
+        found = self._vectors([PROBE])[0]
+        if found.shape != self.probe.shape or float((found - self.probe).abs().max()) > _APART:
+            raise ValueError(
+                f"The encoder {self.encoder} is not the one that this second opinion was fitted on: its vector of a"
+                f" fixed text, of {len(found)} entries, is not the one taken down, of {len(self.probe)}. Give the"
+                " encoder, at its revision, that `ir3de second` was run with, or run it again with this one."
+            )
+        self._is_checked = True
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        unknown = [name for name in names if name not in self.statistics]
+        if unknown:
+            raise ValueError(
+                f"The second opinion does not know {unknown}, only {sorted(self.statistics)}. Add each with its"
+                " `add_expert(name, texts=...)`, or go without it with `second_below=0`."
+            )
+
+    def _check_space(self, name: str, statistics: Any) -> None:
+        if (statistics.fingerprint, statistics.size) != self.space:
+            raise ValueError(
+                f"The statistics of {name!r} are of encoder {statistics.fingerprint} with {statistics.size} columns;"
+                f" this second opinion's is {self.space[0]} with {self.space[1]} ({self.encoder}). Collect them again"
+                " with its `collect`."
+            )
+
+    def _check_new(self, name: str, domain: DomainStatistics) -> None:
+        check_expert_name(name)
+        self._check_space(name, domain)
+        domain.check(name, dict.fromkeys(KINDS, 1.0))
+
+    def _solve(self, statistics: Mapping[str, DomainStatistics]) -> torch.Tensor:
+        """W of shape `(dim + 1, D)`; domains in order of their names, so that the same set gives the same W."""
+        if not statistics:
+            return torch.empty(0, 0, dtype=torch.float64)
+        with one_thread():
+            A, B = total((statistics[name] for name in sorted(statistics)), "prompts", balance=True)
+            return ridge(A, B, self.regularization * float(A.diagonal()[:-1].mean()))
+
+    # Files.
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Writes config and statistics; a save that is killed leaves the old files or the new."""
+        config = {
+            "format": FORMAT,
+            "encoder": self.encoder,
+            "encoder_revision": self.encoder_revision,
+            "regularization": self.regularization,
+            "calibration": self.calibration,
+            "experts": [{"name": name} for name in sorted(self.statistics)],
+            "probe": self.probe.tolist(),
+        }
+        with staged(Path(folder)) as new:
+            (new / STATISTICS_FOLDER).mkdir()
+            for name, domain in self.statistics.items():
+                domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
+            (new / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        subfolder: str = "",
+        *,
+        encoder: str | None = None,
+        encode: Encode | None = None,
+        **hub: Any,
+    ) -> SecondOpinion:
+        """Loads what [`SecondOpinion.save_pretrained`] wrote, checked as a stranger's; the encoder is not loaded yet.
+
+        Args:
+            source (`str` or `os.PathLike`): folder or Hub id.
+            subfolder (`str`, *optional*): of it; a router has its second opinion in `"second"`.
+            encoder (`str`, *optional*): where the same encoder lies here, instead of where the config says.
+            encode (`Callable`, *optional*): instead of loading the encoder.
+            hub (*optional*): `revision`, `token`, `cache_dir` and `local_files_only`.
+
+        Raises:
+            OSError: there are no such files.
+            ValueError: config or statistics are malformed.
+        """
+
+        def fetch(name: str) -> str:
+            if os.path.isdir(source):
+                return str(Path(source, subfolder, name))
+            return str(cached_file(source, name, subfolder=subfolder, **hub))
+
+        if os.path.isdir(source):
+            finish_save(Path(source))
+            finish_save(Path(source, subfolder))
+        config = _read_config(fetch(CONFIG))
+        names = [expert["name"] for expert in config.pop("experts")]
+        if encoder is not None:
+            config.update(encoder=encoder, encoder_revision=None)
+        made = cls(**config, encode=encode)
+        for name in names:  # the header first, so that nothing large of another encoder is read
+            made._check_space(name, SimpleNamespace(**read_header(fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))))
+        made.fit({name: DomainStatistics.load(fetch(f"{STATISTICS_FOLDER}/{name}.safetensors")) for name in names})
+        return made
+
+
+def combined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Both routers' say, as if they judged independently: the product of probabilities, `(N, D)`, made to sum to 1."""
+    p = first * second.clamp_min(_LEAST)
+    return p / p.sum(dim=1, keepdim=True)
+
+
+def _with_ones(vectors: torch.Tensor) -> torch.Tensor:
+    return F.pad(vectors, (0, 1), value=1.0)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _load_encoder(name: str, revision: str | None) -> Encode:
+    """A sentence-transformers model as a function, without code or pickled weights of its repository."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise ImportError(
+            "A second opinion needs the package sentence-transformers: `pip install ir3de[second]`, or go without it"
+            " with `second_below=0`."
+        ) from error
+    try:
+        model = SentenceTransformer(
+            name, revision=revision, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
+    except OSError as error:
+        raise OSError(
+            f"The encoder {name} of the second opinion cannot be loaded: `ir3de second --encoder` takes the"
+            " Hub id or folder of another, `SecondOpinion.from_pretrained(..., encoder=FOLDER)` the folder where this"
+            f" one lies here. Cause: {error}"
+        ) from error
+    return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """The config of a second opinion, which may be a stranger's: the arguments of the class, and `experts`."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no second opinion here: {path} is missing. `ir3de second` makes one.")
+    try:
+        if os.path.getsize(path) > _MOST_BYTES:
+            raise ValueError(f"more than {_MOST_BYTES:,} bytes")
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch it again.") from error
+    if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is not of a second opinion in format {FORMAT!r}; a router has its own in `second`.")
+    for key, is_right in _FIELDS.items():
+        if not is_right(config.get(key)):
+            raise ValueError(f"{path}: `{key}` is not what a second opinion has there: {str(config.get(key))[:60]!r}.")
+    return {key: config[key] for key in _FIELDS}
+
+
+def _are_experts(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(each, dict) and check_expert_name(each.get("name")) for each in value
+    )
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, list) and 1 <= len(value) < _MOST_COLUMNS and all(map(_is_number, value))
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "encoder": lambda value: isinstance(value, str) and bool(value),
+    "encoder_revision": lambda value: value is None or isinstance(value, str),
+    "regularization": _is_number,
+    "calibration": lambda value: isinstance(value, dict),
+    "experts": _are_experts,
+    "probe": _is_vector,
+}

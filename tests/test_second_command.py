@@ -1,0 +1,126 @@
+"""`ir3de second`: chooses on held-out prompts, fits on all, measures on others, and saves beside the router."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ir3de import IR3DERoutingPipeline, SecondOpinion
+from ir3de.scripts import second as command
+from ir3de.scripts.cli import main
+from ir3de.scripts.data import read_file
+from ir3de.scripts.encoders import MINILM
+from ir3de.second_opinion_ir3de import SecondOpinion as Class
+
+from . import tiny
+from .test_second_opinion import NAMES, WordEncoder
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
+    """What is loaded as the sentence encoder, whichever is named."""
+    made = WordEncoder()
+    monkeypatch.setattr("ir3de.second_opinion_ir3de._load_encoder", lambda name, revision: made)
+    return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    tiny.router(variant="prompt", calibration={"temperature": 0.3, "spread": 0.0}).save_pretrained(tmp_path / "router")
+    return tmp_path / "router"
+
+
+def run(*arguments: Any) -> int:
+    return main(["second", *map(str, arguments)])
+
+
+def test_it_is_fitted_measured_and_saved(
+    folder: Path, json_lines: Path, encoder: WordEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    where = ["--where", "source=a", "--test-where", "source=b"]
+    assert run(folder, "--data", json_lines, *where, "--output", tmp_path / "out") == 0
+    printed = capsys.readouterr().out
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    opinion = SecondOpinion.from_pretrained(folder, "second", encode=encoder)
+    assert {name: domain.rows("prompts") for name, domain in opinion.statistics.items()} == dict.fromkeys(NAMES, 20)
+    assert opinion.encoder == MINILM
+    assert opinion.regularization in command.LAMBDAS
+    assert opinion.calibration.keys() == {"temperature", "spread"}
+
+    rows = [row for row in read_file(json_lines) if row.source == "b"]
+    router = command.IR3DEModel.from_pretrained(folder)
+    router.second_opinion = opinion
+    pipe = IR3DERoutingPipeline(router, device="cpu", second_opinion=True)
+    table = {}
+    for line in printed.splitlines():
+        if line.startswith("| ") and "second_below" not in line:
+            bound, share, accuracy = (float(cell) for cell in line.strip("| ").split("|"))
+            table[bound] = (share, accuracy)
+    assert list(table) == [0, 0.5, 0.7, 0.9, 0.97, 1]
+    for bound, (share, accuracy) in table.items():  # what is printed is what the pipeline does
+        records = pipe([row.text for row in rows], generate=False, second_below=bound)
+        assert share == pytest.approx(100 * np.mean(["second_opinion" in record for record in records]), abs=0.06)
+        right = [record["expert"] == row.domain for record, row in zip(records, rows, strict=True)]
+        recalls = [np.mean([r for r, row in zip(right, rows, strict=True) if row.domain == name]) for name in NAMES]
+        assert accuracy == pytest.approx(100 * np.mean(recalls), abs=0.006)
+    assert 0 < table[0.9][0] < 100
+    assert (tmp_path / "out" / "second.md").read_text().strip() in printed
+    assert "held-out" not in printed
+    assert (tmp_path / "out" / "second.png").stat().st_size > 5000
+
+
+def test_the_choice_sees_only_held_out_prompts_and_the_fit_sees_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [text for name in NAMES for text in tiny.sentences(name, 10)]
+    labels = torch.arange(3).repeat_interleave(10)
+    held = torch.arange(30) % 10 >= 8
+    opinion = Class("words", encode=WordEncoder())
+    X = opinion.encode(texts)
+    fits = []
+    fit = Class.fit
+
+    def spy(self: Class, statistics: Any) -> None:
+        fits.append((self.regularization, [domain.rows("prompts") for domain in statistics.values()]))
+        fit(self, statistics)
+
+    monkeypatch.setattr(Class, "fit", spy)
+    q = command.choose(opinion, X, labels, held, NAMES)
+    assert fits == [*((value, [8, 8, 8]) for value in command.LAMBDAS), (opinion.regularization, [10, 10, 10])]
+    assert q.shape == (6, 3)
+    torch.testing.assert_close(q.sum(dim=1), torch.ones(6).double())
+    alone = Class("words", encode=WordEncoder(), regularization=opinion.regularization)
+    for i, name in enumerate(NAMES):
+        alone.add_expert(name, [text for text, label in zip(texts, labels.tolist(), strict=True) if label == i])
+    torch.testing.assert_close(alone.logits(X, NAMES), opinion.logits(X, NAMES), atol=1e-12, rtol=0)
+
+
+def test_without_other_rows_it_says_that_they_are_the_routers_own(
+    folder: Path, json_lines: Path, encoder: WordEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, "--data", json_lines, "--max-train-per-domain", 10, "--encoder", "org/words") == 0
+    printed = capsys.readouterr().out
+    assert "On 6 prompts" in printed
+    assert command.OPTIMISTIC in printed
+    assert SecondOpinion.from_pretrained(folder, "second").encoder == "org/words"
+    assert len(encoder.texts) == 30 + 2  # and the probe, to take it down and to compare
+
+
+def test_what_cannot_be_done_is_refused_and_nothing_is_written(
+    folder: Path, json_lines: Path, encoder: WordEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = tmp_path / "one.jsonl"
+    one.write_text(json.dumps({"text": "court", "domain": "law"}) + "\n")
+    refused = {
+        "no folder of a router": ["org/router", "--data", json_lines],
+        "at least 0": [folder, "--data", json_lines, "--max-train-per-domain", -1],
+        "fewer than two prompts": [folder, "--data", one],
+        "--test-data": [folder, "--data", json_lines, "--test-where", "source=c"],
+    }
+    for message, arguments in refused.items():
+        assert run(*arguments) == 2
+        assert message in capsys.readouterr().err
+    assert encoder.texts == []
+    assert not (folder / "second").exists()

@@ -102,7 +102,10 @@ def _rows(args: argparse.Namespace, names: Sequence[str]) -> tuple[list[Row], li
     if args.test_data or args.test_where:
         own = {"data": args.test_data or args.data, "where": args.test_where, "split": args.test_split}
         tested = of_experts(read_rows(argparse.Namespace(**{**vars(args), **own})), names, "--test-data")
-        notes, test = [*notes, *(f"To measure on: {note}" for note in tested.notes("nothing of it is measured"))], tested.rows
+        notes, test = (
+            [*notes, *(f"To measure on: {note}" for note in tested.notes("nothing of it is measured"))],
+            tested.rows,
+        )
     for note in notes:
         print(note, file=sys.stderr)
     return [selection.rows[i] for i in kept], test

@@ -88,6 +88,7 @@ def build_demo(site: Site) -> gr.Blocks:
                 how = gr.Markdown()
 
         def connect(request: gr.Request) -> str:
+            """How to reach this server, under the name that the visitor knows it by."""
             url = f"{request.url.scheme}://{request.url.netloc}"
             return CONNECT.format(url=url, experts=", ".join(site.router.model.config.expert_names), limits=site.limits)
 
@@ -175,6 +176,7 @@ def load(router: str | None = None, revision: str | None = None, samples: str | 
     rows: Sequence[Row] = list(read_file(samples or str(FOLDER / "sample.jsonl")))
 
     def stream(prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        """The pipeline's stream as a generator function, which is what a lent GPU is asked for."""
         yield from pipe.stream(prompt, **options)
 
     allow_edit = os.environ.get("IR3DE_ALLOW_EDIT") == "1"

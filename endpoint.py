@@ -131,10 +131,12 @@ class _Endpoint:
         events: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
 
         def put(event: dict[str, Any] | Exception | None) -> None:
+            """Hands an event to the loop from the thread that works."""
             with suppress(RuntimeError):  # the loop is closed: the server has stopped
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         def work() -> None:
+            """Streams the answer until it is complete or nobody reads it."""
             try:
                 with closing(self._stream(wanted.messages, **wanted.options)) as stream:  # type: ignore[type-var]
                     for event in stream:
@@ -146,6 +148,7 @@ class _Endpoint:
                 put(error)
 
         def done(_: object) -> None:
+            """Lets the next request in, whatever became of this one."""
             self._inside -= 1
             self._turn.release()
 
@@ -253,6 +256,7 @@ async def _unless_gone(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
     """The result of `work`, which is cancelled if the client leaves first."""
 
     async def gone() -> None:
+        """Waits until the client has left."""
         while (await request.receive())["type"] != "http.disconnect":
             pass
 

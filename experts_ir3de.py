@@ -163,6 +163,7 @@ class ExpertPool:
         closed = threading.Event()
 
         def work() -> None:
+            """Generates; what fails goes the way of the pieces."""
             try:
                 source = self._source(spec)
                 [rejection] = source.reject(spec, [prompt], options)
@@ -225,6 +226,7 @@ class ExpertPool:
         names = [name for name in names if self.can_answer(name) and not _is_remote(self.spec(name))]
 
         def load() -> None:
+            """Loads one expert after the other."""
             for name in tqdm(names, desc="Loading experts", unit=" experts", disable=None):
                 with suppress(Exception):
                     self.load(name)

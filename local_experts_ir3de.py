@@ -183,6 +183,7 @@ class LocalModel:
         """
 
         def stop(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+            """A stopping criterion: true for every sequence once nobody reads on."""
             return torch.full((len(input_ids),), closed.is_set(), device=input_ids.device)
 
         criteria = [*options.get("stopping_criteria", ()), stop]
@@ -231,6 +232,7 @@ class _Streamer(TextStreamer):
         self._put = put
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Passes a piece on."""
         if text:
             self._put(text)
 

@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 
 from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
-from .edits_ir3de import RouterEdits
+from .edits_ir3de import RouterEdits, check_space
 from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import MEANS, TokenTable, contributions, select
 from .second_opinion_ir3de import SecondOpinion
@@ -200,9 +200,8 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
                 logits = torch.cat([self._token_logits(slice(start, start + _CHUNK), variant) for start in starts])
             return TokenTable(logits, entropy(logits))
 
-        if variant == "prompt" and self.lexicon is not None:
-            return self._derive("prompts", make, router.parameters(), self.lexicon.weight)  # type: ignore[no-any-return]
-        return self._derive("prompts" if variant == "prompt" else "tokens", make, router.parameters())  # type: ignore[no-any-return]
+        lexicon = [] if variant != "prompt" or self.lexicon is None else [self.lexicon.weight]
+        return self._derive("prompts" if variant == "prompt" else "tokens", make, router.parameters(), *lexicon)  # type: ignore[no-any-return]
 
     def _token_logits(self, token_ids: torch.Tensor | slice, variant: str) -> torch.Tensor:
         """What tokens say of each domain, of shape `(tokens, domains)`."""
@@ -517,7 +516,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             self.save_pretrained(folder, **kwargs)
             message = commit_message or "Upload IR3DE router"
             update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message))
-            second = [] if self.second_opinion is None else [f"{SECOND_FOLDER}/*"]
+            second = [f"{SECOND_FOLDER}/*"] if Path(folder, SECOND_FOLDER).is_dir() else []
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -613,13 +612,7 @@ def feature_space(tokenizer: Any, embeddings: torch.Tensor, features: FeatureMap
 
 def check_feature_space(name: str, statistics: DomainStatistics, config: IR3DEConfig) -> None:
     """Raises ValueError where a domain's statistics are not of the router's feature space."""
-    size = config.features.width(config.hidden_size) + 1
-    if (statistics.fingerprint, statistics.size) != (config.fingerprint, size):
-        raise ValueError(
-            f"The statistics of {name!r} are of feature space {statistics.fingerprint} with {statistics.size} columns;"
-            f" this router's is {config.fingerprint} with {size}. Collect them again with its tokenizer, embeddings and"
-            " feature map."
-        )
+    check_space(name, statistics, (str(config.fingerprint), config.features.width(config.hidden_size) + 1))
     for key, kinds in statistics.contributions.items():
         if len(kinds.get(DOCUMENTS, range(config.vocab_size))) != config.vocab_size:
             raise ValueError(

@@ -268,12 +268,14 @@ class IR3DERoutingPipeline(Pipeline):
         logits = torch.empty(len(lengths), len(self.model.config.experts), dtype=torch.float64, device=lengths.device)
         tokens: list[Any] = [None] * len(lengths)
         for prompts, input_ids, mask in padded_batches(inputs["token_ids"], lengths):
-            logits[prompts] = self.model.route(input_ids, mask, **choice)
-            if explain:
-                output = self.model(input_ids, mask, output_tokens=True, **choice)
-                fields = (output.entropies, output.votes, output.counted, output.contributions)
-                for i, prompt in enumerate(prompts.tolist()):
-                    tokens[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
+            if not explain:
+                logits[prompts] = self.model.route(input_ids, mask, **choice)
+                continue
+            output = self.model(input_ids, mask, output_tokens=True, **choice)
+            logits[prompts] = output.logits
+            fields = (output.entropies, output.votes, output.counted, output.contributions)
+            for i, prompt in enumerate(prompts.tolist()):
+                tokens[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
         kept = {key: inputs[key] for key in ("prompts", "texts", "turns", "pieces")}
         return {**kept, "logits": logits.cpu(), "tokens": tokens}
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
@@ -22,7 +21,7 @@ from transformers.utils.hub import cached_file
 
 from .files_ir3de import CONFIG, STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import probabilities
-from .specs_ir3de import check_expert_name
+from .specs_ir3de import check_expert_name, is_number
 from .statistics_ir3de import KINDS, DomainStatistics, one_thread, read_header, total
 from .token_router_ir3de import ridge
 
@@ -217,7 +216,7 @@ class SecondOpinion:
 
     def _check(self) -> None:
         for name, value in {"regularization": self.regularization, "temperature": 1, **self.calibration}.items():
-            if not _is_number(value) or not (value >= 0 if name == "spread" else value > 0):
+            if not is_number(value) or not (value >= 0 if name == "spread" else value > 0):
                 raise ValueError(f"`{name}` of a second opinion must be a number above 0, got {value!r}.")
         if unknown := self.calibration.keys() - {"temperature", "spread"}:
             raise ValueError(f"`calibration` has `temperature` and `spread`, got {sorted(unknown)} too.")
@@ -334,10 +333,6 @@ def _with_ones(vectors: torch.Tensor) -> torch.Tensor:
     return F.pad(vectors, (0, 1), value=1.0)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _load_encoder(name: str, revision: str | None) -> Encode:
     """A sentence-transformers model as a function, without code or pickled weights of its repository."""
     try:
@@ -385,13 +380,13 @@ def _are_experts(value: Any) -> bool:
 
 
 def _is_vector(value: Any) -> bool:
-    return isinstance(value, list) and 1 <= len(value) < _MOST_COLUMNS and all(map(_is_number, value))
+    return isinstance(value, list) and 1 <= len(value) < _MOST_COLUMNS and all(map(is_number, value))
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "encoder": lambda value: isinstance(value, str) and bool(value),
     "encoder_revision": lambda value: value is None or isinstance(value, str),
-    "regularization": _is_number,
+    "regularization": is_number,
     "calibration": lambda value: isinstance(value, dict),
     "experts": _are_experts,
     "probe": _is_vector,

@@ -215,7 +215,6 @@ class StatisticsCollector:
         Raises:
             ValueError: an id lies outside the vocabulary; nothing has been added.
         """
-        check_token_ids(token_ids, len(self.features))
         self._count(token_ids, lengths)
         for _, input_ids, mask in padded_batches(token_ids.to(self.prompts.device), lengths.to(self.prompts.device)):
             X = torch.ones(len(input_ids), len(self.prompts), dtype=torch.float64, device=self.prompts.device)

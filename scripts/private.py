@@ -14,7 +14,7 @@ import secrets
 
 import torch
 
-from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
+from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, check_token_ids
 
 SHARE = 1 << 20  # a prompt's counts sum to this, in whole numbers so that they add exactly
 SENSITIVITY = 2 * math.sqrt(2)
@@ -51,6 +51,7 @@ class PrivateCollector(StatisticsCollector):
 
     def _count(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
         """A prompt's tokens share one token's weight, and in which prompts tokens occur is not counted at all."""
+        check_token_ids(token_ids, len(self.features))
         self.counts.index_add_(0, token_ids, (SHARE // lengths).repeat_interleave(lengths))
 
     def _rows(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -80,14 +80,15 @@ class Policy(NamedTuple):
         if self.cost_weight > 0:
             worth = p - self.cost_weight * torch.tensor([costs[name] for name in names], dtype=p.dtype)
         order = _ranks(worth, self.top_n)
-        chosen = order[:, :1]
-        if len(p) > len(turns):
-            followed = torch.tensor(self._follow(worth, chosen.squeeze(1).tolist(), turns)).unsqueeze(1)
-            last = torch.tensor(turns).cumsum(0) - 1
-            p, order, chosen = p[last], order[last], followed
-        fields = (chosen, p.gather(1, chosen), order, p.gather(1, order))
-        rows = zip(*(field.tolist() for field in fields), strict=True)
-        return [self._record(names, chosen, score, *ranking) for [chosen], [score], *ranking in rows]
+        if len(p) == len(turns):
+            rows = zip(order.tolist(), p.gather(1, order).tolist(), strict=True)
+            return [self._record(names, ranks[0], scores[0], ranks, scores) for ranks, scores in rows]
+        chosen = self._follow(worth, order[:, 0].tolist(), turns)
+        last = torch.tensor(turns).cumsum(0) - 1
+        p, order = p[last], order[last]
+        scores = p.gather(1, torch.tensor(chosen).unsqueeze(1)).squeeze(1)
+        fields = [field.tolist() for field in (scores, order, p.gather(1, order))]
+        return [self._record(names, index, *row) for index, *row in zip(chosen, *fields, strict=True)]
 
     def unsure(self, p: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """Which rows of `p`, `(rows, D)`, score less than `second_below` among the experts that may be chosen."""

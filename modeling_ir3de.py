@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +32,7 @@ from .statistics_ir3de import (
     DOCUMENTS,
     DomainStatistics,
     StatisticsCollector,
+    batches,
     check_token_ids,
     fingerprint,
     one_thread,
@@ -55,7 +56,7 @@ class IR3DEOutput(ModelOutput):
         logits (`torch.Tensor` of shape `(batch, domains)`): scores of the domains, float64; the arg max is the route
             and the softmax a distribution over the experts.
         entropies (`torch.Tensor` of shape `(batch, tokens)`, *optional*): in nats, +inf for padding.
-        votes (`torch.Tensor` of shape `(batch, tokens)`, *optional*): each token's arg max.
+        votes (`torch.Tensor` of shape `(batch, tokens)`, *optional*): each token's arg max, -1 for padding.
         counted (`torch.Tensor` of shape `(batch, tokens)`, *optional*): true for the tokens that decided.
         contributions (`torch.Tensor` of shape `(batch, tokens, domains)`, *optional*): what each token adds to each
             domain. Over the tokens they sum to the logits where a mean decides, and to their softmax where tokens vote.
@@ -137,52 +138,56 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             ValueError: a prompt has no tokens, a token id has no embedding, or an option is out of range.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        variant, num_votes = self._checked(input_ids, mask, variant, num_votes)
+        token_ids, lengths = input_ids[mask], mask.sum(dim=1)
+        variant, num_votes = self._checked(token_ids, lengths, variant, num_votes)
         if labels is None:
-            table, ids = self.token_table(variant), input_ids
+            table, ids = self.token_table(variant), token_ids
         else:  # a table of this batch's tokens alone, through which gradients flow to W
-            token_ids, ids = input_ids.unique(return_inverse=True)
+            token_ids, ids = token_ids.unique(return_inverse=True)
             logits = self._token_logits(token_ids, variant)
             table = TokenTable(logits, entropy(logits))
-        selection = select(table, ids, mask, variant, num_votes)
+        selection = select(table, ids, lengths, variant, num_votes)
         output = IR3DEOutput(logits=selection.logits)
         if labels is not None and variant in MEANS:
             output.loss = F.cross_entropy(selection.logits, labels)
         elif labels is not None:
-            output.loss = F.cross_entropy(table.logits[ids[mask]], labels.unsqueeze(1).expand_as(ids)[mask])
+            output.loss = F.cross_entropy(table.logits[ids], labels.repeat_interleave(lengths))
         if output_tokens:
-            output.entropies = table.entropies[ids].masked_fill(~mask, torch.inf)
-            output.votes = table.logits[ids].argmax(dim=2)
-            output.counted = selection.counted
-            output.contributions = contributions(table, ids, mask, variant, selection)
+            added = contributions(table, ids, lengths, variant, selection.counted)
+            output.entropies = _padded(table.entropies[ids], mask, torch.inf)
+            output.votes = _padded(table.logits[ids].argmax(dim=1), mask, -1)
+            output.counted = _padded(selection.counted, mask, False)
+            output.contributions = _padded(added, mask, 0)
         return output
 
     def route(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, variant: str | None = None, num_votes: int | None = None
+        self, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str | None = None, num_votes: int | None = None
     ) -> torch.Tensor:
-        """The `logits` of [`IR3DEModel.forward`] alone, for which a single prompt need not wait for the rest.
+        """The `logits` of [`IR3DEModel.forward`] for prompts of any lengths, without padding.
 
         Args:
-            input_ids (`torch.Tensor` of shape `(batch, tokens)`): token ids, padded on either side.
-            mask (`torch.Tensor` of shape `(batch, tokens)`): bool, false for padding.
+            token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
+            lengths (`torch.Tensor` of shape `(batch,)`): tokens of each prompt.
             variant (`str`, *optional*): instead of the config's.
             num_votes (`int`, *optional*): instead of the config's.
 
         Raises:
             ValueError: a prompt has no tokens, a token id has no embedding, or an option is out of range.
         """
-        variant, num_votes = self._checked(input_ids, mask, variant, num_votes)
-        return select(self.token_table(variant), input_ids, mask, variant, num_votes).logits
+        variant, num_votes = self._checked(token_ids, lengths, variant, num_votes)
+        table = self.token_table(variant)
+        return torch.cat([select(table, *part, variant, num_votes).logits for part in batches(token_ids, lengths)])
 
     def _checked(
-        self, input_ids: torch.Tensor, mask: torch.Tensor, variant: str | None, num_votes: int | None
+        self, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str | None, num_votes: int | None
     ) -> tuple[str, int]:
         """How a batch is routed, once that and the batch have been checked."""
-        variant = self.config.variant if variant is None else variant
-        num_votes = self.config.num_votes if num_votes is None else num_votes
+        config = self.config
+        variant = config.variant if variant is None else variant
+        num_votes = config.num_votes if num_votes is None else num_votes
         check_choice(variant, num_votes)
-        check_token_ids(input_ids, self.config.vocab_size)
-        check_not_empty(mask)
+        check_not_empty(lengths)
+        check_token_ids(token_ids, config.vocab_size)
         return variant, num_votes
 
     def token_table(self, variant: str | None = None) -> TokenTable:
@@ -200,8 +205,9 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
                 logits = torch.cat([self._token_logits(slice(start, start + _CHUNK), variant) for start in starts])
             return TokenTable(logits, entropy(logits))
 
+        weights = [router.weight] if router.bias is None else [router.weight, router.bias]
         lexicon = [] if variant != "prompt" or self.lexicon is None else [self.lexicon.weight]
-        return self._derive("prompts" if variant == "prompt" else "tokens", make, router.parameters(), *lexicon)  # type: ignore[no-any-return]
+        return self._derive("prompts" if variant == "prompt" else "tokens", make, weights, *lexicon)  # type: ignore[no-any-return]
 
     def _token_logits(self, token_ids: torch.Tensor | slice, variant: str) -> torch.Tensor:
         """What tokens say of each domain, of shape `(tokens, domains)`."""
@@ -217,14 +223,13 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         return self._derive("features", lambda: self.config.features.prepare(self.embed_tokens.weight.detach()))  # type: ignore[no-any-return]
 
     def _derive(
-        self, name: str, make: Callable[[], Any], weights: Iterable[torch.Tensor] = (), *tables: torch.Tensor
+        self, name: str, make: Callable[[], Any], weights: Sequence[torch.Tensor] = (), *tables: torch.Tensor
     ) -> Any:
         """Something computed from E, other tables as large, and small weights, kept until one of them changes.
 
         Weights may change by whatever means; of tables, which are too large to compare, torch must know.
         """
         state = [(table.data_ptr(), table._version, table.device) for table in (self.embed_tokens.weight, *tables)]
-        weights = list(weights)
         kept = self._derived.get(name)
         if kept is None or kept[0] != state or not all(map(torch.equal, kept[1], weights)):
             # The tables are kept too, so that no other one can come to lie where they did.
@@ -588,11 +593,18 @@ def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
     return router
 
 
-def check_not_empty(mask: torch.Tensor) -> None:
-    """Raises ValueError where a prompt of the batch has no tokens: `mask` is of shape `(batch, tokens)`."""
-    empty = (~mask.any(dim=1)).nonzero()
-    if len(empty):
-        raise ValueError(f"Prompt {int(empty[0])} of the batch has no tokens, only padding: nothing to route on.")
+def check_not_empty(lengths: torch.Tensor) -> None:
+    """Raises ValueError where one of the prompts of these lengths has no tokens."""
+    if len(lengths) and not int(lengths.min()):
+        empty = lengths.tolist().index(0)
+        raise ValueError(f"Prompt {empty} of the batch has no tokens, only padding: nothing to route on.")
+
+
+def _padded(values: torch.Tensor, mask: torch.Tensor, fill: float) -> torch.Tensor:
+    """Values of each token, one prompt after another, where the mask is true; elsewhere `fill`."""
+    full = values.new_full((*mask.shape, *values.shape[1:]), fill)
+    full[mask] = values
+    return full
 
 
 def feature_space(tokenizer: Any, embeddings: torch.Tensor, features: FeatureMap) -> str:

@@ -20,7 +20,6 @@ from .options_ir3de import check_options, generation_options, nearest
 from .prompts_ir3de import Prompt, check_prompt, text_of, with_prompt
 from .route_selector_ir3de import probabilities
 from .second_opinion_ir3de import BELOW, SecondOpinion, combined
-from .statistics_ir3de import padded_batches
 
 TASK = "ir3de-routing"
 # What config.json says, so that `pipeline` finds this file in a repository.
@@ -249,7 +248,7 @@ class IR3DERoutingPipeline(Pipeline):
             "turns": [len(texts) for texts in turns],
             "pieces": pieces,
             "token_ids": torch.from_numpy(np.fromiter(chain.from_iterable(token_ids), dtype=np.int64)),
-            "lengths": torch.tensor([len(ids) for ids in token_ids]),
+            "lengths": torch.from_numpy(np.array([len(ids) for ids in token_ids], dtype=np.int64)),
         }
 
     def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> dict[str, Any]:
@@ -264,20 +263,14 @@ class IR3DERoutingPipeline(Pipeline):
         self, inputs: dict[str, Any], explain: bool = False, **choice: Any
     ) -> dict[str, Any]:
         """Routes all turns together: `logits`, and to explain what `forward` says of each token."""
-        lengths = inputs["lengths"]
-        logits = torch.empty(len(lengths), len(self.model.config.experts), dtype=torch.float64, device=lengths.device)
-        tokens: list[Any] = [None] * len(lengths)
-        for prompts, input_ids, mask in padded_batches(inputs["token_ids"], lengths):
-            if not explain:
-                logits[prompts] = self.model.route(input_ids, mask, **choice)
-                continue
-            output = self.model(input_ids, mask, output_tokens=True, **choice)
-            logits[prompts] = output.logits
+        token_ids, lengths = inputs["token_ids"], inputs["lengths"]
+        tokens: list[Any] = []
+        for ids in token_ids.split(lengths.tolist()) if explain else ():
+            output = self.model(ids[None], output_tokens=True, **choice)
             fields = (output.entropies, output.votes, output.counted, output.contributions)
-            for i, prompt in enumerate(prompts.tolist()):
-                tokens[prompt] = [field[i, : lengths[prompt]].tolist() for field in fields]
+            tokens.append([field[0].tolist() for field in fields])
         kept = {key: inputs[key] for key in ("prompts", "texts", "turns", "pieces")}
-        return {**kept, "logits": logits.cpu(), "tokens": tokens}
+        return {**kept, "logits": self.model.route(token_ids, lengths, **choice).cpu(), "tokens": tokens}
 
     def postprocess(  # type: ignore[override]
         self,

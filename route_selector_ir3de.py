@@ -1,6 +1,6 @@
 """Section 3.2: from what each token says to what the prompt says.
 
-Shapes: B prompts, T tokens, K tokens that may vote, D domains. Padding has mask 0, entropy +inf, and never counts.
+Prompts lie one after another, without padding. Shapes: B prompts, N tokens of all, K of them that vote, D domains.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .statistics_ir3de import mean_weights, prompt_weights, weighted_sums
+from .statistics_ir3de import mean_weights, prompt_weights, prompts_of, weighted_sums
 
-MEANS = ("avg", "prompt")  # variants in which a weighted sum of the tokens decides; in the others tokens vote
+_WEIGHTS = {"avg": mean_weights, "prompt": prompt_weights}
+MEANS = tuple(_WEIGHTS)  # variants in which a weighted sum of the tokens decides; in the others tokens vote
 
 
 class TokenTable(NamedTuple):
@@ -34,46 +35,55 @@ class Selection(NamedTuple):
 
     Args:
         logits (`torch.Tensor` of shape `(B, D)`): float64; the arg max is the route.
-        counted (`torch.Tensor` of shape `(B, T)`): true for the tokens that decided.
+        counted (`torch.Tensor` of shape `(N,)`): true for the tokens that decided.
     """
 
     logits: torch.Tensor
     counted: torch.Tensor
 
 
-def select(table: TokenTable, input_ids: torch.Tensor, mask: torch.Tensor, variant: str, num_votes: int) -> Selection:
+def select(
+    table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str, num_votes: int
+) -> Selection:
     """Routes prompts by the token table.
 
     Args:
         table ([`TokenTable`]): of the variant's W.
-        input_ids (`torch.Tensor` of shape `(B, T)`): rows of the table.
-        mask (`torch.Tensor` of shape `(B, T)`): true where there is a token; at least one a prompt.
+        token_ids (`torch.Tensor` of shape `(N,)`): rows of the table, of one prompt after another.
+        lengths (`torch.Tensor` of shape `(B,)`): tokens of each prompt, at least 1.
         variant (`str`): `"top-k"`, `"all"`, `"avg"` or `"prompt"`.
         num_votes (`int`): k of `"top-k"`.
     """
+    counted = torch.ones_like(token_ids, dtype=torch.bool)
     if variant in MEANS:
-        return Selection(weighted_sums(table.logits, input_ids, _weights(input_ids, mask, variant)).double(), mask)
-    voters, counts = most_certain(table.entropies[input_ids], mask, num_votes if variant == "top-k" else mask.shape[1])
-    logits = vote_logits(table.logits[input_ids.gather(1, voters)], counts)
-    return Selection(logits, torch.zeros_like(mask).scatter(1, voters, counts))
+        weights = _WEIGHTS[variant](token_ids, lengths)
+        return Selection(weighted_sums(table.logits, token_ids, lengths, weights).double(), counted)
+    prompts = prompts_of(token_ids, lengths)
+    if variant == "top-k":
+        counted = most_certain(table.entropies[token_ids], prompts, num_votes)
+    return Selection(vote_logits(table.logits[token_ids[counted]], prompts[counted], len(lengths)), counted)
 
 
 def contributions(
-    table: TokenTable, input_ids: torch.Tensor, mask: torch.Tensor, variant: str, selection: Selection
+    table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str, counted: torch.Tensor
 ) -> torch.Tensor:
     """What each token adds to each domain.
 
+    Args:
+        table, token_ids, lengths, variant: of `select`.
+        counted (`torch.Tensor` of shape `(N,)`): that it returned.
+
     Returns:
-        `torch.Tensor` of shape `(B, T, D)`, float64. The sum over the tokens is `selection.logits` where a weighted sum
+        `torch.Tensor` of shape `(N, D)`, float64. The sum over a prompt's tokens is its logits where a weighted sum
         decides, and their softmax, the shares of the vote, where tokens vote.
     """
-    token_logits = table.logits[input_ids].double()
+    token_logits = table.logits[token_ids].double()
     if variant in MEANS:
-        return token_logits * _weights(input_ids, mask, variant).unsqueeze(2)
-    voters = selection.counted.double().unsqueeze(2)
-    total = voters.sum(dim=1, keepdim=True)
-    votes = F.one_hot(token_logits.argmax(dim=2), token_logits.shape[2])
-    return voters * (votes + token_logits.softmax(dim=2) / total) / (total + 1)
+        return token_logits * _WEIGHTS[variant](token_ids, lengths).unsqueeze(1)
+    prompts = prompts_of(token_ids, lengths)
+    total = prompts[counted].bincount(minlength=len(lengths))[prompts].unsqueeze(1)
+    votes = F.one_hot(token_logits.argmax(dim=1), token_logits.shape[1])
+    return counted.unsqueeze(1) * (votes + token_logits.softmax(dim=1) / total) / (total + 1)
 
 
 def probabilities(logits: torch.Tensor, temperature: float = 1.0, spread: float = 0.0) -> torch.Tensor:
@@ -89,27 +99,25 @@ def probabilities(logits: torch.Tensor, temperature: float = 1.0, spread: float 
     return (logits / scale).softmax(dim=1)
 
 
-def _weights(input_ids: torch.Tensor, mask: torch.Tensor, variant: str) -> torch.Tensor:
-    return prompt_weights(input_ids, mask) if variant == "prompt" else mean_weights(mask)
-
-
-def most_certain(entropies: torch.Tensor, mask: torch.Tensor, num_votes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The min(k, T) tokens of lowest entropy; of equal ones, the earlier.
+def most_certain(entropies: torch.Tensor, prompts: torch.Tensor, num_votes: int) -> torch.Tensor:
+    """The k tokens of lowest entropy of each prompt, or all where there are fewer; of equal ones, the earlier.
 
     Args:
-        entropies (`torch.Tensor` of shape `(B, T)`): of each token's softmax.
-        mask (`torch.Tensor` of shape `(B, T)`): true where there is a token.
+        entropies (`torch.Tensor` of shape `(N,)`): of each token's softmax.
+        prompts (`torch.Tensor` of shape `(N,)`): index of each token's prompt, ascending.
         num_votes (`int`): k.
 
     Returns:
-        positions (`torch.Tensor` of shape `(B, K)`), and a mask of the same shape, false where a prompt has fewer
-        than K tokens.
+        `torch.Tensor` of shape `(N,)`: true for those tokens.
     """
-    values, positions = entropies.masked_fill(~mask, torch.inf).sort(dim=1, stable=True)
-    return positions[:, :num_votes], values[:, :num_votes].isfinite()
+    order = entropies.argsort(stable=True)
+    order = order[prompts[order].argsort(stable=True)]  # by prompt, and in it by entropy
+    places = torch.arange(len(order), device=order.device)
+    ranks = places - torch.searchsorted(prompts, prompts)  # sorted tokens of a prompt lie where its tokens lie
+    return torch.empty_like(prompts, dtype=torch.bool).scatter_(0, order, ranks < num_votes)
 
 
-def vote_logits(token_logits: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def vote_logits(token_logits: torch.Tensor, prompts: torch.Tensor, number: int) -> torch.Tensor:
     """Each token that counts votes for its arg max.
 
     The share of domain d is (votes_d + p_d) / (votes + 1), p_d the mean softmax of the voters. As every p_d lies
@@ -117,14 +125,15 @@ def vote_logits(token_logits: torch.Tensor, counted: torch.Tensor) -> torch.Tens
     shares add up to 1.
 
     Args:
-        token_logits (`torch.Tensor` of shape `(B, K, D)`): of the tokens that may vote.
-        counted (`torch.Tensor` of shape `(B, K)`): which of them do; at least one a prompt.
+        token_logits (`torch.Tensor` of shape `(K, D)`): of the tokens that vote.
+        prompts (`torch.Tensor` of shape `(K,)`): index of each one's prompt.
+        number (`int`): B, of prompts; each has at least one token that votes.
 
     Returns:
         `torch.Tensor` of shape `(B, D)`, float64: logarithms of the shares.
     """
-    total = counted.sum(dim=1, keepdim=True)
-    votes = counted.new_zeros(len(counted), token_logits.shape[2], dtype=torch.float64)
-    votes.scatter_add_(1, token_logits.argmax(dim=2), counted.double())
-    p = (token_logits.softmax(dim=2) * counted.unsqueeze(2)).sum(dim=1, dtype=torch.float64) / total
+    total = prompts.bincount(minlength=number).unsqueeze(1)
+    votes = total.new_zeros(number, token_logits.shape[1], dtype=torch.float64)
+    p = votes.clone().index_add_(0, prompts, token_logits.softmax(dim=1).double()) / total
+    votes.index_put_((prompts, token_logits.argmax(dim=1)), votes.new_ones(()), accumulate=True)
     return ((votes + p) / (total + 1)).log()

@@ -27,8 +27,7 @@ from safetensors.torch import save_file
 FORMAT = "ir3de-statistics-1"
 KINDS = ("tokens", "prompts")  # of rows
 DOCUMENTS = "documents"  # how a file names the number of prompts that each token occurs in
-_PAIRS = 1 << 14  # of tokens, up to which comparing all of them is faster than sorting
-_PADDED_TOKENS = 1 << 18  # of a batch, padding included
+_BATCH_TOKENS, _BATCH_PROMPTS = 1 << 16, 1 << 12  # that are worked on at a time
 _CHUNK = 8192  # rows of the vocabulary that are hashed at a time
 _GRAM_ROWS, _GRAM_COLUMNS = 2048, 160  # of the vocabulary, widened to float64, and of A, that are multiplied at a time
 _BLOCK = 256  # rows and columns of a matrix that are mirrored at a time
@@ -68,9 +67,14 @@ def count_documents(token_ids: torch.Tensor, lengths: torch.Tensor, vocab_size: 
     Returns:
         `torch.Tensor` of shape `(V,)`, int64: exact, so counts of parts add up in any order.
     """
-    prompts = torch.arange(len(lengths)).repeat_interleave(lengths)
-    distinct = (prompts * vocab_size + token_ids).unique()
+    distinct = (prompts_of(token_ids, lengths) * vocab_size + token_ids).unique()
     return torch.bincount(distinct % vocab_size, minlength=vocab_size)
+
+
+def prompts_of(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The index of each token's prompt; shapes as in `prompt_weights`."""
+    prompts = torch.arange(len(lengths), device=lengths.device)
+    return prompts.repeat_interleave(lengths, output_size=len(token_ids))
 
 
 def check_token_ids(token_ids: torch.Tensor, vocab_size: int) -> None:
@@ -120,69 +124,62 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def mean_weights(mask: torch.Tensor) -> torch.Tensor:
-    """Weights of a prompt's tokens whose weighted sum is their mean; `mask` and result are of shape `(B, T)`."""
-    return mask / mask.sum(dim=1, keepdim=True)
+def mean_weights(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Weights of prompts' tokens whose weighted sums are their means; shapes as in `prompt_weights`."""
+    return lengths.float().reciprocal().repeat_interleave(lengths, output_size=len(token_ids))
 
 
-def prompt_weights(input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Weights of a prompt's tokens whose weighted sum is its row: sum_v w_v phi_v / sqrt(sum_v w_v^2).
+def prompt_weights(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Weights of prompts' tokens whose weighted sums are their rows: sum_v w_v phi_v / sqrt(sum_v w_v^2).
 
-    v runs over the prompt's distinct tokens and w_v = 1 + ln(count of v), so that repetition counts, but less and less.
+    v runs over a prompt's distinct tokens and w_v = 1 + ln(count of v), so that repetition counts, but less and less.
     The norm needs the weights alone; it is the length that the row has if its tokens are orthogonal and of length one.
-
-    Args:
-        input_ids (`torch.Tensor` of shape `(B, T)`): token ids.
-        mask (`torch.Tensor` of shape `(B, T)`): true where there is a token; at least one a prompt.
-
-    Returns:
-        `torch.Tensor` of shape `(B, T)`, float32: occurrences of one token share its weight, padding has none.
-    """
-    counts = _occurrences(input_ids.masked_fill(~mask, -1))
-    w = (1 + torch.arange(input_ids.shape[1] + 1, device=mask.device).double().log())[counts] * mask
-    norms = (w.square() / counts).sum(dim=1, keepdim=True).sqrt()
-    return (w / counts / norms).float()
-
-
-def _occurrences(ids: torch.Tensor) -> torch.Tensor:
-    """How often the id at each place occurs in its row; `ids` and result are of shape `(B, T)`."""
-    if ids.numel() * ids.shape[1] <= _PAIRS:
-        return (ids.unsqueeze(1) == ids.unsqueeze(2)).sum(dim=2)
-    ordered, positions = ids.sort(dim=1)
-    starts = torch.ones_like(ids, dtype=torch.bool)  # of runs of one id
-    torch.ne(ordered[:, 1:], ordered[:, :-1], out=starts[:, 1:])
-    runs = starts.flatten().cumsum(0) - 1
-    return torch.empty_like(ids).scatter_(1, positions, runs.bincount()[runs].view_as(ids))
-
-
-def padded_batches(
-    token_ids: torch.Tensor, lengths: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Splits prompts of any lengths into as few padded batches as memory allows, like lengths together.
 
     Args:
         token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
         lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt, at least 1.
 
-    Yields:
-        indices of the prompts in a batch, its `input_ids` and its `mask`, padded on the right.
+    Returns:
+        `torch.Tensor` of shape `(sum of lengths,)`, float32: occurrences of one token in a prompt share its weight.
     """
-    if len(lengths) == 1:  # a single prompt, for which the bookkeeping would cost more than the route
-        yield torch.zeros_like(lengths), token_ids[None], torch.ones_like(token_ids[None], dtype=torch.bool)
-        return
-    starts = lengths.cumsum(0) - lengths
-    rest = lengths.argsort(descending=True)
-    while len(rest):
-        longest = int(lengths[rest[0]])
-        prompts, rest = rest.tensor_split([max(1, _PADDED_TOKENS // longest)])
-        positions = torch.arange(longest, device=lengths.device)
-        mask = positions < lengths[prompts, None]
-        yield prompts, token_ids[(starts[prompts, None] + positions).clamp(max=len(token_ids) - 1)], mask
+    alone = len(lengths) == 1  # a single prompt, for which the bookkeeping of many would take longer than its route
+    keys = token_ids if alone else prompts_of(token_ids, lengths) * _MOST_TOKENS + token_ids
+    keys, places, counts = keys.unique(return_inverse=True, return_counts=True)
+    w = 1 + counts.double().log()
+    if alone:
+        norms = w.norm()
+    else:
+        prompts = keys.div(_MOST_TOKENS, rounding_mode="floor")
+        norms = w.new_zeros(len(lengths)).index_add_(0, prompts, w * w).sqrt()[prompts]
+    return (w / counts / norms).float()[places]  # type: ignore[no-any-return]
 
 
-def weighted_sums(table: torch.Tensor, input_ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Weighted sums of a table's rows: `(V, D)` by ids and weights of shape `(B, T)` to `(B, D)`."""
-    return F.embedding_bag(input_ids, table, per_sample_weights=weights, mode="sum")
+def batches(token_ids: torch.Tensor, lengths: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Splits prompts, one after another, into parts of bounded size, each at least one prompt.
+
+    Args:
+        token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
+        lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt.
+
+    Yields:
+        the `token_ids` and `lengths` of a part.
+    """
+    while len(token_ids) > _BATCH_TOKENS or len(lengths) > _BATCH_PROMPTS:
+        ends = lengths[:_BATCH_PROMPTS].cumsum(0)
+        prompts = max(1, int((ends <= _BATCH_TOKENS).sum()))
+        if prompts == len(lengths):
+            break
+        tokens = int(ends[prompts - 1])
+        yield token_ids[:tokens], lengths[:prompts]
+        token_ids, lengths = token_ids[tokens:], lengths[prompts:]
+    yield token_ids, lengths
+
+
+def weighted_sums(
+    table: torch.Tensor, token_ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """For each prompt the weighted sum of its tokens' rows of a table: of shape `(V, D)` to `(prompts, D)`."""
+    return F.embedding_bag(token_ids, table, lengths.cumsum(0) - lengths, mode="sum", per_sample_weights=weights)
 
 
 class StatisticsCollector:
@@ -216,18 +213,18 @@ class StatisticsCollector:
             ValueError: an id lies outside the vocabulary; nothing has been added.
         """
         self._count(token_ids, lengths)
-        for _, input_ids, mask in padded_batches(token_ids.to(self.prompts.device), lengths.to(self.prompts.device)):
-            X = torch.ones(len(input_ids), len(self.prompts), dtype=torch.float64, device=self.prompts.device)
-            X[:, :-1] = self._rows(input_ids, mask)
+        for part in batches(token_ids.to(self.prompts.device), lengths.to(self.prompts.device)):
+            X = torch.ones(len(part[1]), len(self.prompts), dtype=torch.float64, device=self.prompts.device)
+            X[:, :-1] = self._rows(*part)
             self.prompts.addmm_(X.T, X)
 
     def _count(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
         self.counts += count_tokens(token_ids, len(self.features))
         self.documents += count_documents(token_ids, lengths, len(self.features))
 
-    def _rows(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Rows of prompts, of shape `(B, F)`, from ids and a mask of shape `(B, T)`."""
-        return weighted_sums(self._placed, input_ids, prompt_weights(input_ids, mask))
+    def _rows(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Rows of prompts, of shape `(prompts, F)`."""
+        return weighted_sums(self._placed, token_ids, lengths, prompt_weights(token_ids, lengths))
 
     @property
     def statistics(self) -> DomainStatistics:

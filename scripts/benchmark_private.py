@@ -21,7 +21,7 @@ from ir3de.route_selector_ir3de import select
 from ir3de.scripts.data import add_data_arguments, read_rows
 from ir3de.scripts.private import SHARE, PrivateCollector, release
 from ir3de.scripts.sources import load_source, quickstart_source
-from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, gram_from_counts, padded_batches
+from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, batches, gram_from_counts
 
 DELTA = 1e-6
 PLAIN, BOUNDED = "plain", "bounded"  # no private mode; its bounds without its noise
@@ -110,8 +110,8 @@ class Bench:
         table, recalls = self.router.token_table(), []
         for index, prompts in enumerate(self.test.values()):
             right = sum(
-                int((select(table, ids, mask, "prompt", 1).logits.argmax(dim=1) == index).sum())
-                for _, ids, mask in padded_batches(*prompts)
+                int((select(table, *part, "prompt", 1).logits.argmax(dim=1) == index).sum())
+                for part in batches(*prompts)
             )
             recalls.append(right / len(prompts[1]))
         return mean(recalls)

@@ -17,10 +17,10 @@ from ir3de.statistics_ir3de import (
     FORMAT,
     KINDS,
     StatisticsCollector,
+    batches,
     count_tokens,
     fingerprint,
     gram_from_counts,
-    padded_batches,
     prompt_weights,
     total,
 )
@@ -124,24 +124,23 @@ def test_a_refused_prompt_leaves_the_collector_as_it_was() -> None:
     assert same(collector.statistics, before)
 
 
-def test_weights_of_a_prompts_tokens_ignore_padding_on_either_side() -> None:
-    ids = torch.tensor([[5, 6, 5, 0, 0], [0, 0, 5, 6, 5]])
-    mask = torch.tensor([[1, 1, 1, 0, 0], [0, 0, 1, 1, 1]], dtype=torch.bool)
+def test_weights_of_a_prompts_tokens_are_those_it_has_alone() -> None:
     twice, once = 1 + math.log(2), 1.0
     norm = math.hypot(twice, once)
     expected = [twice / 2 / norm, once / norm, twice / 2 / norm]
-    got = prompt_weights(ids, mask)
-    torch.testing.assert_close(got, torch.tensor([[*expected, 0, 0], [0, 0, *expected]]))
+    got = prompt_weights(torch.tensor([5, 6, 5, 6, 5, 6, 5]), torch.tensor([3, 1, 3]))
+    torch.testing.assert_close(got, torch.tensor([*expected, 1.0, *expected]))
 
 
-def test_batches_cover_every_prompt_once() -> None:
-    lengths = torch.tensor([3, 70_000, 1, 2, 70_000, 3, 300_000, 1])
-    ids = torch.cat([torch.full((int(n),), i) for i, n in enumerate(lengths)])
-    seen: dict[int, list[int]] = {}
-    for prompts, input_ids, mask in padded_batches(ids, lengths):
-        assert input_ids.numel() <= 1 << 18 or len(prompts) == 1
-        seen.update({int(p): input_ids[i][mask[i]].tolist() for i, p in enumerate(prompts)})
-    assert seen == {i: [i] * int(n) for i, n in enumerate(lengths)}
+def test_batches_cover_every_prompt_once_in_order() -> None:
+    lengths = torch.tensor([3, 70_000, 1, 2, *[1] * 5000, 70_000, 3, 300_000, 1])
+    ids = torch.arange(len(lengths)).repeat_interleave(lengths)
+    parts = list(batches(ids, lengths))
+    assert torch.equal(torch.cat([part for part, _ in parts]), ids)
+    assert torch.equal(torch.cat([numbers for _, numbers in parts]), lengths)
+    for part, numbers in parts:
+        assert len(part) == int(numbers.sum())
+        assert len(numbers) == 1 or (len(part) <= 1 << 16 and len(numbers) <= 1 << 12)
 
 
 def test_unions_do_not_care_for_order_grouping_or_repetition() -> None:

@@ -102,18 +102,21 @@ def solve(
     Raises:
         ValueError: A + lambda I is not positive definite in float64.
     """
-    weighted = [_weigh(A_d, balance) for A_d in grams]
-    A = sum(weighted[1:], weighted[0])
+    A, B = sums(grams, balance)
+    return ridge(A if noise is None else A + noise, B, regularization, bias, normalize_columns)
+
+
+def sums(grams: Iterable[torch.Tensor], balance: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """A of shape `(F + 1, F + 1)` and B of shape `(F + 1, D)` over all domains, from what `solve` takes."""
+    weighted = [A_d / A_d[-1, -1] if balance else A_d for A_d in grams]
     B = torch.stack([A_d[:, -1] for A_d in weighted], dim=1)  # one-hot labels: b_d = X_d^T 1
-    if noise is not None:
-        A = A + noise
-    return ridge(A, B, regularization, bias, normalize_columns)
+    return sum(weighted[1:], weighted[0]), B
 
 
 def ridge(
     A: torch.Tensor, B: torch.Tensor, regularization: float, bias: bool = True, normalize_columns: bool = False
 ) -> torch.Tensor:
-    """W from A of shape `(F + 1, F + 1)` and B of shape `(F + 1, D)` over all domains; the rest is as in `solve`."""
+    """W from A and B of `sums`; the rest is as in `solve`."""
     if not bias:
         A, B = A[:-1, :-1], B[:-1]
     # section 3.1: W* = (A + lambda I)^-1 B
@@ -144,14 +147,9 @@ def log_odds(documents: Sequence[torch.Tensor]) -> torch.Tensor:
     return logs - logs.mean(dim=1, keepdim=True)
 
 
-def mean_diagonal(grams: Iterable[torch.Tensor], balance: bool = True) -> float:
-    """Mean of the diagonal of A as `solve` sums it, the column of ones left out: the scale that lambda lives on."""
-    return float(sum(_weigh(A_d, balance).diagonal()[:-1].mean() for A_d in grams))
-
-
-def _weigh(A_d: torch.Tensor, balance: bool) -> torch.Tensor:
-    """A_d / n_d, so that every domain weighs the same, or A_d as it is."""
-    return A_d / A_d[-1, -1] if balance else A_d
+def mean_diagonal(A: torch.Tensor) -> float:
+    """Mean of the diagonal of A of shape `(F + 1, F + 1)`, the column of ones left out: the scale lambda lives on."""
+    return float(A.diagonal()[:-1].mean())
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

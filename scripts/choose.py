@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from itertools import chain
+from typing import Any, NamedTuple
 
 import torch
 from tqdm.auto import tqdm
@@ -13,14 +15,29 @@ from tqdm.auto import tqdm
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.route_selector_ir3de import TokenTable, select
 from ir3de.scripts.spool import Prompts
-from ir3de.statistics_ir3de import StatisticsCollector, count_tokens, gram_from_counts, padded_batches
-from ir3de.token_router_ir3de import entropy, log_odds, mean_diagonal, solve
+from ir3de.statistics_ir3de import StatisticsCollector, batches, count_tokens, gram_from_counts
+from ir3de.token_router_ir3de import entropy, log_odds, mean_diagonal, ridge, sums
 
 NUM_VOTES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # the paper's grid
 TOKEN_LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean diagonal of A
 PROMPT_LAMBDAS = (1e-3, 1e-2)
 TOKEN_NOISES = (0.0, 0.3, 1.0, 3.0, 10.0)
 LEXICAL_SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)  # spread of naive Bayes over that of the other scores
+
+Grids = Mapping[str, Sequence[float] | None]
+
+
+class Split(NamedTuple):
+    """
+    Prompts of each domain.
+
+    Args:
+        sample (`Mapping[str, Prompts]`): to fit on.
+        held_out (`Mapping[str, Prompts]`): to measure on; none of the sample.
+    """
+
+    sample: Mapping[str, Prompts]
+    held_out: Mapping[str, Prompts]
 
 
 @dataclass
@@ -32,23 +49,35 @@ class Candidate:
         config (`dict`): fields of [`IR3DEConfig`] that it sets.
         scores (`dict[str, torch.Tensor]`): what W says, by domain, of shape `(held-out prompts, D)`.
         bayes (`dict[str, torch.Tensor]`, *optional*): what naive Bayes says, which many candidates share.
-        recalls (`dict[str, float]`): by domain, 0 to 1.
+
+    It notes which prompts it has `right`, by domain of shape `(held-out prompts,)`.
     """
 
     config: dict[str, Any]
     scores: dict[str, torch.Tensor] = field(repr=False)
-    bayes: dict[str, torch.Tensor] | None = field(repr=False)
-    recalls: dict[str, float]
+    bayes: dict[str, torch.Tensor] | None = field(repr=False, default=None)
+    right: dict[str, torch.Tensor] = field(repr=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.right = {name: rows.argmax(dim=1) == i for i, (name, rows) in enumerate(self.logits.items())}
 
     @classmethod
-    def of(
-        cls, scores: dict[str, torch.Tensor], config: dict[str, Any], bayes: dict[str, torch.Tensor] | None = None
-    ) -> Candidate:
-        """A candidate with the recalls that its logits have."""
-        self = cls(config, scores, bayes, {})
-        for index, (name, rows) in enumerate(self.logits.items()):
-            self.recalls[name] = float((rows.argmax(dim=1) == index).double().mean())
-        return self
+    def joined(cls, parts: Sequence[Candidate]) -> Candidate:
+        """One candidate on several splits: the first's config, and the held-out prompts of all."""
+
+        def together(field: str) -> Any:
+            given = [getattr(part, field) for part in parts]
+            return given[0] and {name: torch.cat([scores[name] for scores in given]) for name in given[0]}
+
+        return cls(parts[0].config, together("scores"), together("bayes"))
+
+    def with_bayes(self, weights: Sequence[float] | None) -> list[Candidate]:
+        """One candidate for each weight of naive Bayes, by default in proportion to what the other scores spread."""
+        if self.bayes is None:
+            return [self]
+        relative = _spread(self.scores) / max(_spread(self.bayes), 1e-12)
+        weights = weights or [relative * share for share in LEXICAL_SHARES]
+        return [Candidate({**self.config, "lexical_weight": weight}, self.scores, self.bayes) for weight in weights]
 
     @property
     def logits(self) -> dict[str, torch.Tensor]:
@@ -58,15 +87,25 @@ class Candidate:
         return {name: rows + self.config["lexical_weight"] * self.bayes[name] for name, rows in self.scores.items()}
 
     @property
+    def recalls(self) -> dict[str, float]:
+        """By domain, 0 to 1."""
+        return {name: float(right.double().mean()) for name, right in self.right.items()}
+
+    @cached_property
     def macro_accuracy(self) -> float:
         """Mean recall of the domains, 0 to 1."""
-        return sum(self.recalls.values()) / len(self.recalls)
+        return sum(self.recalls.values()) / len(self.right)
 
     @property
     def standard_error(self) -> float:
         """Of the macro accuracy, from the binomial variance of each recall."""
-        variances = (r * (1 - r) / len(self.scores[name]) for name, r in self.recalls.items())
-        return math.sqrt(sum(variances)) / len(self.recalls)
+        variances = (r * (1 - r) / len(self.right[name]) for name, r in self.recalls.items())
+        return math.sqrt(sum(variances)) / len(self.right)
+
+    def standard_error_to(self, other: Candidate) -> float:
+        """Of the difference to another's macro accuracy on the same prompts: those count that one alone has right."""
+        differ = ((self.right[name] != other.right[name]).double() for name in self.right)
+        return math.sqrt(sum(float(d.mean()) / len(d) for d in differ)) / len(self.right)
 
     @property
     def simplicity(self) -> tuple[float, float, float, int, float]:
@@ -81,59 +120,81 @@ class Candidate:
 def search(
     config: IR3DEConfig,
     embeddings: torch.Tensor,
-    sample: Mapping[str, Prompts],
-    held_out: Mapping[str, Prompts],
+    splits: Iterable[Split],
     variants: Sequence[str],
     **grids: Sequence[float] | None,
-) -> Iterator[Candidate]:
+) -> list[Candidate]:
     """Tries variants on the config's feature map.
 
     Args:
         config ([`IR3DEConfig`]): gives the feature map, balance, bias and normalization.
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
-        sample (`Mapping[str, Prompts]`): prompts of each domain to fit on.
-        held_out (`Mapping[str, Prompts]`): prompts of each domain to measure on.
+        splits (`Iterable[Split]`): prompts to fit on and to measure on, once or several times.
         variants (`Sequence[str]`): to try.
         grids (*optional*): `num_votes`, `lambdas` (absolute), `token_noises` and `lexical_weights` to try instead of
             the default ones.
     """
     phi = config.features.table(embeddings)
+    splits = iter(splits)
+    first = next(splits)
+    tokens_A = _token_gram(first.sample, phi) if "prompt" in variants else None
+    tried = []
+    for split in chain([first], splits):
+        of_tokens = _token_candidates(config, phi, split, variants, grids)
+        of_prompts = _prompt_candidates(config, phi, split, tokens_A, grids) if "prompt" in variants else ()
+        tried.append([*of_tokens, *of_prompts])
+    joined = (Candidate.joined(parts) for parts in zip(*tried, strict=True))
+    return [each for candidate in joined for each in candidate.with_bayes(grids.get("lexical_weights"))]
+
+
+def _token_gram(sample: Mapping[str, Prompts], phi: torch.Tensor) -> torch.Tensor:
+    """The balanced A over the token rows, for token noise: it knows no labels, so one serves all splits."""
     counts = [count_tokens(prompts.token_ids, len(phi)) for prompts in sample.values()]
+    return gram_from_counts(sum(c / c.sum() for c in counts), phi)  # type: ignore[arg-type]
+
+
+def _token_candidates(
+    config: IR3DEConfig, phi: torch.Tensor, split: Split, variants: Sequence[str], grids: Grids
+) -> Iterator[Candidate]:
+    """Those of the token rows, in the same order on every split."""
+    if set(variants) <= {"prompt"}:
+        return
+    used, held_out = _renumbered(split.held_out)
+    counts = (count_tokens(prompts.token_ids, len(phi)) for prompts in split.sample.values())
+    A, B = sums((gram_from_counts(c, phi) for c in counts), config.balance)
+    for value in grids.get("lambdas") or [mean_diagonal(A) * relative for relative in TOKEN_LAMBDAS]:
+        W = ridge(A, B, value, config.bias, config.normalize_columns)
+        table = _table(phi[used], W)
+        for variant, k in _token_choices(variants, grids.get("num_votes") or NUM_VOTES):
+            fields = {"variant": variant, "feature_map": config.feature_map, "regularization": value}
+            votes = {"num_votes": k} if variant == "top-k" else {}
+            yield Candidate({**fields, **votes}, _logits(table, held_out, variant, k))
+
+
+def _prompt_candidates(
+    config: IR3DEConfig, phi: torch.Tensor, split: Split, tokens_A: Any, grids: Grids
+) -> Iterator[Candidate]:
+    """Those of the prompt rows, in the same order on every split, before naive Bayes has a weight."""
+    used, held_out = _renumbered(split.held_out)
+    collectors = [StatisticsCollector(phi, "sample") for _ in split.sample]
+    rows = zip(collectors, split.sample.values(), strict=True)
+    for collector, prompts in tqdm(rows, f"Summing ({config.feature_map})", len(collectors), leave=False, disable=None):
+        collector.add(*prompts)
+    A, B = sums(collector.prompts for collector in collectors)
+    lexicon = log_odds([collector.documents for collector in collectors])[used].float()
+    bayes = _logits(TokenTable(lexicon, entropy(lexicon)), held_out, "prompt")
+    for noise in grids.get("token_noises") or TOKEN_NOISES:
+        for value in grids.get("lambdas") or [mean_diagonal(A) * relative for relative in PROMPT_LAMBDAS]:
+            W = ridge(A + noise * tokens_A, B, value, bias=False)
+            fields = {"variant": "prompt", "feature_map": config.feature_map, "prompt_regularization": value}
+            scores = _logits(_table(phi[used], W), held_out, "prompt")
+            yield Candidate({**fields, "token_noise": noise, "lexical_weight": 0.0}, scores, bayes)
+
+
+def _renumbered(held_out: Mapping[str, Prompts]) -> tuple[torch.Tensor, dict[str, Prompts]]:
+    """The tokens that occur, and the prompts with the places of their tokens among these."""
     used = torch.cat([prompts.token_ids for prompts in held_out.values()]).unique()
-    held_out = {name: Prompts(torch.searchsorted(used, p.token_ids), p.lengths) for name, p in held_out.items()}
-    if any(variant != "prompt" for variant in variants):
-        tokens_A = [gram_from_counts(c, phi) for c in counts]
-        scale = mean_diagonal(tokens_A, config.balance)
-        for value in grids.get("lambdas") or [scale * relative for relative in TOKEN_LAMBDAS]:
-            W = solve(tokens_A, value, config.balance, config.bias, config.normalize_columns)
-            table = _table(phi[used], W)
-            for variant, k in _token_choices(variants, grids.get("num_votes") or NUM_VOTES):
-                fields = {
-                    "variant": variant,
-                    "regularization": value,
-                    **({"num_votes": k} if variant == "top-k" else {}),
-                }
-                fields["feature_map"] = config.feature_map
-                yield Candidate.of(_logits(table, held_out, variant, k), fields)
-    if "prompt" in variants:
-        collectors = [StatisticsCollector(phi, "sample") for _ in sample]
-        rows = zip(collectors, sample.values(), strict=True)
-        for collector, prompts in tqdm(rows, f"Summing ({config.feature_map})", len(sample), leave=False, disable=None):
-            collector.add(*prompts)
-        prompts_A = [collector.prompts for collector in collectors]
-        mixed = gram_from_counts(sum(c / c.sum() for c in counts), phi)  # type: ignore[arg-type]
-        scale = mean_diagonal(prompts_A)
-        lexicon = log_odds([collector.documents for collector in collectors])[used].float()
-        bayes = _logits(TokenTable(lexicon, entropy(lexicon)), held_out, "prompt")
-        for noise in grids.get("token_noises") or TOKEN_NOISES:
-            for value in grids.get("lambdas") or [scale * relative for relative in PROMPT_LAMBDAS]:
-                W = solve(prompts_A, value, bias=False, noise=noise * mixed)
-                fields = {"variant": "prompt", "prompt_regularization": value, "token_noise": noise}
-                fields["feature_map"] = config.feature_map
-                logits = _logits(_table(phi[used], W), held_out, "prompt")
-                relative = _spread(logits) / max(_spread(bayes), 1e-12)
-                for weight in grids.get("lexical_weights") or [relative * share for share in LEXICAL_SHARES]:
-                    yield Candidate.of(logits, {**fields, "lexical_weight": weight}, bayes)
+    return used, {name: Prompts(torch.searchsorted(used, p.token_ids), p.lengths) for name, p in held_out.items()}
 
 
 def _table(phi: torch.Tensor, W: torch.Tensor) -> TokenTable:
@@ -154,12 +215,10 @@ def _token_choices(variants: Sequence[str], num_votes: Sequence[float]) -> Itera
 
 def _logits(table: TokenTable, held_out: Mapping[str, Prompts], variant: str, k: int = 1) -> dict[str, torch.Tensor]:
     """Scores of the held-out prompts, by domain of shape `(prompts, D)`."""
-    logits = {}
-    for name, prompts in held_out.items():
-        logits[name] = torch.empty(len(prompts.lengths), table.logits.shape[1], dtype=torch.float64)
-        for batch, ids, mask in padded_batches(*prompts):
-            logits[name][batch] = select(table, ids, mask, variant, k).logits
-    return logits
+    return {
+        name: torch.cat([select(table, *part, variant, k).logits for part in batches(*prompts)])
+        for name, prompts in held_out.items()
+    }
 
 
 def _spread(logits: Mapping[str, torch.Tensor]) -> float:
@@ -169,10 +228,16 @@ def _spread(logits: Mapping[str, torch.Tensor]) -> float:
 
 
 def best_of(candidates: Sequence[Candidate], standard_errors: float = 1.0) -> Candidate:
-    """The simplest candidate within so many standard errors of the most accurate one: unseen sources reward it."""
+    """The simplest candidate that is behind the most accurate one by at most so many standard errors of the difference:
+    unseen sources reward it.
+    """
     top = max(candidates, key=lambda c: c.macro_accuracy)
-    bound = top.macro_accuracy - standard_errors * top.standard_error
-    return max((c for c in candidates if c.macro_accuracy >= bound), key=lambda c: (c.simplicity, c.macro_accuracy))
+
+    def level(c: Candidate) -> bool:
+        behind = top.macro_accuracy - c.macro_accuracy
+        return behind <= standard_errors * c.standard_error_to(top) + 1e-12  # by a single prompt is by one exactly
+
+    return max(filter(level, candidates), key=lambda c: (c.simplicity, c.macro_accuracy))
 
 
 def describe(candidates: Sequence[Candidate], chosen: Candidate) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,16 @@ from tqdm.auto import tqdm
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.calibrate import calibration_error, fit_calibration
-from ir3de.scripts.choose import Candidate, best_of, describe, search
+from ir3de.scripts.choose import Candidate, Split, best_of, describe, search
 from ir3de.scripts.command import command
 from ir3de.scripts.data import add_data_arguments, read_rows
 from ir3de.scripts.sources import load_source
-from ir3de.scripts.spool import Prompts, Spool
+from ir3de.scripts.spool import Spool
 from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
-HELD_OUT_PART, HELD_OUT_MOST = 0.2, 400  # of each domain's prompts, and at most so many
+FOLDS = 5  # of each domain's prompts, one of which is held out at a time
+HELD_OUT_WANTED, HELD_OUT_MOST = 200, 400  # prompts of each domain: of all folds, and of one
 SAMPLE_MOST = 1600  # prompts of each domain that candidates are fitted on
 HELD_OUT_LEAST = 30  # prompts in all, below which a choice would be noise
 RFF_MOST_BYTES = 4 << 30  # of sums, above which random features are not tried
@@ -57,8 +59,8 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         "--standard-errors",
         type=float,
         default=1.0,
-        help="of the best choice's accuracy, that a simpler choice may lose; 0 suits prompts from the data's own"
-        " sources (default: 1)",
+        help="of its distance to the best choice, that a simpler choice may be behind; 0 suits prompts from the data's"
+        " own sources (default: 1)",
     )
     parser.add_argument("--no-balance", action="store_true", help="sum domains as they are: larger ones weigh more")
     parser.add_argument("--no-bias", action="store_true", help="no column of ones in the token rows")
@@ -114,9 +116,8 @@ def fit_router(
     """
     if not args.standard_errors >= 0:
         raise ValueError(f"--standard-errors must be a number of at least 0, got {args.standard_errors}.")
-    sample, held_out = split(spool)
-    number = sum(len(prompts.lengths) for prompts in held_out.values())
-    candidates = _candidates(config, embeddings, sample, held_out, args)
+    candidates = _candidates(config, embeddings, spool, args)
+    number = sum(len(rows) for rows in candidates[0].logits.values())
     best = best_of(candidates, args.standard_errors)
     if number < HELD_OUT_LEAST and len(candidates) > 1:
         warnings.warn(
@@ -148,17 +149,24 @@ def collect(model: IR3DEModel, spool: Spool) -> dict[str, DomainStatistics]:
     return statistics
 
 
-def split(spool: Spool) -> tuple[dict[str, Prompts], dict[str, Prompts]]:
-    """Prompts of each domain to try candidates on, and held-out ones to measure them: spread evenly, never the same."""
-    sample, held_out = {}, {}
+def splits(spool: Spool) -> Iterator[Split]:
+    """Prompts to try candidates on, and held-out ones to measure them: a fifth, spread evenly. Where a fifth of the
+    smallest domain is little, one fifth after another, if need be until every prompt has been held out once.
+    """
+    fewest = min(len(spool.lengths(domain)) for domain in spool.domains)
+    number = min(FOLDS, fewest, math.ceil(HELD_OUT_WANTED * FOLDS / fewest))
+    yield from (_split(spool, fold) for fold in range(number))
+
+
+def _split(spool: Spool, fold: int) -> Split:
+    """Holds out every fifth prompt of each domain."""
+    split = Split({}, {})
     for domain in spool.domains:
         rows = torch.arange(len(spool.lengths(domain)))
-        every = max(2, round(1 / HELD_OUT_PART))
-        held = rows[1::every] if len(rows) > 1 else rows[:0]
-        rest = rows[torch.isin(rows, held, invert=True)]
-        sample[domain] = spool.take(domain, _spread(rest, SAMPLE_MOST))
-        held_out[domain] = spool.take(domain, _spread(held, HELD_OUT_MOST))
-    return sample, held_out
+        held = (rows + fold) % FOLDS == 1
+        split.sample[domain] = spool.take(domain, _spread(rows[~held], SAMPLE_MOST))
+        split.held_out[domain] = spool.take(domain, _spread(rows[held], HELD_OUT_MOST))
+    return split
 
 
 def _spread(rows: torch.Tensor, most: int) -> torch.Tensor:
@@ -191,11 +199,7 @@ def _by_hand(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _candidates(
-    config: IR3DEConfig,
-    embeddings: torch.Tensor,
-    sample: Mapping[str, Prompts],
-    held_out: Mapping[str, Prompts],
-    args: argparse.Namespace,
+    config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, args: argparse.Namespace
 ) -> list[Candidate]:
     """Every combination of variant and feature map that the options leave open."""
     plan = {
@@ -208,7 +212,7 @@ def _candidates(
         plan = {name: [args.variant] for name in maps}
     elif args.feature_map not in (None, "auto"):
         plan = {args.feature_map: list(VARIANTS)}
-    if args.variant == "auto" and len(sample) * 8 * config.num_features**2 > RFF_MOST_BYTES:
+    if args.variant == "auto" and len(spool.domains) * 8 * config.num_features**2 > RFF_MOST_BYTES:
         plan.pop("rff", None)
     candidates: list[Candidate] = []
     for feature_map, variants in plan.items():
@@ -219,7 +223,7 @@ def _candidates(
             "token_noises": None if args.token_noise is None else [args.token_noise],
             "lexical_weights": None if args.lexical_weight is None else [args.lexical_weight],
         }
-        candidates += search(config, embeddings, sample, held_out, variants, **grids)
+        candidates += search(config, embeddings, splits(spool), variants, **grids)
     return candidates
 
 

@@ -12,7 +12,10 @@ import torch
 
 from ir3de import IR3DEModel
 from ir3de.configuration_ir3de import VARIANTS
+from ir3de.scripts.choose import Candidate, best_of
 from ir3de.scripts.cli import main
+from ir3de.scripts.fit import splits
+from ir3de.scripts.spool import Spool
 
 from . import tiny
 
@@ -84,14 +87,50 @@ def test_the_choice_is_made_on_held_out_rows_and_written_down(fit: Fit) -> None:
     chosen = config(folder)
     evaluation = chosen["evaluation"]
     assert chosen["variant"] in VARIANTS
-    assert {name: domain["prompts"] for name, domain in evaluation["domains"].items()} == dict.fromkeys(tiny.DOMAINS, 8)
-    assert evaluation["prompts"] == 24
+    assert {name: domain["prompts"] for name, domain in evaluation["domains"].items()} == dict.fromkeys(
+        tiny.DOMAINS, 40
+    )
+    assert evaluation["prompts"] == 120
     recalls = [domain["recall"] for domain in evaluation["domains"].values()]
     assert evaluation["macro_accuracy"] == pytest.approx(sum(recalls) / 3)
     assert evaluation["macro_accuracy"] > 0.9
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"variant `{chosen['variant']}`" in card
     assert f"Macro accuracy: **{100 * evaluation['macro_accuracy']:.1f} %**" in card
+
+
+@pytest.mark.parametrize(
+    ("rows", "folds", "each"), [(2, 2, 1), (7, 5, 1), (300, 4, 60), (1000, 1, 200), (4000, 1, 400)]
+)
+def test_few_prompts_are_held_out_in_turn(rows: int, folds: int, each: int, tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    for domain in ("law", "math"):
+        spool._append(domain, [[number] for number in range(rows)])
+    made = list(splits(spool))
+    assert len(made) == folds
+    for split in made:
+        for sample, held_out in zip(split.sample.values(), split.held_out.values(), strict=True):
+            assert not set(sample.token_ids.tolist()) & set(held_out.token_ids.tolist())
+            assert len(sample.lengths) == min(rows - len(held_out.lengths), 1600) or rows == 4000
+    held_out = torch.cat([split.held_out["law"].token_ids for split in made])
+    assert len(held_out.unique()) == len(held_out), "no prompt is held out twice"
+    assert len(held_out) >= folds * each
+
+
+def candidate(right: str, noise: float) -> Candidate:
+    """One that has the prompts of one domain right that are marked 1."""
+    scores = torch.tensor([[float(mark), 0.5] for mark in right])
+    fields = {"variant": "prompt", "feature_map": "unit", "prompt_regularization": 0.1, "token_noise": noise}
+    return Candidate(fields, {"law": scores, "math": torch.tensor([[0.0, 1.0]])})
+
+
+def test_a_simpler_choice_is_level_by_the_prompts_that_one_alone_has_right() -> None:
+    best, simpler = candidate("11111111" + "00", 0), candidate("11111110" + "00", 1)
+    swapped = candidate("00011111" + "11", 1)
+    assert best_of([best, simpler]) is simpler, "one prompt may be chance"
+    assert best_of([best, simpler], 0) is best
+    assert best_of([best, candidate("11111000" + "00", 1)]) is best, "three that it alone has are not"
+    assert best_of([candidate("11111111" + "10", 0), swapped]) is swapped, "as many each way may be"
 
 
 def test_what_is_set_by_hand_is_not_chosen(fit: Fit, source: str) -> None:

@@ -26,7 +26,7 @@ from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
 from .edits_ir3de import RouterEdits, check_space
 from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, finish_save, staged
-from .route_selector_ir3de import MEANS, TokenTable, contributions, select
+from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, select
 from .second_opinion_ir3de import SecondOpinion
 from .statistics_ir3de import (
     DOCUMENTS,
@@ -146,17 +146,18 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             token_ids, ids = token_ids.unique(return_inverse=True)
             logits = self._token_logits(token_ids, variant)
             table = TokenTable(logits, entropy(logits))
-        selection = select(table, ids, lengths, variant, num_votes)
-        output = IR3DEOutput(logits=selection.logits)
+        scores = select(table, ids, lengths, variant, num_votes)
+        output = IR3DEOutput(logits=scores)
         if labels is not None and variant in MEANS:
-            output.loss = F.cross_entropy(selection.logits, labels)
+            output.loss = F.cross_entropy(scores, labels)
         elif labels is not None:
             output.loss = F.cross_entropy(table.logits[ids], labels.repeat_interleave(lengths))
         if output_tokens:
-            added = contributions(table, ids, lengths, variant, selection.counted)
+            counted = decisive(table, ids, lengths, variant, num_votes)
+            added = contributions(table, ids, lengths, variant, counted)
             output.entropies = _padded(table.entropies[ids], mask, torch.inf)
             output.votes = _padded(table.logits[ids].argmax(dim=1), mask, -1)
-            output.counted = _padded(selection.counted, mask, False)
+            output.counted = _padded(counted, mask, False)
             output.contributions = _padded(added, mask, 0)
         return output
 
@@ -176,7 +177,8 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         """
         variant, num_votes = self._checked(token_ids, lengths, variant, num_votes)
         table = self.token_table(variant)
-        return torch.cat([select(table, *part, variant, num_votes).logits for part in batches(token_ids, lengths)])
+        logits = [select(table, *part, variant, num_votes) for part in batches(token_ids, lengths)]
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
 
     def _checked(
         self, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str | None, num_votes: int | None

@@ -31,6 +31,7 @@ _OPTIONS = {
     "forward": ("explain", "variant", "num_votes"),
     "postprocess": ("generate", "on_error", *Policy._fields),
 }
+_OWN = frozenset(key for keys in _OPTIONS.values() for key in keys)
 _ROUTED_AT_ONCE = 1024  # prompts of a generator that are read at a time where nothing is generated
 
 
@@ -205,12 +206,11 @@ class IR3DERoutingPipeline(Pipeline):
         preprocess, forward, postprocess = (
             {key: kwargs[key] for key in keys if key in kwargs} for keys in _OPTIONS.values()
         )
-        own = {key for keys in _OPTIONS.values() for key in keys}
-        generation = {key: value for key, value in kwargs.items() if key not in own}
+        generation = {key: value for key, value in kwargs.items() if key not in _OWN}
         if postprocess.get("on_error", "next") not in ("next", "raise"):
             raise ValueError(f"`on_error` must be 'next' or 'raise', got {postprocess['on_error']!r}.")
-        for key in generation.keys() - generation_options():
-            hint = nearest(key, own)
+        for key in generation.keys() - generation_options() if generation else ():
+            hint = nearest(key, _OWN)
             raise TypeError(f"{key!r} is neither an option of ir3de-routing nor of text-generation.{hint}")
         return preprocess, forward, {**postprocess, **({"generation": generation} if generation else {})}
 

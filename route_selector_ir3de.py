@@ -29,22 +29,9 @@ class TokenTable(NamedTuple):
     entropies: torch.Tensor
 
 
-class Selection(NamedTuple):
-    """
-    What the selector made of a batch.
-
-    Args:
-        logits (`torch.Tensor` of shape `(B, D)`): float64; the arg max is the route.
-        counted (`torch.Tensor` of shape `(N,)`): true for the tokens that decided.
-    """
-
-    logits: torch.Tensor
-    counted: torch.Tensor
-
-
 def select(
     table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str, num_votes: int
-) -> Selection:
+) -> torch.Tensor:
     """Routes prompts by the token table.
 
     Args:
@@ -53,15 +40,25 @@ def select(
         lengths (`torch.Tensor` of shape `(B,)`): tokens of each prompt, at least 1.
         variant (`str`): `"top-k"`, `"all"`, `"avg"` or `"prompt"`.
         num_votes (`int`): k of `"top-k"`.
+
+    Returns:
+        `torch.Tensor` of shape `(B, D)`, float64: logits, whose arg max is the route.
     """
-    counted = torch.ones_like(token_ids, dtype=torch.bool)
     if variant in MEANS:
         weights = _WEIGHTS[variant](token_ids, lengths)
-        return Selection(weighted_sums(table.logits, token_ids, lengths, weights).double(), counted)
-    prompts = prompts_of(token_ids, lengths)
-    if variant == "top-k":
-        counted = most_certain(table.entropies[token_ids], prompts, num_votes)
-    return Selection(vote_logits(table.logits[token_ids[counted]], prompts[counted], len(lengths)), counted)
+        return weighted_sums(table.logits, token_ids, lengths, weights).double()
+    counted = decisive(table, token_ids, lengths, variant, num_votes)
+    prompts = prompts_of(token_ids, lengths)[counted]
+    return vote_logits(table.logits[token_ids[counted]], prompts, len(lengths))
+
+
+def decisive(
+    table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str, num_votes: int
+) -> torch.Tensor:
+    """True for the tokens that `select` counts, of shape `(N,)`: all of them but in `"top-k"`."""
+    if variant != "top-k":
+        return torch.ones_like(token_ids, dtype=torch.bool)
+    return most_certain(table.entropies[token_ids], prompts_of(token_ids, lengths), num_votes)
 
 
 def contributions(
@@ -71,7 +68,7 @@ def contributions(
 
     Args:
         table, token_ids, lengths, variant: of `select`.
-        counted (`torch.Tensor` of shape `(N,)`): that it returned.
+        counted (`torch.Tensor` of shape `(N,)`): of `decisive`.
 
     Returns:
         `torch.Tensor` of shape `(N, D)`, float64. The sum over a prompt's tokens is its logits where a weighted sum

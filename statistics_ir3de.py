@@ -147,7 +147,7 @@ def prompt_weights(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tens
     keys, places, counts = keys.unique(return_inverse=True, return_counts=True)
     w = 1 + counts.double().log()
     if alone:
-        norms = w.norm()
+        norms = torch.linalg.vector_norm(w)
     else:
         prompts = keys.div(_MOST_TOKENS, rounding_mode="floor")
         norms = w.new_zeros(len(lengths)).index_add_(0, prompts, w * w).sqrt()[prompts]

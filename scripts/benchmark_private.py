@@ -110,8 +110,7 @@ class Bench:
         table, recalls = self.router.token_table(), []
         for index, prompts in enumerate(self.test.values()):
             right = sum(
-                int((select(table, *part, "prompt", 1).logits.argmax(dim=1) == index).sum())
-                for part in batches(*prompts)
+                int((select(table, *part, "prompt", 1).argmax(dim=1) == index).sum()) for part in batches(*prompts)
             )
             recalls.append(right / len(prompts[1]))
         return mean(recalls)

@@ -216,7 +216,7 @@ def _token_choices(variants: Sequence[str], num_votes: Sequence[float]) -> Itera
 def _logits(table: TokenTable, held_out: Mapping[str, Prompts], variant: str, k: int = 1) -> dict[str, torch.Tensor]:
     """Scores of the held-out prompts, by domain of shape `(prompts, D)`."""
     return {
-        name: torch.cat([select(table, *part, variant, k).logits for part in batches(*prompts)])
+        name: torch.cat([select(table, *part, variant, k) for part in batches(*prompts)])
         for name, prompts in held_out.items()
     }
 

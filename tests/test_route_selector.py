@@ -168,8 +168,8 @@ def test_a_short_prompt_has_fewer_voters_than_k() -> None:
 
 def test_a_mean_is_of_its_own_prompt() -> None:
     table = TokenTable(torch.tensor([[1.0, 3.0], [3.0, 1.0], [90.0, -90.0]]), torch.zeros(3))
-    selection = select(table, torch.tensor([0, 1, 2]), torch.tensor([2, 1]), "avg", 1)
-    assert selection.logits.tolist() == [[2.0, 2.0], [90.0, -90.0]]
+    logits = select(table, torch.tensor([0, 1, 2]), torch.tensor([2, 1]), "avg", 1)
+    assert logits.tolist() == [[2.0, 2.0], [90.0, -90.0]]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import hashlib
+import logging
 import sys
 import tempfile
 import threading
@@ -82,8 +83,7 @@ class LocalModel:
                     f" ({self.device}): raise `max_memory`, quantize the base, or merge the adapter into it."
                 )
             try:
-                with warnings.catch_warnings():  # several adapters on one base are what is meant here
-                    warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+                with _several_adapters():
                     self.model.load_adapter(str(adapter_folder(spec)), adapter_name=_adapter_name(spec))
             except BaseException:
                 if _adapter_name(spec) in getattr(self.model, "peft_config", {}):
@@ -263,6 +263,22 @@ def _parts(tensor: Any) -> Iterator[torch.Tensor]:
             yield from _parts(getattr(tensor, name))
     elif isinstance(tensor, torch.Tensor):
         yield tensor
+
+
+@contextmanager
+def _several_adapters() -> Iterator[None]:
+    """Keeps transformers from a warning that a model has adapters already, and from a report that their weights are
+    missing from the file of the next. What is missing from that file was found before (`LocalSource.check_adapter`).
+    """
+    logger = logging.getLogger("transformers.integrations.peft")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Already found a `peft_config` attribute", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _adapter_name(spec: dict[str, Any]) -> str:

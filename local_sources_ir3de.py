@@ -150,7 +150,9 @@ class LocalSource:
                 shapes = {name.removeprefix("base_model.model."): file.get_slice(name).get_shape() for name in names}
             if shapes.keys().isdisjoint(weights):
                 raise ValueError("none of its weights has a place there")
-            for name in sorted(shapes.keys() & weights.keys()):
+            for name in sorted(weights):
+                if name not in shapes:
+                    raise ValueError(f"{name} is missing from its weights")
                 if list(weights[name].shape) != shapes[name]:
                     raise ValueError(f"{name} is {shapes[name]}, and {list(weights[name].shape)} has a place there")
         except ValueError as error:

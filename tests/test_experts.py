@@ -2,6 +2,8 @@
 
 import gc
 import json
+import logging
+import shutil
 import tempfile
 import threading
 import time
@@ -15,6 +17,7 @@ import bitsandbytes
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers import models as models_of_tokens
 from torch.testing._internal.two_tensor import TwoTensor
@@ -146,11 +149,31 @@ def test_an_adapter_that_does_not_fit_is_refused_before_the_base_is_loaded(
     assert made(CODE, **GREEDY)["generated_text"] == answer(models["code"], CODE)
 
 
-def test_several_adapters_on_one_base_are_no_reason_to_warn(models: dict[str, str], adapters: dict[str, str]) -> None:
+def test_an_adapter_without_some_of_its_weights_is_refused(
+    models: dict[str, str], adapters: dict[str, str], tmp_path: Path
+) -> None:
+    shutil.copytree(adapters["law"], tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    weights.pop(sorted(weights)[0])
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    made = pipe({"law": {"model": models["code"], "adapter": str(tmp_path / "adapter")}})
+    with pytest.raises(ExpertError, match=r"does not fit .*q_proj.lora_A.weight is missing from its weights"):
+        made(LAW, on_error="raise")
+
+
+def test_several_adapters_on_one_base_are_no_reason_to_warn(
+    models: dict[str, str], adapters: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
     made = pipe({name: {"model": models["code"], "adapter": adapters[name]} for name in adapters})
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        made(list(PROMPTS.values()), on_error="raise", **GREEDY)
+    logger = logging.getLogger("transformers.integrations.peft")
+    logger.addHandler(caplog.handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            made(list(PROMPTS.values()), on_error="raise", **GREEDY)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert not caplog.records
 
 
 def test_an_adapter_without_safetensors_is_refused(

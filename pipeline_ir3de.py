@@ -241,14 +241,15 @@ class IR3DERoutingPipeline(Pipeline):
         if not all(token_ids):
             empty = next(i for i, texts in enumerate(turns) for text in texts if not token_ids.pop(0))
             raise ValueError(f"Prompt {empty} is empty ({prompts[empty]!r}): there is nothing to route on.")
+        lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
         pieces = [_pieces(*pair) for pair in zip(texts, encoding["offset_mapping"], strict=True)] if explain else None
         return {
             "prompts": prompts,
             "texts": texts,
             "turns": [len(texts) for texts in turns],
             "pieces": pieces,
-            "token_ids": torch.from_numpy(np.fromiter(chain.from_iterable(token_ids), dtype=np.int64)),
-            "lengths": torch.from_numpy(np.array([len(ids) for ids in token_ids], dtype=np.int64)),
+            "token_ids": torch.from_numpy(np.fromiter(chain.from_iterable(token_ids), np.int64, int(lengths.sum()))),
+            "lengths": torch.from_numpy(lengths),
         }
 
     def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def decisive(
     """True for the tokens that `select` counts, of shape `(N,)`: all of them but in `"top-k"`."""
     if variant != "top-k":
         return torch.ones_like(token_ids, dtype=torch.bool)
-    return most_certain(table.entropies[token_ids], prompts_of(token_ids, lengths), num_votes)
+    return most_certain(table.entropies[token_ids], lengths, num_votes)
 
 
 def contributions(
@@ -96,22 +96,22 @@ def probabilities(logits: torch.Tensor, temperature: float = 1.0, spread: float 
     return (logits / scale).softmax(dim=1)
 
 
-def most_certain(entropies: torch.Tensor, prompts: torch.Tensor, num_votes: int) -> torch.Tensor:
+def most_certain(entropies: torch.Tensor, lengths: torch.Tensor, num_votes: int) -> torch.Tensor:
     """The k tokens of lowest entropy of each prompt, or all where there are fewer; of equal ones, the earlier.
 
     Args:
-        entropies (`torch.Tensor` of shape `(N,)`): of each token's softmax.
-        prompts (`torch.Tensor` of shape `(N,)`): index of each token's prompt, ascending.
+        entropies (`torch.Tensor` of shape `(N,)`): of each token's softmax, float32, at least 0.
+        lengths (`torch.Tensor` of shape `(B,)`): tokens of each prompt.
         num_votes (`int`): k.
 
     Returns:
         `torch.Tensor` of shape `(N,)`: true for those tokens.
     """
-    order = entropies.argsort(stable=True)
-    order = order[prompts[order].argsort(stable=True)]  # by prompt, and in it by entropy
-    places = torch.arange(len(order), device=order.device)
-    ranks = places - torch.searchsorted(prompts, prompts)  # sorted tokens of a prompt lie where its tokens lie
-    return torch.empty_like(prompts, dtype=torch.bool).scatter_(0, order, ranks < num_votes)
+    keys = prompts_of(entropies, lengths) << 32 | entropies.view(torch.int32)  # floats of one sign sort as their bits
+    order = keys.argsort(stable=True)  # by prompt, and in it by entropy
+    starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=len(order))
+    ranks = torch.arange(len(order), device=order.device) - starts
+    return torch.empty_like(order, dtype=torch.bool).scatter_(0, order, ranks < num_votes)
 
 
 def vote_logits(token_logits: torch.Tensor, prompts: torch.Tensor, number: int) -> torch.Tensor:

@@ -157,13 +157,13 @@ def test_equal_sums_go_to_the_smaller_index() -> None:
 
 
 def test_of_equal_entropies_the_earlier_token_counts() -> None:
-    entropies, prompts = torch.tensor([0.5, 0.2, 0.2, 0.1, 0.0, 0.0]), torch.tensor([0, 0, 0, 0, 1, 1])
-    assert most_certain(entropies, prompts, 1).tolist() == [False, False, False, True, True, False]
-    assert most_certain(entropies, prompts, 2).tolist() == [False, True, False, True, True, True]
+    entropies, lengths = torch.tensor([0.5, 0.2, 0.2, 1e-30, 0.0, 0.0]), torch.tensor([4, 2])
+    assert most_certain(entropies, lengths, 1).tolist() == [False, False, False, True, True, False]
+    assert most_certain(entropies, lengths, 2).tolist() == [False, True, False, True, True, True]
 
 
 def test_a_short_prompt_has_fewer_voters_than_k() -> None:
-    assert most_certain(torch.tensor([0.3, 0.1, 0.2]), torch.tensor([0, 0, 1]), 5).all()
+    assert most_certain(torch.tensor([0.3, 0.1, 0.2]), torch.tensor([2, 1]), 5).all()
 
 
 def test_a_mean_is_of_its_own_prompt() -> None:

@@ -153,6 +153,6 @@ def mean_diagonal(A: torch.Tensor) -> float:
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Shannon entropy of softmax(logits) over the last dimension, in nats (section 3.2). Rounding leaves it positive."""
+    """Shannon entropy of softmax(logits) over the last dimension, in nats (section 3.2), never below 0 by rounding."""
     log_s = logits.log_softmax(dim=-1)
     return (log_s.exp() * log_s).sum(dim=-1).abs()

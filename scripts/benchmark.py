@@ -94,6 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-train-per-domain", type=int, default=500, help="training prompts an encoder reads (default: 500; 0: all)"
     )
+    parser.add_argument(
+        "--max-train",
+        type=int,
+        default=0,
+        help="random training prompts of each domain for every router (default: all)",
+    )
     parser.add_argument("--max-test", type=int, default=0, help="random prompts of each test split (default: all)")
     parser.add_argument("--few-shot", metavar="NUMBERS", help="also with so many training prompts a domain: 20,50,200")
     parser.add_argument("--seeds", type=int, default=3, help="samples for each of --few-shot (default: 3)")
@@ -139,7 +145,9 @@ def read_data(entry: str, args: argparse.Namespace) -> DataSet:
     if not equals or not name or not files:
         raise ValueError(f"--data takes NAME=FILE or NAME=FILE,FILE, got {entry!r}.")
     splits = {split: _read_split(files.split(","), split, args) for split in (TRAIN, *TESTS)}
-    data = DataSet(name, splits.pop(TRAIN))
+    train = splits.pop(TRAIN)
+    kept = sample_per_domain([row.domain for row in train], args.max_train or None, seed=0)
+    data = DataSet(name, [train[i] for i in kept])
     if len(data.domains) < 2:
         raise ValueError(f"{name}: rows whose `split` is 'train' must have at least two domains; got {data.domains}.")
     for split, rows in splits.items():
@@ -269,6 +277,7 @@ def _settings(args: argparse.Namespace, routers: Sequence[str]) -> dict[str, Any
         "encoder": args.encoder or "all-MiniLM-L6-v2",
         "embeddings": args.embeddings or "SmolLM2-135M-Instruct",
         "max_train_per_domain": args.max_train_per_domain,
+        "max_train": args.max_train,
         "max_test": args.max_test,
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",

@@ -70,6 +70,7 @@ def results(source, files, tmp_path_factory):
     pytest.importorskip("matplotlib")
     output = tmp_path_factory.mktemp("benchmark") / "new"
     arguments = ("--embeddings", source, "--routers", "ir3de-top-k,ir3de-prompt,random,tfidf", "--few-shot", "12")
+    arguments += ("--max-train", 25)
     code = run("--data", f"tiny={files[0]},{files[1]}", *arguments, "--seeds", 2, "--output", output)
     assert code == 0
     return output, json.loads((output / "results.json").read_text())
@@ -93,6 +94,12 @@ def test_run_measures_every_router_on_every_split(results):
     assert "out_of_scope_auroc" in runs["tfidf"]["splits"]["test"]
     assert "out_of_scope_auroc" not in runs["tfidf"]["splits"]["test_shift"]
     assert runs["tfidf"]["splits"]["test_shift"]["sources"]["law/book"] == {"accuracy": 1.0, "prompts": 3}
+
+
+def test_every_router_is_given_as_many_training_prompts_as_allowed(results):
+    output, figures = results
+    assert figures["data"][0]["train"] == 25 * len(WORDS) < 90
+    assert "Every router was given at most 25 a domain." in (output / "results.md").read_text()
 
 
 def test_rows_without_a_trained_domain_are_counted(results):

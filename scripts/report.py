@@ -148,7 +148,8 @@ def _about(results: dict[str, Any]) -> str:
     lines = [
         f"Embeddings of our routers: {settings['embeddings']}. Sentence encoder: {settings['encoder']}, at most"
         f" {settings['max_train_per_domain'] or 'all'} training prompts a domain.{few}"
-        f" {settings['threads']} CPU threads, {settings['machine']}. {', '.join(' '.join(pair) for pair in settings['packages'].items())}.",
+        f" {settings['threads']} CPU threads, {settings['machine']}."
+        f" {', '.join(' '.join(pair) for pair in settings['packages'].items())}.",
         "",
         "Hyper-parameters and calibration come from a held-out part of the training prompts. ± is a standard error."
         " Where vectors came from a cache, the fit time includes an estimate of computing them.",

@@ -123,14 +123,15 @@ def vote_logits(token_logits: torch.Tensor, prompts: torch.Tensor, number: int) 
 
     Args:
         token_logits (`torch.Tensor` of shape `(K, D)`): of the tokens that vote.
-        prompts (`torch.Tensor` of shape `(K,)`): index of each one's prompt.
+        prompts (`torch.Tensor` of shape `(K,)`): index of each one's prompt, ascending.
         number (`int`): B, of prompts; each has at least one token that votes.
 
     Returns:
         `torch.Tensor` of shape `(B, D)`, float64: logarithms of the shares.
     """
-    total = prompts.bincount(minlength=number).unsqueeze(1)
-    votes = total.new_zeros(number, token_logits.shape[1], dtype=torch.float64)
-    p = votes.clone().index_add_(0, prompts, token_logits.softmax(dim=1).double()) / total
+    total = prompts.bincount(minlength=number)
+    places, starts = torch.arange(len(prompts), device=prompts.device), total.cumsum(0) - total
+    p = F.embedding_bag(places, token_logits.softmax(dim=1), starts, mode="mean").double()
+    votes = torch.zeros_like(p)
     votes.index_put_((prompts, token_logits.argmax(dim=1)), votes.new_ones(()), accumulate=True)
-    return ((votes + p) / (total + 1)).log()
+    return ((votes + p) / (total + 1).unsqueeze(1)).log()

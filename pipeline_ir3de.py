@@ -265,13 +265,13 @@ class IR3DERoutingPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Routes all turns together: `logits`, and to explain what `forward` says of each token."""
         token_ids, lengths = inputs["token_ids"], inputs["lengths"]
-        tokens: list[Any] = []
-        for ids in token_ids.split(lengths.tolist()) if explain else ():
-            output = self.model(ids[None], output_tokens=True, **choice)
-            fields = (output.entropies, output.votes, output.counted, output.contributions)
-            tokens.append([field[0].tolist() for field in fields])
         kept = {key: inputs[key] for key in ("prompts", "texts", "turns", "pieces")}
-        return {**kept, "logits": self.model.route(token_ids, lengths, **choice).cpu(), "tokens": tokens}
+        if not explain:
+            return {**kept, "logits": self.model.route(token_ids, lengths, **choice).cpu()}
+        said = [self.model(ids[None], output_tokens=True, **choice) for ids in token_ids.split(lengths.tolist())]
+        fields = [(each.entropies, each.votes, each.counted, each.contributions) for each in said]
+        tokens = [[field[0].tolist() for field in of_prompt] for of_prompt in fields]
+        return {**kept, "logits": torch.cat([each.logits for each in said]).cpu(), "tokens": tokens}
 
     def postprocess(  # type: ignore[override]
         self,

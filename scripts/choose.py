@@ -66,6 +66,7 @@ class Candidate:
         """One candidate on several splits: the first's config, and the held-out prompts of all."""
 
         def together(field: str) -> Any:
+            """The scores of all parts, or None where the first has none."""
             given = [getattr(part, field) for part in parts]
             return given[0] and {name: torch.cat([scores[name] for scores in given]) for name in given[0]}
 
@@ -184,8 +185,9 @@ def _prompt_candidates(
     lexicon = log_odds([collector.documents for collector in collectors])[used].float()
     bayes = _logits(TokenTable(lexicon, entropy(lexicon)), held_out, "prompt")
     for noise in grids.get("token_noises") or TOKEN_NOISES:
+        noisy = A + noise * tokens_A
         for value in grids.get("lambdas") or [mean_diagonal(A) * relative for relative in PROMPT_LAMBDAS]:
-            W = ridge(A + noise * tokens_A, B, value, bias=False)
+            W = ridge(noisy, B, value, bias=False)
             fields = {"variant": "prompt", "feature_map": config.feature_map, "prompt_regularization": value}
             scores = _logits(_table(phi[used], W), held_out, "prompt")
             yield Candidate({**fields, "token_noise": noise, "lexical_weight": 0.0}, scores, bayes)
@@ -234,6 +236,7 @@ def best_of(candidates: Sequence[Candidate], standard_errors: float = 1.0) -> Ca
     top = max(candidates, key=lambda c: c.macro_accuracy)
 
     def level(c: Candidate) -> bool:
+        """Whether its distance to the best may be chance."""
         behind = top.macro_accuracy - c.macro_accuracy
         return behind <= standard_errors * c.standard_error_to(top) + 1e-12  # by a single prompt is by one exactly
 

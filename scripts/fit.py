@@ -160,13 +160,13 @@ def splits(spool: Spool) -> Iterator[Split]:
 
 def _split(spool: Spool, fold: int) -> Split:
     """Holds out every fifth prompt of each domain."""
-    split = Split({}, {})
+    sample, held_out = {}, {}
     for domain in spool.domains:
         rows = torch.arange(len(spool.lengths(domain)))
         held = (rows + fold) % FOLDS == 1
-        split.sample[domain] = spool.take(domain, _spread(rows[~held], SAMPLE_MOST))
-        split.held_out[domain] = spool.take(domain, _spread(rows[held], HELD_OUT_MOST))
-    return split
+        sample[domain] = spool.take(domain, _spread(rows[~held], SAMPLE_MOST))
+        held_out[domain] = spool.take(domain, _spread(rows[held], HELD_OUT_MOST))
+    return Split(sample, held_out)
 
 
 def _spread(rows: torch.Tensor, most: int) -> torch.Tensor:

@@ -202,6 +202,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         router = self.prompt_router if variant == "prompt" else self.token_router
 
         def make() -> TokenTable:
+            """Scores the vocabulary, part by part."""
             with torch.no_grad():
                 starts = range(0, self.config.vocab_size, _CHUNK)
                 logits = torch.cat([self._token_logits(slice(start, start + _CHUNK), variant) for start in starts])
@@ -351,6 +352,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         E, features = self.embed_tokens.weight.detach(), self.config.features
 
         def make() -> str:
+            """Hashes tokenizer and embeddings."""
             with one_thread():
                 return feature_space(self.tokenizer, E, features)
 
@@ -376,6 +378,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
 
     @tokenizer.setter
     def tokenizer(self, tokenizer: Any) -> None:
+        """Sets what the router is saved with."""
         self._tokenizer = tokenizer
 
     @property
@@ -393,6 +396,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
 
     @second_opinion.setter
     def second_opinion(self, second_opinion: Any) -> None:
+        """Sets what the router is saved with."""
         self._second_opinion = second_opinion
 
     def _has_second_opinion(self) -> bool:

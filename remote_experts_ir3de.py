@@ -55,6 +55,7 @@ class RemoteModel:
         full = bool(options.pop("return_full_text", False))
 
         def answer(prompt: Prompt) -> Any:
+            """The server's answers to one prompt, or what went wrong."""
             try:
                 texts: list[Any] = self._attempt(lambda: self._request(prompt, options))
             except Exception as error:

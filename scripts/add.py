@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("Give the domain's text with --data, or its statistics with --statistics.")
 
     def edit(model: IR3DEModel) -> None:
+        """Adds the expert, or puts it in the place of another."""
         source = {"texts": read_texts(args) if args.data else None, "statistics": args.statistics}
         if args.replace:
             model.replace_expert(args.replace, expert_spec(args), **source)

@@ -108,6 +108,7 @@ def mixed(prompts: int = 64, rounds: int = 2) -> None:
         pool.load(name)
 
     def direct() -> None:
+        """The same prompts without the pool around the models."""
         for name, share in shares.items():
             local, spec = pool.load(name), pool.spec(name)
             local._activate(spec)
@@ -228,6 +229,7 @@ def _peak(interval: float = 0.01) -> Iterator[list[float]]:
     process, peak, done = psutil.Process(), [0.0], threading.Event()
 
     def watch() -> None:
+        """Notes the largest memory until told to stop."""
         while not done.wait(interval):
             peak[0] = max(peak[0], process.memory_info().rss / 2**20)
 

@@ -45,6 +45,7 @@ def measure(args: argparse.Namespace, tokens: int) -> str:
     repeats = max(1, round(tokens / sum(min(length, args.max_length) for length in lengths)))
 
     def corpus() -> Iterator[Row]:
+        """The rows, again and again."""
         return itertools.chain.from_iterable(itertools.repeat(rows, repeats))
 
     start = time.perf_counter()

@@ -25,6 +25,7 @@ def fit_calibration(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, flo
     """
 
     def loss(temperature: float, spread: float) -> float:
+        """Mean negative log-likelihood of the labels, in nats."""
         return float(F.nll_loss(probabilities(logits, temperature, spread).clamp_min(1e-12).log(), labels))
 
     fits = [(temperature, spread) for spread in _SPREADS for temperature in _COARSE.tolist()]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .prompts_ir3de import token_ids_of
 from .specs_ir3de import check_expert, check_expert_name
 from .statistics_ir3de import DomainStatistics, StatisticsCollector, read_header
 
@@ -270,8 +271,7 @@ class RouterEdits:
 
         Texts without a token are left out.
         """
-        encoded = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        prompts = [ids[: self.config.max_length] for ids in encoded["input_ids"] if ids]
+        prompts = [ids for ids in token_ids_of(self.tokenizer, texts, self.config.max_length) if ids]
         flat = [token for ids in prompts for token in ids]
         return torch.tensor(flat, dtype=torch.int64), torch.tensor([len(ids) for ids in prompts], dtype=torch.int64)
 

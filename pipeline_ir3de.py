@@ -17,7 +17,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .decision_ir3de import Policy
 from .experts_ir3de import ExpertError, ExpertPool, describe_error
 from .options_ir3de import check_options, generation_options, nearest
-from .prompts_ir3de import Prompt, check_prompt, text_of, with_prompt
+from .prompts_ir3de import Prompt, check_prompt, text_of, token_ids_of, with_prompt
 from .route_selector_ir3de import probabilities
 from .second_opinion_ir3de import BELOW, SecondOpinion, combined
 
@@ -232,17 +232,12 @@ class IR3DERoutingPipeline(Pipeline):
         prompts = [_check_prompt(prompt, index) for index, prompt in enumerate(prompts)]
         turns = [_turns(prompt, route_on)[0 if stickiness else -1 :] for prompt in prompts]
         texts = list(chain.from_iterable(turns))
-        # Cut here, not by the tokenizer, whose truncation would stay switched on and be saved with it.
-        encoding = self.tokenizer(
-            texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=explain, verbose=False
-        )
-        longest = self.model.config.max_length
-        token_ids = [ids[:longest] for ids in encoding["input_ids"]]
+        token_ids = token_ids_of(self.tokenizer, texts, self.model.config.max_length)
         if not all(token_ids):
             empty = next(i for i, texts in enumerate(turns) for text in texts if not token_ids.pop(0))
             raise ValueError(f"Prompt {empty} is empty ({prompts[empty]!r}): there is nothing to route on.")
         lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
-        pieces = [_pieces(*pair) for pair in zip(texts, encoding["offset_mapping"], strict=True)] if explain else None
+        pieces = _pieces(self.tokenizer, texts) if explain else None
         return {
             "prompts": prompts,
             "texts": texts,
@@ -450,13 +445,17 @@ def _explain(pieces: list[str], fields: list[Any], names: list[str], record: dic
     ]
 
 
-def _pieces(text: str, offsets: list[tuple[int, int]]) -> list[str]:
-    """The text of each token, such that together they give back the prompt up to its last token."""
-    pieces, end = [], 0
-    for _, stop in offsets:
-        pieces.append(text[end : max(end, stop)])
-        end = max(end, stop)
-    return pieces
+def _pieces(tokenizer: Any, texts: list[str]) -> list[list[str]]:
+    """For each prompt the text of each token, such that together they give back the prompt up to its last token."""
+    options = {"add_special_tokens": False, "return_attention_mask": False, "return_offsets_mapping": True}
+    spans = tokenizer(texts, verbose=False, **options)["offset_mapping"]
+    return [_cut(text, [stop for _, stop in of_text]) for text, of_text in zip(texts, spans, strict=True)]
+
+
+def _cut(text: str, stops: list[int]) -> list[str]:
+    """The text up to each stop, from the one before it; a stop that goes back has none."""
+    ends = list(accumulate(stops, max))
+    return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def _register() -> None:

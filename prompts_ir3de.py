@@ -1,12 +1,39 @@
-"""What a prompt is to an expert: plain text or a chat, checked, and rendered the way the expert reads it."""
+"""What a prompt is: to the router token ids; to an expert text or a chat, checked and rendered as that reads it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import TruncationStrategy
+from transformers.utils.generic import PaddingStrategy
+
 Prompt = str | list[dict[str, Any]]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def token_ids_of(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:
+    """The ids of the first tokens of each text: what `tokenizer(texts)` gives without special tokens, in half the time.
+
+    That call also tracks the place of every token in its text, which a route has no use for. A tokenizer that encodes
+    in a way of its own is called as ever.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings.
+        texts (`list[str]`): to tokenize.
+        max_length (`int`): tokens of a text that are kept. They are cut here, because a tokenizer that is told to
+            truncate goes on doing so and is saved like that.
+    """
+    if getattr(type(tokenizer), "_encode_plus", None) is not PreTrainedTokenizerFast._encode_plus:
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [ids[:max_length] for ids in encoded["input_ids"]]
+    whole = {"padding_strategy": PaddingStrategy.DO_NOT_PAD, "truncation_strategy": TruncationStrategy.DO_NOT_TRUNCATE}
+    unused = dict.fromkeys(("max_length", "stride", "pad_to_multiple_of", "padding_side"))
+    tokenizer.set_truncation_and_padding(**whole, **unused)  # an earlier call may have left others
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return [encoding.ids[:max_length] for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def check_prompt(prompt: Prompt, index: int = 0) -> None:

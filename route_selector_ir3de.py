@@ -92,7 +92,9 @@ def probabilities(logits: torch.Tensor, temperature: float = 1.0, spread: float 
         spread (`float`): and by this power of their standard deviation over the experts.
     """
     logits = logits.double()
-    scale = temperature * logits.std(dim=1, keepdim=True, correction=0).clamp_min(1e-12) ** spread
+    scale: float | torch.Tensor = temperature
+    if spread:
+        scale = temperature * logits.std(dim=1, keepdim=True, correction=0).clamp_min(1e-12) ** spread
     return (logits / scale).softmax(dim=1)
 
 

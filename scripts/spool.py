@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ir3de.prompts_ir3de import token_ids_of
 from ir3de.scripts.data import Row
 
 _ROWS = 1024  # rows that are tokenized at a time
@@ -48,12 +49,11 @@ class Spool:
         progress = tqdm(desc="Tokenizing", unit=" rows", disable=None)
         rows = iter(rows)
         while batch := list(itertools.islice(rows, _ROWS)):
-            texts = [row.text for row in batch]
-            encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            encoded = token_ids_of(tokenizer, [row.text for row in batch], max_length)
             shares: dict[str, list[list[int]]] = {}
-            for row, ids in zip(batch, encoded["input_ids"], strict=True):
+            for row, ids in zip(batch, encoded, strict=True):
                 if ids:
-                    shares.setdefault(row.domain, []).append(ids[:max_length])
+                    shares.setdefault(row.domain, []).append(ids)
                 else:
                     self.skipped += 1
             for domain, prompts in shares.items():

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import pipeline
+from transformers import PreTrainedTokenizerFast, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.configuration_ir3de import VARIANTS
+from ir3de.prompts_ir3de import token_ids_of
 
 from . import tiny
 
@@ -110,6 +111,33 @@ def test_unknown_words_and_a_million_characters_are_routed(pipe: IR3DERoutingPip
     start = "court " * pipe.model.config.max_length
     assert pipe(start + "python " * (1_000_000 // 7), generate=False) == pipe(start, generate=False)
     assert pipe.tokenizer.backend_tokenizer.truncation is None
+
+
+class Reversing(PreTrainedTokenizerFast):
+    """A tokenizer with a way of its own to encode, as some models have."""
+
+    def _encode_plus(self, text: Any, *args: Any, **kwargs: Any) -> Any:
+        return super()._encode_plus([each[::-1] for each in text], *args, **kwargs)
+
+
+TEXTS = ["the court", "", "a <eos> in between\n\n", "Ünïcödé 東京 🚀 \u0000", "court " * 30]
+
+
+@pytest.mark.parametrize("split_special_tokens", [False, True])
+@pytest.mark.parametrize("kind", [PreTrainedTokenizerFast, Reversing])
+def test_token_ids_are_what_calling_the_tokenizer_gives(kind: Any, split_special_tokens: bool) -> None:
+    plain = tiny.tokenizer()
+    options = {"pad_token": "<pad>", "eos_token": "<eos>", "split_special_tokens": split_special_tokens}
+    tokenizer = kind(tokenizer_object=plain.backend_tokenizer, **options)
+    expected = [ids[:20] for ids in tokenizer(TEXTS, add_special_tokens=False)["input_ids"]]
+    tokenizer(TEXTS, padding=True, truncation=True, max_length=2, split_special_tokens=not split_special_tokens)
+    assert token_ids_of(tokenizer, TEXTS, 20) == expected
+    assert tokenizer.backend_tokenizer.padding is None, "nor is padding left for the next to find"
+
+
+def test_token_ids_of_a_real_tokenizer(quickstart: IR3DERoutingPipeline) -> None:
+    texts = [*TEXTS, "def f(x):\n\treturn x ** 2  # 'L'été'", "<|im_start|>user\nhello<|im_end|>"]
+    assert token_ids_of(quickstart.tokenizer, texts, 10**6) == quickstart.tokenizer(texts)["input_ids"]
 
 
 # Choices of a call.

@@ -20,8 +20,8 @@ from ir3de.token_router_ir3de import entropy, log_odds, mean_diagonal, ridge, su
 
 NUM_VOTES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # the paper's grid
 TOKEN_LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean diagonal of A
-PROMPT_LAMBDAS = (1e-3, 1e-2)
-TOKEN_NOISES = (0.0, 0.3, 1.0, 3.0, 10.0)
+PROMPT_LAMBDAS = (1e-3, 1e-2, 1e-1, 1.0)
+TOKEN_NOISES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
 LEXICAL_SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)  # spread of naive Bayes over that of the other scores
 
 Grids = Mapping[str, Sequence[float] | None]
@@ -109,13 +109,15 @@ class Candidate:
         return math.sqrt(sum(float(d.mean()) / len(d) for d in differ)) / len(self.right)
 
     @property
-    def simplicity(self) -> tuple[float, float, float, int, float]:
-        """Larger is simpler: no or little naive Bayes, fewer features, more noise, fewer voters, a larger lambda."""
+    def simplicity(self) -> tuple[float, bool, float, float, int, float]:
+        """Larger is simpler: fewer features, no naive Bayes, more noise, less of naive Bayes, fewer voters, a larger
+        lambda. Of several orders, the one that chose best for sources left out of training rows.
+        """
         prompt = self.config["variant"] == "prompt"
         features = {"identity": 1, "unit": 2, "rff": 0}[self.config["feature_map"]] * (1 if prompt else 0.5)
         penalty = self.config["prompt_regularization" if prompt else "regularization"]
-        lexical, noise = self.config.get("lexical_weight", 0.0), self.config.get("token_noise", 0.0)
-        return -lexical, features, noise, -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
+        noise, lexical = self.config.get("token_noise", 0.0), self.config.get("lexical_weight", 0.0)
+        return features, not lexical, noise, -lexical, -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
 
 
 def search(
@@ -123,6 +125,7 @@ def search(
     embeddings: torch.Tensor,
     splits: Iterable[Split],
     variants: Sequence[str],
+    num_features: int | None = None,
     **grids: Sequence[float] | None,
 ) -> list[Candidate]:
     """Tries variants on the config's feature map.
@@ -132,17 +135,22 @@ def search(
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
         splits (`Iterable[Split]`): prompts to fit on and to measure on, once or several times.
         variants (`Sequence[str]`): to try.
+        num_features (`int`, *optional*): random features to try with, where fewer than the config's will do; the
+            lambdas, given and found, are those for the config's number.
         grids (*optional*): `num_votes`, `lambdas` (absolute), `token_noises` and `lexical_weights` to try instead of
             the default ones.
     """
-    phi = config.features.table(embeddings)
+    features = config.features._replace(size=num_features or config.num_features)
+    phi = features.table(embeddings)
+    # A row of random features has length one whatever their number, so A's diagonal and lambda go with its inverse.
+    scale = config.features.width(embeddings.shape[1]) / phi.shape[1]
     splits = iter(splits)
     first = next(splits)
     tokens_A = _token_gram(first.sample, phi) if "prompt" in variants else None
     tried = []
     for split in chain([first], splits):
-        of_tokens = _token_candidates(config, phi, split, variants, grids)
-        of_prompts = _prompt_candidates(config, phi, split, tokens_A, grids) if "prompt" in variants else ()
+        of_tokens = _token_candidates(config, phi, scale, split, variants, grids)
+        of_prompts = _prompt_candidates(config, phi, scale, split, tokens_A, grids) if "prompt" in variants else ()
         tried.append([*of_tokens, *of_prompts])
     joined = (Candidate.joined(parts) for parts in zip(*tried, strict=True))
     return [each for candidate in joined for each in candidate.with_bayes(grids.get("lexical_weights"))]
@@ -155,7 +163,7 @@ def _token_gram(sample: Mapping[str, Prompts], phi: torch.Tensor) -> torch.Tenso
 
 
 def _token_candidates(
-    config: IR3DEConfig, phi: torch.Tensor, split: Split, variants: Sequence[str], grids: Grids
+    config: IR3DEConfig, phi: torch.Tensor, scale: float, split: Split, variants: Sequence[str], grids: Grids
 ) -> Iterator[Candidate]:
     """Those of the token rows, in the same order on every split."""
     if set(variants) <= {"prompt"}:
@@ -163,8 +171,8 @@ def _token_candidates(
     used, held_out = _renumbered(split.held_out)
     counts = (count_tokens(prompts.token_ids, len(phi)) for prompts in split.sample.values())
     A, B = sums((gram_from_counts(c, phi) for c in counts), config.balance)
-    for value in grids.get("lambdas") or [mean_diagonal(A) * relative for relative in TOKEN_LAMBDAS]:
-        W = ridge(A, B, value, config.bias, config.normalize_columns)
+    for value in grids.get("lambdas") or [mean_diagonal(A) / scale * relative for relative in TOKEN_LAMBDAS]:
+        W = ridge(A, B, value * scale, config.bias, config.normalize_columns)
         table = _table(phi[used], W)
         for variant, k in _token_choices(variants, grids.get("num_votes") or NUM_VOTES):
             fields = {"variant": variant, "feature_map": config.feature_map, "regularization": value}
@@ -173,7 +181,7 @@ def _token_candidates(
 
 
 def _prompt_candidates(
-    config: IR3DEConfig, phi: torch.Tensor, split: Split, tokens_A: Any, grids: Grids
+    config: IR3DEConfig, phi: torch.Tensor, scale: float, split: Split, tokens_A: Any, grids: Grids
 ) -> Iterator[Candidate]:
     """Those of the prompt rows, in the same order on every split, before naive Bayes has a weight."""
     used, held_out = _renumbered(split.held_out)
@@ -186,8 +194,8 @@ def _prompt_candidates(
     bayes = _logits(TokenTable(lexicon, entropy(lexicon)), held_out, "prompt")
     for noise in grids.get("token_noises") or TOKEN_NOISES:
         noisy = A + noise * tokens_A
-        for value in grids.get("lambdas") or [mean_diagonal(A) * relative for relative in PROMPT_LAMBDAS]:
-            W = ridge(noisy, B, value, bias=False)
+        for value in grids.get("lambdas") or [mean_diagonal(A) / scale * relative for relative in PROMPT_LAMBDAS]:
+            W = ridge(noisy, B, value * scale, bias=False)
             fields = {"variant": "prompt", "feature_map": config.feature_map, "prompt_regularization": value}
             scores = _logits(_table(phi[used], W), held_out, "prompt")
             yield Candidate({**fields, "token_noise": noise, "lexical_weight": 0.0}, scores, bayes)

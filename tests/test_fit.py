@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from ir3de import IR3DEModel
-from ir3de.configuration_ir3de import VARIANTS
-from ir3de.scripts.choose import Candidate, best_of
+from ir3de.configuration_ir3de import VARIANTS, IR3DEConfig
+from ir3de.scripts.choose import Candidate, best_of, search
 from ir3de.scripts.cli import main
+from ir3de.scripts.data import Row
 from ir3de.scripts.fit import splits
 from ir3de.scripts.spool import Spool
 
@@ -131,6 +132,40 @@ def test_a_simpler_choice_is_level_by_the_prompts_that_one_alone_has_right() -> 
     assert best_of([best, simpler], 0) is best
     assert best_of([best, candidate("11111000" + "00", 1)]) is best, "three that it alone has are not"
     assert best_of([candidate("11111111" + "10", 0), swapped]) is swapped, "as many each way may be"
+
+
+def test_no_naive_bayes_is_simpler_than_some_and_much_noise_than_little() -> None:
+    made = [candidate("1", noise) for noise in (0, 3, 30)]
+    made += [Candidate({**each.config, "lexical_weight": 0.1}, each.scores, each.scores) for each in made]
+    made.append(Candidate({**made[2].config, "feature_map": "rff"}, made[2].scores))
+    order = sorted(range(7), key=lambda i: made[i].simplicity)
+    assert order == [6, 3, 4, 5, 0, 1, 2]
+
+
+def test_what_half_of_the_random_features_chose_is_measured_with_all(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+
+    def spy(*arguments: Any, **grids: Any) -> list[Candidate]:
+        tried.append((arguments[4:], grids, search(*arguments, **grids)))
+        return tried[-1][2]
+
+    monkeypatch.setattr("ir3de.scripts.fit.search", spy)
+    chosen = config(fit("--variant", "prompt", "--feature-map", "rff"))
+    (half, _, candidates), (all_of_them, grids, (measured,)) = tried
+    assert (half, all_of_them) == ((8,), ())
+    assert measured.config in [each.config for each in candidates]
+    assert grids["lambdas"] == [chosen["prompt_regularization"]]
+    assert chosen["evaluation"]["macro_accuracy"] == measured.macro_accuracy
+    assert chosen["num_features"] == 16
+
+
+def test_lambda_means_the_same_for_any_number_of_random_features(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.fill(((Row(t, d)) for d in tiny.DOMAINS for t in tiny.sentences(d, 20)), tiny.tokenizer(), 100)
+    made = IR3DEConfig(experts=[{"name": d} for d in tiny.DOMAINS], feature_map="rff", num_features=1024)
+    by_number = [search(made, tiny.embeddings(), splits(spool), ["prompt"], number) for number in (None, 128)]
+    found, few = ([each.config["prompt_regularization"] for each in candidates] for candidates in by_number)
+    assert few == pytest.approx(found, rel=0.05)
 
 
 def test_what_is_set_by_hand_is_not_chosen(fit: Fit, source: str) -> None:

@@ -39,7 +39,7 @@ from .statistics_ir3de import (
     read_header,
     total,
 )
-from .token_router_ir3de import FeatureMap, entropy, log_odds, ridge
+from .token_router_ir3de import FeatureMap, entropy, log_odds, mean_diagonal, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
@@ -565,7 +565,7 @@ def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.
     A, B = total(domains, "prompts", balance=True)
     value = config.prompt_regularization
     if value is None:
-        value = 1e-3 * float(A.diagonal()[:-1].mean())
+        value = 1e-3 * mean_diagonal(A)
     return W_tokens, ridge(A.add_(noise, alpha=config.token_noise), B, value, bias=False)
 
 

@@ -23,7 +23,7 @@ from .files_ir3de import CONFIG, STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import probabilities
 from .specs_ir3de import check_expert_name, is_number
 from .statistics_ir3de import KINDS, DomainStatistics, one_thread, read_header, total
-from .token_router_ir3de import ridge
+from .token_router_ir3de import mean_diagonal, ridge
 
 FORMAT = "ir3de-second-opinion-1"
 BELOW = 0.9  # the router's score, below which the second opinion is asked unless a call says otherwise
@@ -144,7 +144,7 @@ class SecondOpinion:
     def summed(self, vectors: torch.Tensor) -> DomainStatistics:
         """The statistics of texts whose vectors, `(N, dim)` of [`SecondOpinion.encode`], are known."""
         with one_thread():
-            X = _with_ones(vectors)
+            X = with_ones(vectors)
             A = X.T @ X
         A = A.triu() + A.triu(1).T
         return DomainStatistics.from_grams(dict.fromkeys(KINDS, A), self.space[0])  # a text is a row of either kind
@@ -174,7 +174,7 @@ class SecondOpinion:
         """Scores of experts before calibration: `(N, dim)` to `(N, D)`."""
         self._check_known(names)
         order = sorted(self.statistics)
-        return (_with_ones(vectors) @ self._W)[:, [order.index(name) for name in names]]
+        return (with_ones(vectors) @ self._W)[:, [order.index(name) for name in names]]
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit vectors of texts, of shape `(N, dim)`, float64, on the CPU.
@@ -259,7 +259,7 @@ class SecondOpinion:
             return torch.empty(0, 0, dtype=torch.float64)
         with one_thread():
             A, B = total((statistics[name] for name in sorted(statistics)), "prompts", balance=True)
-            return ridge(A, B, self.regularization * float(A.diagonal()[:-1].mean()))
+            return ridge(A, B, self.regularization * mean_diagonal(A))
 
     # Files.
 
@@ -329,7 +329,8 @@ def combined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return p / p.sum(dim=1, keepdim=True)
 
 
-def _with_ones(vectors: torch.Tensor) -> torch.Tensor:
+def with_ones(vectors: torch.Tensor) -> torch.Tensor:
+    """Vectors with the column of ones: `(N, dim)` to `(N, dim + 1)`."""
     return F.pad(vectors, (0, 1), value=1.0)
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
-from ir3de.scripts.baselines import Options, held_out, sample_per_domain
+from ir3de.scripts.baselines import Options, sample_per_domain
 from ir3de.scripts.data import Row
 from ir3de.scripts.fit import add_choice_arguments, check_domains, fit_router
 from ir3de.scripts.second import choose
@@ -92,7 +92,7 @@ class ChainRouter(IR3DERouter):
         labels = np.searchsorted(self.domains, [domains[i] for i in kept])
         opinion = SecondOpinion(self.run.encoder, encode=self._encode)
         X = opinion.encode([texts[i] for i in kept])
-        choose(opinion, X, torch.from_numpy(labels), torch.from_numpy(held_out(labels)), self.domains)
+        choose(opinion, X, torch.from_numpy(labels), self.domains)
         self.choice += f"; second: lambda {opinion.regularization:g} x mean diagonal"
         self.encoded, self.pipeline.second_opinion = len(kept), opinion
         return self

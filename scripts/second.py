@@ -9,27 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from ir3de.files_ir3de import CONFIG, SECOND_FOLDER
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.route_selector_ir3de import probabilities
-from ir3de.scripts.baselines import held_out, sample_per_domain
+from ir3de.scripts.baselines import sample_per_domain
 from ir3de.scripts.calibrate import fit_calibration
 from ir3de.scripts.command import command
 from ir3de.scripts.data import Row, add_data_arguments, read_rows
 from ir3de.scripts.encoders import MINILM, default_encoder
 from ir3de.scripts.measures import macro_accuracy
 from ir3de.scripts.selection import of_experts
-from ir3de.second_opinion_ir3de import BELOW, SecondOpinion, combined
+from ir3de.second_opinion_ir3de import BELOW, SecondOpinion, combined, with_ones
+from ir3de.token_router_ir3de import mean_diagonal
 
 LAMBDAS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # over the mean of A's diagonal
 BOUNDS = (0.0, 0.5, 0.7, BELOW, 0.97, 1.0)
 OPTIMISTIC = (
-    "These are held-out prompts of --data. If the router was fitted on them, as it is on all rows of its training data,"
-    " it is surer and more often right here than elsewhere, which hides what the second opinion gains: give other rows"
-    " with --test-data or --test-where."
+    "These are prompts of --data, each left out of the second opinion's own fit. If the router was fitted on them, as"
+    " it is on all rows of its training data, it is surer and more often right here than elsewhere, which hides what"
+    " the second opinion gains: give other rows with --test-data or --test-where."
 )
 _AT_ONCE = 256  # texts that are encoded
 
@@ -66,12 +68,11 @@ def run(args: argparse.Namespace) -> int:
     train, test = _rows(args, names)
     opinion = SecondOpinion(args.encoder or default_encoder(), args.encoder_revision)
     X, labels = _encoded(opinion, train), _labels(train, names)
-    held = torch.from_numpy(held_out(labels.numpy()))
-    q = choose(opinion, X, labels, held, names)
-    rows = test or [row for row, is_held in zip(train, held.tolist(), strict=True) if is_held]
+    q = choose(opinion, X, labels, names)
     if test:
         q = probabilities(opinion.logits(_encoded(opinion, test), names), **opinion.calibration)
     pipeline = IR3DERoutingPipeline(model, device="cpu")
+    rows = test or train
     figures = over_bounds(_scores(pipeline, rows, names), q, _labels(rows, names))
     if not args.encoder:  # a folder of this machine means nothing to others
         opinion.encoder = MINILM
@@ -111,31 +112,47 @@ def _rows(args: argparse.Namespace, names: Sequence[str]) -> tuple[list[Row], li
     return [selection.rows[i] for i in kept], test
 
 
-def choose(
-    opinion: SecondOpinion, X: torch.Tensor, labels: torch.Tensor, held: torch.Tensor, names: Sequence[str]
-) -> torch.Tensor:
-    """Chooses lambda and calibration on held-out prompts, and fits on all.
+def choose(opinion: SecondOpinion, X: torch.Tensor, labels: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    """Chooses lambda and calibration on every prompt in turn, each left out of the fit, and fits on all.
 
     Args:
         opinion ([`SecondOpinion`]): that is fitted.
         X (`torch.Tensor` of shape `(N, dim)`): vectors of the prompts.
         labels (`torch.Tensor` of shape `(N,)`): indices of their domains.
-        held (`torch.Tensor` of shape `(N,)`): true for the held-out ones.
         names (`Sequence[str]`): of the D domains.
 
     Returns:
-        `torch.Tensor` of shape `(held-out, D)`: probabilities of the held-out prompts, by the fit without them.
+        `torch.Tensor` of shape `(N, D)`: probabilities of each prompt, by the fit without it.
     """
-    sums = {name: opinion.summed(X[~held & (labels == i)]) for i, name in enumerate(names)}
-    fits = {}
-    for value in LAMBDAS:
-        opinion.regularization = value
-        opinion.fit(sums)
-        fits[value] = opinion.logits(X[held], names)
-    best = max(LAMBDAS, key=lambda value: macro_accuracy(labels[held].numpy(), fits[value].numpy()))
-    opinion.regularization, opinion.calibration = best, fit_calibration(fits[best], labels[held])
+    logits = {value: left_out(X, labels, len(names), value) for value in LAMBDAS}
+    best = max(LAMBDAS, key=lambda value: macro_accuracy(labels.numpy(), logits[value].numpy()))
+    opinion.regularization, opinion.calibration = best, fit_calibration(logits[best], labels)
     opinion.fit({name: opinion.summed(X[labels == i]) for i, name in enumerate(names)})
-    return probabilities(fits[best], **opinion.calibration)
+    return probabilities(logits[best], **opinion.calibration)
+
+
+def left_out(X: torch.Tensor, labels: torch.Tensor, number: int, regularization: float) -> torch.Tensor:
+    """What each prompt would score if the fit had not seen it, without fitting again: Allen's PRESS (1974).
+
+    If W minimises sum_i w_i |x_i W - y_i|^2 + lambda |W|^2, a fit without row i leaves the residual (y_i - x_i W) /
+    (1 - h_i) there, where h_i = w_i x_i (A + lambda I)^-1 x_i^T. The weights, 1 over the domain's prompts, stay.
+
+    Args:
+        X (`torch.Tensor` of shape `(N, dim)`): vectors of the prompts.
+        labels (`torch.Tensor` of shape `(N,)`): indices of their domains.
+        number (`int`): D, of domains.
+        regularization (`float`): lambda over the mean of A's diagonal.
+
+    Returns:
+        `torch.Tensor` of shape `(N, D)`, float64.
+    """
+    X, Y = with_ones(X), F.one_hot(labels, number).double()
+    w = (1 / labels.bincount())[labels].double().unsqueeze(1)
+    A = X.T @ (w * X)
+    A.diagonal().add_(regularization * mean_diagonal(A))
+    Z = torch.cholesky_solve(X.T, torch.linalg.cholesky(A)).T  # rows (A + lambda I)^-1 x
+    h = (w * X * Z).sum(dim=1, keepdim=True)
+    return Y - (Y - X @ (Z.T @ (w * Y))) / (1 - h)
 
 
 def over_bounds(p: torch.Tensor, q: torch.Tensor, labels: torch.Tensor) -> list[dict[str, float]]:

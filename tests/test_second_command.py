@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ir3de import IR3DERoutingPipeline, SecondOpinion
+from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts import second as command
 from ir3de.scripts.cli import main
 from ir3de.scripts.data import read_file
@@ -69,28 +70,35 @@ def test_it_is_fitted_measured_and_saved(
         assert accuracy == pytest.approx(100 * np.mean(recalls), abs=0.006)
     assert 0 < table[0.9][0] < 100
     assert (tmp_path / "out" / "second.md").read_text().strip() in printed
-    assert "held-out" not in printed
+    assert command.OPTIMISTIC not in printed
     assert (tmp_path / "out" / "second.png").stat().st_size > 5000
 
 
-def test_the_choice_sees_only_held_out_prompts_and_the_fit_sees_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_prompt_is_left_out_in_turn_without_fitting_again() -> None:
+    texts = [text for name in NAMES for text in tiny.sentences(name, 10)][5:]  # of one domain fewer
+    labels = torch.arange(3).repeat_interleave(10)[5:]
+    X = Class("words", encode=WordEncoder()).encode(texts)
+    found = command.left_out(X, labels, 3, 0.1)
+    rows = torch.cat([X, torch.ones(25, 1)], dim=1)
+    w = torch.tensor([1 / 5] * 5 + [1 / 10] * 20).double()
+    penalty = 0.1 * (w @ rows.square())[:-1].mean() * torch.eye(rows.shape[1])
+    for i in range(25):  # by fitting again
+        kept = torch.arange(25) != i
+        weighted = rows[kept].T * w[kept]
+        W = torch.linalg.solve(weighted @ rows[kept] + penalty, weighted @ torch.eye(3).double()[labels[kept]])
+        torch.testing.assert_close(found[i], rows[i] @ W, atol=1e-9, rtol=0)
+
+
+def test_the_choice_sees_prompts_left_out_and_the_fit_sees_all() -> None:
     texts = [text for name in NAMES for text in tiny.sentences(name, 10)]
     labels = torch.arange(3).repeat_interleave(10)
-    held = torch.arange(30) % 10 >= 8
     opinion = Class("words", encode=WordEncoder())
     X = opinion.encode(texts)
-    fits = []
-    fit = Class.fit
-
-    def spy(self: Class, statistics: Any) -> None:
-        fits.append((self.regularization, [domain.rows("prompts") for domain in statistics.values()]))
-        fit(self, statistics)
-
-    monkeypatch.setattr(Class, "fit", spy)
-    q = command.choose(opinion, X, labels, held, NAMES)
-    assert fits == [*((value, [8, 8, 8]) for value in command.LAMBDAS), (opinion.regularization, [10, 10, 10])]
-    assert q.shape == (6, 3)
-    torch.testing.assert_close(q.sum(dim=1), torch.ones(6).double())
+    q = command.choose(opinion, X, labels, NAMES)
+    right = {value: (command.left_out(X, labels, 3, value).argmax(dim=1) == labels).sum() for value in command.LAMBDAS}
+    assert right[opinion.regularization] == max(right.values())
+    logits = command.left_out(X, labels, 3, opinion.regularization)
+    torch.testing.assert_close(q, probabilities(logits, **opinion.calibration))
     alone = Class("words", encode=WordEncoder(), regularization=opinion.regularization)
     for i, name in enumerate(NAMES):
         alone.add_expert(name, [text for text, label in zip(texts, labels.tolist(), strict=True) if label == i])
@@ -102,7 +110,7 @@ def test_without_other_rows_it_says_that_they_are_the_routers_own(
 ) -> None:
     assert run(folder, "--data", json_lines, "--max-train-per-domain", 10, "--encoder", "org/words") == 0
     printed = capsys.readouterr().out
-    assert "On 6 prompts" in printed
+    assert "On 30 prompts" in printed
     assert command.OPTIMISTIC in printed
     assert SecondOpinion.from_pretrained(folder, "second").encoder == "org/words"
     assert len(encoder.texts) == 30 + 2  # and the probe, to take it down and to compare

@@ -213,11 +213,16 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         return self._derive("prompts" if variant == "prompt" else "tokens", make, weights, *lexicon)  # type: ignore[no-any-return]
 
     def _token_logits(self, token_ids: torch.Tensor | slice, variant: str) -> torch.Tensor:
-        """What tokens say of each domain, of shape `(tokens, domains)`."""
-        features = self._features(self.embed_tokens.weight[token_ids])
+        """What tokens say of each domain, of shape `(tokens, domains)`.
+
+        Of copies, since on some processors it depends on where factors lie in memory how a product is rounded, and
+        weights that are mapped from a file lie elsewhere than those that were fitted.
+        """
+        router = self.prompt_router if variant == "prompt" else self.token_router
+        features = self._features(self.embed_tokens.weight[token_ids].clone())
+        logits = F.linear(features, router.weight.clone(), router.bias)
         if variant != "prompt":
-            return self.token_router(features)  # type: ignore[no-any-return]
-        logits = self.prompt_router(features)
+            return logits
         return logits if self.lexicon is None else logits + self.lexicon.weight[token_ids]  # type: ignore[no-any-return]
 
     @property

@@ -57,7 +57,9 @@ def packed(model: IR3DEModel) -> str:
     """The router as a zip file in Gradio's cache, with which it is deleted."""
     with tempfile.TemporaryDirectory() as folder:
         _portable(model).save_pretrained(Path(folder, "router"))
-        target = tempfile.mkdtemp(dir=get_upload_folder())
+        cache = Path(get_upload_folder())
+        cache.mkdir(parents=True, exist_ok=True)  # Gradio makes it with the first upload
+        target = tempfile.mkdtemp(dir=cache)
         return shutil.make_archive(str(Path(target, "router")), "zip", folder, "router")
 
 

@@ -1,4 +1,7 @@
-"""`python scripts/benchmark_scale.py`: a thousand experts beside five, and a table of Llama 3's size."""
+"""`python scripts/benchmark_scale.py`: a thousand experts beside five, a table of Llama 3's size, and what a GPU does.
+
+Each part may be run alone: `python scripts/benchmark_scale.py look_up`.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,10 @@ PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold ha
 
 
 def main() -> int:
-    """Prints what both cost."""
-    many_experts()
-    large_table()
+    """Prints what they cost."""
+    parts = {part.__name__: part for part in (many_experts, large_table, look_up)}
+    for name in sys.argv[1:] or parts:
+        parts[name]()
     return 0
 
 
@@ -72,6 +76,26 @@ def large_table(vocab_size: int = 128_256, hidden_size: int = 4096, domains: int
         f"{vocab_size:,} x {hidden_size:,}, {domains} experts: both solves {solved - start:.1f} s, both tables", end=""
     )
     print(f" {done - solved:.1f} s, peak memory {peak:.1f} GB")
+
+
+def look_up(prompts: int = 32768, tokens: int = 60, rounds: int = 5) -> None:
+    """Routing alone, of prompts of random token ids, on every device at hand."""
+    generator = torch.Generator().manual_seed(0)
+    ids, lengths = torch.randint(49152, (prompts * tokens,), generator=generator), torch.full((prompts,), tokens)
+    for number in (5, 1000):
+        experts = [{"name": f"expert-{index}"} for index in range(number)]
+        model = IR3DEModel(IR3DEConfig(vocab_size=49152, hidden_size=576, experts=experts)).eval()
+        for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
+            model.to(device)
+            for variant in ("top-k", "prompt"):
+                times = []
+                with torch.inference_mode():
+                    for _ in range(rounds + 1):  # the first makes the table
+                        start = time.perf_counter()
+                        model.route(ids.to(device), lengths.to(device), variant).cpu()
+                        times.append(time.perf_counter() - start)
+                seconds = statistics.median(times[1:])
+                print(f"{number:5} experts, {variant:7} on {device:5} {1e6 * seconds / prompts:8.2f} us a prompt")
 
 
 if __name__ == "__main__":

@@ -159,13 +159,13 @@ def router(experts: dict[str, dict[str, Any]] | None = None, **config: Any) -> I
     return IR3DEModel.from_statistics(made, embeddings(), domain_statistics(made.features), tokenizer())
 
 
-def expert(folder: Path, seed: int, chat: bool) -> str:
+def expert(folder: Path, seed: int, chat: bool, width: int = HIDDEN) -> str:
     """Saves a language model with random weights and the embeddings of this world; returns its folder."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(TOKENS),
-        hidden_size=HIDDEN,
-        intermediate_size=32,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=2,
         num_attention_heads=2,
         max_position_embeddings=512,
@@ -175,7 +175,7 @@ def expert(folder: Path, seed: int, chat: bool) -> str:
         pad_token_id=0,
     )
     model = LlamaForCausalLM(config)
-    model.get_input_embeddings().weight.data.copy_(embeddings())
+    model.get_input_embeddings().weight.data[:, :HIDDEN] = embeddings()
     model.save_pretrained(folder)
     tokenizer(chat).save_pretrained(folder)
     return str(folder)

@@ -143,6 +143,8 @@ def prompt_weights(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tens
         `torch.Tensor` of shape `(sum of lengths,)`, float32: occurrences of one token in a prompt share its weight.
     """
     alone = len(lengths) == 1  # a single prompt, for which the bookkeeping of many would take longer than its route
+    if alone and len(set(token_ids.tolist())) == len(token_ids):
+        return torch.full(token_ids.shape, len(token_ids) ** -0.5, device=token_ids.device)
     keys = token_ids if alone else prompts_of(token_ids, lengths) * _MOST_TOKENS + token_ids
     keys, places, counts = keys.unique(return_inverse=True, return_counts=True)
     w = 1 + counts.double().log()

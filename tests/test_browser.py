@@ -156,18 +156,23 @@ def test_stop_closes_the_stream(open_page: Any, expert_specs: dict[str, dict[str
         stream.wait_closed()
 
 
+def set_stickiness(page: Any, value: str) -> None:
+    """Enters a value and waits until the page has taken it on: what is sent before that goes with the old one."""
+    page.locator("#stickiness input[type=number]").fill(value)
+    page.locator("#stickiness input[type=number]").press("Tab")
+    sync_api.expect(page.locator("#stickiness input[type=range]")).to_have_value(value)
+
+
 def test_a_chat_of_two_turns_labels_its_answers(open_page: Any) -> None:
     page = open_page()
     go(page, "Chat")
-    page.locator("#stickiness input[type=number]").fill("0.05")
-    page.locator("#stickiness input[type=number]").press("Tab")
+    set_stickiness(page, "0.05")
     for turn, (text, expert) in enumerate([("debug my python loop", "code"), ("the court and a judge", "law")]):
         page.locator("#message textarea").fill(text)
         page.locator("#message textarea").press("Enter")
         page.locator("#chat .ir-answer[aria-busy=false]").nth(turn).wait_for()
         assert expert in page.locator("#chat .ir-answer header").nth(turn).inner_text()
-    page.locator("#stickiness input[type=number]").fill("1")
-    page.locator("#stickiness input[type=number]").press("Tab")
+    set_stickiness(page, "1")
     page.locator("#retry").click()
     page.locator("#chat", has_text="Stays with code").wait_for()
     page.locator("#chat .ir-answer[aria-busy=false]").nth(1).wait_for()

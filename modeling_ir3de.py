@@ -43,6 +43,7 @@ from .token_router_ir3de import FeatureMap, entropy, log_odds, mean_diagonal, ri
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
+_PART = 1 << 15  # entries of a tensor, up to which torch uses one thread
 _HUB_KEYS = ("cache_dir", "local_files_only", "token", "subfolder")
 
 
@@ -239,7 +240,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         """
         state = [(table.data_ptr(), table._version, table.device) for table in (self.embed_tokens.weight, *tables)]
         kept = self._derived.get(name)
-        if kept is None or kept[0] != state or not all(map(torch.equal, kept[1], weights)):
+        if kept is None or kept[0] != state or not all(map(_equal, kept[1], weights)):
             # The tables are kept too, so that no other one can come to lie where they did.
             self._derived[name] = kept = state, [weight.detach().clone() for weight in weights], make(), tables
         return kept[2]
@@ -602,6 +603,14 @@ def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
         if router.bias is not None:
             router.bias.copy_(W[-1])
     return router
+
+
+def _equal(weight: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether two tensors are equal, by parts so small that torch compares each on one thread: to wake another takes
+    longer than the comparison, and where experts keep them busy, longer than the whole route.
+    """
+    parts = (each.detach().flatten().split(_PART) for each in (weight, other))
+    return weight.shape == other.shape and all(map(torch.equal, *parts))
 
 
 def check_not_empty(lengths: torch.Tensor) -> None:

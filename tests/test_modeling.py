@@ -47,6 +47,16 @@ def saved(folder: Path) -> Path:
     return folder
 
 
+def test_a_change_in_any_part_of_w_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ir3de.modeling_ir3de._PART", 5)  # compared so many entries at a time
+    model = tiny.router()
+    for index in (0, 7, -1):
+        table = model.token_table()
+        assert model.token_table() is table
+        model.token_router.weight.data.view(-1)[index] += 1
+        assert model.token_table() is not table
+
+
 # Fitting.
 
 

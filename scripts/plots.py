@@ -70,7 +70,7 @@ def _latency(results: dict[str, Any]) -> Figure:
         cost = float(np.exp(np.mean([np.log(run["latency"]["batch"]["routing"]) for run in own])))
         axes.scatter(1e6 * cost, 100 * accuracy, color=_color(results, router), edgecolor="0.3", label=router)
     tokenizing = float(np.exp(np.mean([np.log(run["latency"]["batch"]["tokenizing"]) for run in runs])))
-    axes.axvline(1e6 * tokenizing, color="0.6", linestyle="--", label="tokenizing alone")
+    axes.axvline(1e6 * tokenizing, color="0.6", linestyle="--", label="tokenizer(texts) alone")
     axes.set_xscale("log")
     axes.set_xlabel("µs a prompt, in a batch, tokenizing included")
     axes.set_ylabel("mean macro accuracy (%)")

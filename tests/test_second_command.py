@@ -1,4 +1,4 @@
-"""`ir3de second`: chooses on held-out prompts, fits on all, measures on others, and saves beside the router."""
+"""`ir3de second`: chooses on prompts left out in turn, fits on all, measures on others, and saves beside the router."""
 
 import json
 from pathlib import Path

@@ -157,10 +157,15 @@ def test_stop_closes_the_stream(open_page: Any, expert_specs: dict[str, dict[str
 
 
 def set_stickiness(page: Any, value: str) -> None:
-    """Enters a value and waits until the page has taken it on: what is sent before that goes with the old one."""
-    page.locator("#stickiness input[type=number]").fill(value)
-    page.locator("#stickiness input[type=number]").press("Tab")
-    sync_api.expect(page.locator("#stickiness input[type=range]")).to_have_value(value)
+    """Enters a value until the slider shows it: a page that is still being built may forget what was entered."""
+    number, slider = (page.locator(f"#stickiness input[type={kind}]") for kind in ("number", "range"))
+    for _ in range(50):
+        number.fill(value)
+        number.press("Tab")
+        page.wait_for_timeout(100)
+        if slider.input_value() == value:
+            return
+    pytest.fail(f"the slider shows {slider.input_value()}, not {value}")
 
 
 def test_a_chat_of_two_turns_labels_its_answers(open_page: Any) -> None:

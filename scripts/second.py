@@ -24,7 +24,7 @@ from ir3de.scripts.encoders import MINILM, default_encoder
 from ir3de.scripts.measures import macro_accuracy
 from ir3de.scripts.selection import of_experts
 from ir3de.second_opinion_ir3de import BELOW, SecondOpinion, combined, with_ones
-from ir3de.token_router_ir3de import mean_diagonal
+from ir3de.token_router_ir3de import mean_diagonal, ridge
 
 LAMBDAS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # over the mean of A's diagonal
 BOUNDS = (0.0, 0.5, 0.7, BELOW, 0.97, 1.0)
@@ -149,8 +149,7 @@ def left_out(X: torch.Tensor, labels: torch.Tensor, number: int, regularization:
     X, Y = with_ones(X), F.one_hot(labels, number).double()
     w = (1 / labels.bincount())[labels].double().unsqueeze(1)
     A = X.T @ (w * X)
-    A.diagonal().add_(regularization * mean_diagonal(A))
-    Z = torch.cholesky_solve(X.T, torch.linalg.cholesky(A)).T  # rows (A + lambda I)^-1 x
+    Z = ridge(A, X.T, regularization * mean_diagonal(A)).T  # rows (A + lambda I)^-1 x
     h = (w * X * Z).sum(dim=1, keepdim=True)
     return Y - (Y - X @ (Z.T @ (w * Y))) / (1 - h)
 

@@ -203,7 +203,7 @@ def compare(router: Router, data: DataSet, tokenizer: Any) -> dict[str, Any]:
     fit_seconds = time.perf_counter() - started
     splits = {split: measure(router, rows, data.outside[split]) for split, rows in data.tests.items()}
     texts = [row.text for row in next(iter(data.tests.values()))]
-    seconds = latency({"routing": router.scores, "tokenizing": lambda batch: tokenize(tokenizer, batch)}, texts)
+    seconds = latency({"routing": router.route, "tokenizing": lambda batch: tokenize(tokenizer, batch)}, texts)
     fit_seconds += router.encoded * seconds["batch"]["routing"]  # what the cache saved
     memory = {"bytes": router.nbytes, "latency": seconds, "fit_seconds": fit_seconds}
     return {"choice": router.choice, **memory, "splits": splits}

@@ -63,6 +63,10 @@ class IR3DERouter:
         self.pipeline = IR3DERoutingPipeline(model, device="cpu")
         return self
 
+    def route(self, texts: Sequence[str]) -> Any:
+        """Their records."""
+        return self.pipeline(list(texts), generate=False)
+
     def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
         """The records' scores, in the order of `domains`."""
         records = self.pipeline(list(texts), generate=False)
@@ -96,6 +100,11 @@ class ChainRouter(IR3DERouter):
         self.choice += f"; second: lambda {opinion.regularization:g} x mean diagonal"
         self.encoded, self.pipeline.second_opinion = len(kept), opinion
         return self
+
+    def route(self, texts: Sequence[str]) -> Any:
+        """Their records, the encoder at work for those that it is asked about."""
+        self.cached = False
+        return super().route(texts)
 
     def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
         """As above; `cached` takes the vectors from the cache."""

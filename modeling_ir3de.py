@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub import HfApi
@@ -39,11 +40,10 @@ from .statistics_ir3de import (
     read_header,
     total,
 )
-from .token_router_ir3de import FeatureMap, entropy, log_odds, mean_diagonal, ridge
+from .token_router_ir3de import FeatureMap, log_odds, mean_diagonal, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
-_PART = 1 << 15  # entries of a tensor, up to which torch uses one thread
 _HUB_KEYS = ("cache_dir", "local_files_only", "token", "subfolder")
 
 
@@ -146,18 +146,18 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         else:  # a table of this batch's tokens alone, through which gradients flow to W
             token_ids, ids = token_ids.unique(return_inverse=True)
             logits = self._token_logits(token_ids, variant)
-            table = TokenTable(logits, entropy(logits))
+            table = TokenTable.of(logits, variant)
         scores = select(table, ids, lengths, variant, num_votes)
         output = IR3DEOutput(logits=scores)
         if labels is not None and variant in MEANS:
             output.loss = F.cross_entropy(scores, labels)
         elif labels is not None:
-            output.loss = F.cross_entropy(table.logits[ids], labels.repeat_interleave(lengths))
+            output.loss = F.cross_entropy(logits[ids], labels.repeat_interleave(lengths))
         if output_tokens:
             counted = decisive(table, ids, lengths, variant, num_votes)
             added = contributions(table, ids, lengths, variant, counted)
             output.entropies = _padded(table.entropies[ids], mask, torch.inf)
-            output.votes = _padded(table.logits[ids].argmax(dim=1), mask, -1)
+            output.votes = _padded(table.votes[ids], mask, -1)
             output.counted = _padded(counted, mask, False)
             output.contributions = _padded(added, mask, 0)
         return output
@@ -206,12 +206,13 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             """Scores the vocabulary, part by part."""
             with torch.no_grad():
                 starts = range(0, self.config.vocab_size, _CHUNK)
-                logits = torch.cat([self._token_logits(slice(start, start + _CHUNK), variant) for start in starts])
-            return TokenTable(logits, entropy(logits))
+                logits = (self._token_logits(slice(start, start + _CHUNK), variant) for start in starts)
+                parts = [TokenTable.of(part, variant) for part in logits]
+            return TokenTable(*map(torch.cat, zip(*parts, strict=True)))
 
         weights = [router.weight] if router.bias is None else [router.weight, router.bias]
         lexicon = [] if variant != "prompt" or self.lexicon is None else [self.lexicon.weight]
-        return self._derive("prompts" if variant == "prompt" else "tokens", make, weights, *lexicon)  # type: ignore[no-any-return]
+        return self._derive(variant if variant in MEANS else "votes", make, weights, *lexicon)  # type: ignore[no-any-return]
 
     def _token_logits(self, token_ids: torch.Tensor | slice, variant: str) -> torch.Tensor:
         """What tokens say of each domain, of shape `(tokens, domains)`.
@@ -606,16 +607,17 @@ def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
 
 
 def _equal(weight: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal, by parts so small that torch compares each on one thread: to wake another takes
-    longer than the comparison, and where experts keep them busy, longer than the whole route.
+    """Whether two tensors are equal. On the CPU NumPy compares them, since torch takes longer for it than for a route, and
+    wakes other threads, which experts may keep busy.
     """
-    parts = (each.detach().flatten().split(_PART) for each in (weight, other))
-    return weight.shape == other.shape and all(map(torch.equal, *parts))
+    if weight.device.type != "cpu":
+        return torch.equal(weight, other)
+    return np.array_equal(*(each.detach().float().numpy() for each in (weight, other)))
 
 
 def check_not_empty(lengths: torch.Tensor) -> None:
     """Raises ValueError where one of the prompts of these lengths has no tokens."""
-    if len(lengths) and not int(lengths.min()):
+    if lengths.numel() and not int(lengths.min()):
         empty = lengths.tolist().index(0)
         raise ValueError(f"Prompt {empty} of the batch has no tokens, only padding: nothing to route on.")
 

@@ -236,15 +236,15 @@ class IR3DERoutingPipeline(Pipeline):
         if not all(token_ids):
             empty = next(i for i, texts in enumerate(turns) for text in texts if not token_ids.pop(0))
             raise ValueError(f"Prompt {empty} is empty ({prompts[empty]!r}): there is nothing to route on.")
-        lengths = np.array([len(ids) for ids in token_ids], dtype=np.int64)
+        lengths = [len(ids) for ids in token_ids]
         pieces = _pieces(self.tokenizer, texts) if explain else None
         return {
             "prompts": prompts,
             "texts": texts,
             "turns": [len(texts) for texts in turns],
             "pieces": pieces,
-            "token_ids": torch.from_numpy(np.fromiter(chain.from_iterable(token_ids), np.int64, int(lengths.sum()))),
-            "lengths": torch.from_numpy(lengths),
+            "token_ids": torch.from_numpy(np.fromiter(chain.from_iterable(token_ids), np.int64, sum(lengths))),
+            "lengths": torch.tensor(lengths),
         }
 
     def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .statistics_ir3de import mean_weights, prompt_weights, prompts_of, weighted_sums
+from .token_router_ir3de import entropy
 
 _WEIGHTS = {"avg": mean_weights, "prompt": prompt_weights}
 MEANS = tuple(_WEIGHTS)  # variants in which a weighted sum of the tokens decides; in the others tokens vote
@@ -21,12 +22,21 @@ class TokenTable(NamedTuple):
     What the router says of every token of the vocabulary: E and W are fixed, so this depends on the token id alone.
 
     Args:
-        logits (`torch.Tensor` of shape `(V, D)`): rows of phi(E) W, before the softmax; float32.
-        entropies (`torch.Tensor` of shape `(V,)`): Shannon entropy of the softmax of each row, in nats; float32.
+        rows (`torch.Tensor` of shape `(V, D)`): what a prompt's tokens are summed in; float32. Where a mean decides the
+            logits phi(E) W, where tokens vote their softmax.
+        votes (`torch.Tensor` of shape `(V,)`): arg max of each token's logits; int32.
+        entropies (`torch.Tensor` of shape `(V,)`): Shannon entropy of each token's softmax, in nats; float32.
     """
 
-    logits: torch.Tensor
+    rows: torch.Tensor
+    votes: torch.Tensor
     entropies: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, variant: str) -> TokenTable:
+        """The table of a variant, from the tokens' logits, of shape `(V, D)`."""
+        rows = logits if variant in MEANS else logits.softmax(dim=1)
+        return cls(rows, logits.argmax(dim=1).int(), entropy(logits))
 
 
 def select(
@@ -46,10 +56,10 @@ def select(
     """
     if variant in MEANS:
         weights = _WEIGHTS[variant](token_ids, lengths)
-        return weighted_sums(table.logits, token_ids, lengths, weights).double()
+        return weighted_sums(table.rows, token_ids, lengths, weights).double()
     counted = decisive(table, token_ids, lengths, variant, num_votes)
     prompts = prompts_of(token_ids, lengths)[counted]
-    return vote_logits(table.logits[token_ids[counted]], prompts, len(lengths))
+    return vote_logits(table, token_ids[counted], prompts, len(lengths))
 
 
 def decisive(
@@ -74,13 +84,13 @@ def contributions(
         `torch.Tensor` of shape `(N, D)`, float64. The sum over a prompt's tokens is its logits where a weighted sum
         decides, and their softmax, the shares of the vote, where tokens vote.
     """
-    token_logits = table.logits[token_ids].double()
+    rows = table.rows[token_ids].double()
     if variant in MEANS:
-        return token_logits * _WEIGHTS[variant](token_ids, lengths).unsqueeze(1)
+        return rows * _WEIGHTS[variant](token_ids, lengths).unsqueeze(1)
     prompts = prompts_of(token_ids, lengths)
     total = prompts[counted].bincount(minlength=len(lengths))[prompts].unsqueeze(1)
-    votes = F.one_hot(token_logits.argmax(dim=1), token_logits.shape[1])
-    return counted.unsqueeze(1) * (votes + token_logits.softmax(dim=1) / total) / (total + 1)
+    votes = F.one_hot(table.votes[token_ids].long(), rows.shape[1])
+    return counted.unsqueeze(1) * (votes + rows / total) / (total + 1)
 
 
 def probabilities(logits: torch.Tensor, temperature: float = 1.0, spread: float = 0.0) -> torch.Tensor:
@@ -116,7 +126,7 @@ def most_certain(entropies: torch.Tensor, lengths: torch.Tensor, num_votes: int)
     return torch.empty_like(order, dtype=torch.bool).scatter_(0, order, ranks < num_votes)
 
 
-def vote_logits(token_logits: torch.Tensor, prompts: torch.Tensor, number: int) -> torch.Tensor:
+def vote_logits(table: TokenTable, voters: torch.Tensor, prompts: torch.Tensor, number: int) -> torch.Tensor:
     """Each token that counts votes for its arg max.
 
     The share of domain d is (votes_d + p_d) / (votes + 1), p_d the mean softmax of the voters. As every p_d lies
@@ -124,7 +134,8 @@ def vote_logits(token_logits: torch.Tensor, prompts: torch.Tensor, number: int) 
     shares add up to 1.
 
     Args:
-        token_logits (`torch.Tensor` of shape `(K, D)`): of the tokens that vote.
+        table ([`TokenTable`]): of a variant in which tokens vote.
+        voters (`torch.Tensor` of shape `(K,)`): ids of the tokens that vote.
         prompts (`torch.Tensor` of shape `(K,)`): index of each one's prompt, ascending.
         number (`int`): B, of prompts; each has at least one token that votes.
 
@@ -132,8 +143,7 @@ def vote_logits(token_logits: torch.Tensor, prompts: torch.Tensor, number: int) 
         `torch.Tensor` of shape `(B, D)`, float64: logarithms of the shares.
     """
     total = prompts.bincount(minlength=number)
-    places, starts = torch.arange(len(prompts), device=prompts.device), total.cumsum(0) - total
-    p = F.embedding_bag(places, token_logits.softmax(dim=1), starts, mode="mean").double()
+    p = F.embedding_bag(voters, table.rows, total.cumsum(0) - total, mode="mean").double()
     votes = torch.zeros_like(p)
-    votes.index_put_((prompts, token_logits.argmax(dim=1)), votes.new_ones(()), accumulate=True)
+    votes.index_put_((prompts, table.votes[voters].long()), votes.new_ones(()), accumulate=True)
     return ((votes + p) / (total + 1).unsqueeze(1)).log()

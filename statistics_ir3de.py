@@ -142,9 +142,10 @@ def prompt_weights(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tens
     Returns:
         `torch.Tensor` of shape `(sum of lengths,)`, float32: occurrences of one token in a prompt share its weight.
     """
-    alone = len(lengths) == 1  # a single prompt, for which the bookkeeping of many would take longer than its route
-    if alone and len(set(token_ids.tolist())) == len(token_ids):
-        return torch.full(token_ids.shape, len(token_ids) ** -0.5, device=token_ids.device)
+    alone = lengths.numel() == 1  # a single prompt, for which the bookkeeping of many would take longer than its route
+    tokens = token_ids.numel()
+    if alone and len(set(token_ids.tolist())) == tokens:
+        return torch.full((tokens,), tokens**-0.5, device=token_ids.device)
     keys = token_ids if alone else prompts_of(token_ids, lengths) * _MOST_TOKENS + token_ids
     keys, places, counts = keys.unique(return_inverse=True, return_counts=True)
     w = 1 + counts.double().log()
@@ -166,7 +167,7 @@ def batches(token_ids: torch.Tensor, lengths: torch.Tensor) -> Iterator[tuple[to
     Yields:
         the `token_ids` and `lengths` of a part.
     """
-    while len(token_ids) > _BATCH_TOKENS or len(lengths) > _BATCH_PROMPTS:
+    while token_ids.numel() > _BATCH_TOKENS or lengths.numel() > _BATCH_PROMPTS:
         ends = lengths[:_BATCH_PROMPTS].cumsum(0)
         prompts = max(1, int((ends <= _BATCH_TOKENS).sum()))
         if prompts == len(lengths):

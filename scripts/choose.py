@@ -16,7 +16,7 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.route_selector_ir3de import TokenTable, select
 from ir3de.scripts.spool import Prompts
 from ir3de.statistics_ir3de import StatisticsCollector, batches, count_tokens, gram_from_counts
-from ir3de.token_router_ir3de import entropy, log_odds, mean_diagonal, ridge, sums
+from ir3de.token_router_ir3de import log_odds, mean_diagonal, ridge, sums
 
 NUM_VOTES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # the paper's grid
 TOKEN_LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean diagonal of A
@@ -173,11 +173,14 @@ def _token_candidates(
     A, B = sums((gram_from_counts(c, phi) for c in counts), config.balance)
     for value in grids.get("lambdas") or [mean_diagonal(A) / scale * relative for relative in TOKEN_LAMBDAS]:
         W = ridge(A, B, value * scale, config.bias, config.normalize_columns)
-        table = _table(phi[used], W)
-        for variant, k in _token_choices(variants, grids.get("num_votes") or NUM_VOTES):
+        for variant in variants:
+            if variant == "prompt":
+                continue
             fields = {"variant": variant, "feature_map": config.feature_map, "regularization": value}
-            votes = {"num_votes": k} if variant == "top-k" else {}
-            yield Candidate({**fields, **votes}, _logits(table, held_out, variant, k))
+            table = _table(phi[used], W, variant)
+            for k in grids.get("num_votes") or NUM_VOTES if variant == "top-k" else [1]:
+                votes = {"num_votes": int(k)} if variant == "top-k" else {}
+                yield Candidate({**fields, **votes}, _logits(table, held_out, variant, int(k)))
 
 
 def _prompt_candidates(
@@ -191,13 +194,13 @@ def _prompt_candidates(
         collector.add(*prompts)
     A, B = sums(collector.prompts for collector in collectors)
     lexicon = log_odds([collector.documents for collector in collectors])[used].float()
-    bayes = _logits(TokenTable(lexicon, entropy(lexicon)), held_out, "prompt")
+    bayes = _logits(TokenTable.of(lexicon, "prompt"), held_out, "prompt")
     for noise in grids.get("token_noises") or TOKEN_NOISES:
         noisy = A + noise * tokens_A
         for value in grids.get("lambdas") or [mean_diagonal(A) / scale * relative for relative in PROMPT_LAMBDAS]:
             W = ridge(noisy, B, value * scale, bias=False)
             fields = {"variant": "prompt", "feature_map": config.feature_map, "prompt_regularization": value}
-            scores = _logits(_table(phi[used], W), held_out, "prompt")
+            scores = _logits(_table(phi[used], W, "prompt"), held_out, "prompt")
             yield Candidate({**fields, "token_noise": noise, "lexical_weight": 0.0}, scores, bayes)
 
 
@@ -207,20 +210,12 @@ def _renumbered(held_out: Mapping[str, Prompts]) -> tuple[torch.Tensor, dict[str
     return used, {name: Prompts(torch.searchsorted(used, p.token_ids), p.lengths) for name, p in held_out.items()}
 
 
-def _table(phi: torch.Tensor, W: torch.Tensor) -> TokenTable:
+def _table(phi: torch.Tensor, W: torch.Tensor, variant: str) -> TokenTable:
     W = W.float()
     logits = phi @ W[: phi.shape[1]]
     if len(W) > phi.shape[1]:
         logits = logits + W[-1]
-    return TokenTable(logits, entropy(logits))
-
-
-def _token_choices(variants: Sequence[str], num_votes: Sequence[float]) -> Iterator[tuple[str, int]]:
-    for variant in variants:
-        if variant == "top-k":
-            yield from ((variant, int(k)) for k in num_votes)
-        elif variant != "prompt":
-            yield variant, 1
+    return TokenTable.of(logits, variant)
 
 
 def _logits(table: TokenTable, held_out: Mapping[str, Prompts], variant: str, k: int = 1) -> dict[str, torch.Tensor]:

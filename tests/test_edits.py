@@ -40,7 +40,7 @@ def state(model: IR3DEModel) -> dict[str, Any]:
         "config": model.config.to_dict(),
         "statistics": experts_of(model).digest,
         "W": {key: value.tolist() for key, value in model.state_dict().items() if key != "embed_tokens.weight"},
-        "tables": [model.token_table(variant).logits.tolist() for variant in ("top-k", "prompt")],
+        "tables": [model.token_table(variant).rows.tolist() for variant in ("top-k", "prompt")],
     }
 
 

@@ -133,7 +133,8 @@ def test_scores_are_a_distribution(variant: str) -> None:
 
 
 def votes(*token_logits: list[float]) -> list[float]:
-    return vote_logits(torch.tensor(token_logits), torch.zeros(len(token_logits)).long(), 1).exp()[0].tolist()
+    table, voters = TokenTable.of(torch.tensor(token_logits), "all"), torch.arange(len(token_logits))
+    return vote_logits(table, voters, torch.zeros_like(voters), 1).exp()[0].tolist()
 
 
 def test_votes_outweigh_any_sum_of_probabilities() -> None:
@@ -167,7 +168,7 @@ def test_a_short_prompt_has_fewer_voters_than_k() -> None:
 
 
 def test_a_mean_is_of_its_own_prompt() -> None:
-    table = TokenTable(torch.tensor([[1.0, 3.0], [3.0, 1.0], [90.0, -90.0]]), torch.zeros(3))
+    table = TokenTable.of(torch.tensor([[1.0, 3.0], [3.0, 1.0], [90.0, -90.0]]), "avg")
     logits = select(table, torch.tensor([0, 1, 2]), torch.tensor([2, 1]), "avg", 1)
     assert logits.tolist() == [[2.0, 2.0], [90.0, -90.0]]
 

@@ -28,10 +28,12 @@ class Experts(NamedTuple):
     Args:
         specs (`dict[str, dict]`): of each expert, by its name.
         statistics (`dict[str, DomainStatistics]`): of each expert's domain.
+        second (`dict[str, DomainStatistics]`): of those that the second opinion knows, if there is one.
     """
 
     specs: dict[str, dict[str, Any]]
     statistics: dict[str, DomainStatistics]
+    second: dict[str, DomainStatistics]
 
     @property
     def digest(self) -> str:
@@ -39,8 +41,8 @@ class Experts(NamedTuple):
         ids = sorted((name, *sorted(domain.contributions)) for name, domain in self.statistics.items())
         return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
-    def with_expert(self, spec: Any, statistics: DomainStatistics) -> Experts:
-        """These experts and a new one.
+    def with_expert(self, spec: Any, statistics: DomainStatistics, second: DomainStatistics | None = None) -> Experts:
+        """These experts and a new one; without `second` the second opinion does not know it.
 
         Raises:
             ValueError: the spec is malformed, its name is taken, or a contribution is here already.
@@ -55,7 +57,8 @@ class Experts(NamedTuple):
             )
         for other, domain in self.statistics.items():
             _check_disjoint(other, domain, statistics)
-        return Experts({**self.specs, name: spec}, {**self.statistics, name: statistics})
+        known = self.second if second is None else {**self.second, name: second}
+        return Experts({**self.specs, name: spec}, {**self.statistics, name: statistics}, known)
 
     def without(self, name: str) -> Experts:
         """These experts but one.
@@ -65,24 +68,29 @@ class Experts(NamedTuple):
         """
         if name not in self.specs:
             raise ValueError(f"There is no expert {name!r} among {sorted(self.specs)}.")
-        specs = {other: spec for other, spec in self.specs.items() if other != name}
-        return Experts(specs, {other: self.statistics[other] for other in specs})
+        return Experts(*({other: value for other, value in part.items() if other != name} for part in self))
 
     def union(self, other: Experts) -> Experts:
         """These experts and another router's; domains that both have get both's contributions, and keep their spec.
+
+        What the other's second opinion knows joins too.
 
         Raises:
             ValueError: the other brings nothing new, or a contribution that is here under another name.
         """
         merged = self
         for name, domain in sorted(other.statistics.items()):
+            second = other.second.get(name)
             if name not in self.specs:
-                merged = merged.with_expert(other.specs.get(name, {"name": name}), domain)
+                merged = merged.with_expert(other.specs.get(name, {"name": name}), domain, second)
                 continue
             for mine, here in self.statistics.items():
                 if mine != name:
                     _check_disjoint(mine, here, domain)
-            merged = Experts(merged.specs, {**merged.statistics, name: merged.statistics[name] | domain})
+            known = merged.second
+            if second is not None:
+                known = {**known, name: known[name] | second if name in known else second}
+            merged = Experts(merged.specs, {**merged.statistics, name: merged.statistics[name] | domain}, known)
         if merged.digest == self.digest:
             raise ValueError(
                 f"Nothing to merge: every contribution to {', '.join(sorted(other.statistics))} is part of the router"
@@ -127,7 +135,9 @@ def read_statistics(source: Any, name: str, space: tuple[str, int]) -> DomainSta
     return union
 
 
-def read_experts(source: Any, space: tuple[str, int], load: Callable[[str], Any]) -> Experts:
+def read_experts(
+    source: Any, space: tuple[str, int], load: Callable[[str], Any], second_space: tuple[str, int] | None = None
+) -> Experts:
     """The experts that a source brings.
 
     Args:
@@ -135,19 +145,22 @@ def read_experts(source: Any, space: tuple[str, int], load: Callable[[str], Any]
             domains to what [`read_statistics`] takes.
         space (`tuple[str, int]`): fingerprint and number of columns that are expected.
         load (`Callable`): makes a router of a folder or Hub id.
+        second_space (`tuple[str, int]`, *optional*): of the second opinion, if there is one; a source's of another
+            encoder stays behind.
     """
     if isinstance(source, Mapping):
         for name in source:
             check_expert_name(name)
-        return Experts({}, {name: read_statistics(part, name, space) for name, part in source.items()})
+        return Experts({}, {name: read_statistics(part, name, space) for name, part in source.items()}, {})
     if isinstance(source, (str, os.PathLike)):
         if Path(source).suffix == ".safetensors":
             return read_experts({Path(source).stem: source}, space, load)
         source = load(str(source))
-    experts = experts_of(source)
+    experts = experts_of(source, with_second=second_space is not None)
     for name, domain in experts.statistics.items():
         check_space(name, domain, space)
-    return experts
+    second = {name: d for name, d in experts.second.items() if (d.fingerprint, d.size) == second_space}
+    return experts._replace(second=second)
 
 
 def check_space(name: str, statistics: Any, space: tuple[str, int]) -> None:
@@ -160,9 +173,11 @@ def check_space(name: str, statistics: Any, space: tuple[str, int]) -> None:
         )
 
 
-def experts_of(router: Any) -> Experts:
-    """What a router is made of."""
-    return Experts({spec["name"]: spec for spec in router.config.experts}, dict(router.statistics))
+def experts_of(router: Any, with_second: bool = True) -> Experts:
+    """What a router is made of, with what its second opinion knows of its experts or without."""
+    specs = {spec["name"]: spec for spec in router.config.experts}
+    second = router.second_opinion if with_second else None
+    return Experts(specs, dict(router.statistics), {} if second is None else dict(second.statistics))
 
 
 def pull(statistics: Mapping[str, DomainStatistics], balance: bool) -> dict[str, float]:
@@ -185,11 +200,16 @@ def union_of(sources: Iterable[Experts], first: Experts) -> Experts:
 
 
 class RouterEdits:
-    """The edits of a router: each checks everything, solves W anew, and only then changes the router."""
+    """The edits of a router: each checks everything, solves W anew, and only then changes the router.
+
+    Its second opinion, if any, follows: it forgets whom the router forgets, and learns what a merged router's knows.
+    Of an expert that joins with texts or statistics it knows nothing until its own `add_expert` is called.
+    """
 
     config: Any
     embed_tokens: Any
     tokenizer: Any
+    second_opinion: Any
 
     @property
     def statistics(self) -> dict[str, DomainStatistics]:
@@ -247,11 +267,11 @@ class RouterEdits:
             ValueError: as in [`IR3DEModel.add_expert`] and [`IR3DEModel.remove_expert`]. The router is as before.
         """
         here = experts_of(self)
-        rest = here.without(name)
+        rest, second = here.without(name), None
         if texts is None and statistics is None:
-            statistics = here.statistics[name]
+            statistics, second = here.statistics[name], here.second.get(name)
         new = name if isinstance(spec, str) else str(spec.get("name"))
-        self._edit(rest.with_expert(spec, self._new(new, texts, statistics)))
+        self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second))
 
     def merge(self, *sources: Any) -> None:
         """Merges other routers or statistics: new domains become experts, known ones gain contributions.
@@ -264,7 +284,8 @@ class RouterEdits:
             ValueError: a source is malformed, of another feature space, or brings nothing new. The router is as before.
         """
         load = type(self).from_pretrained  # type: ignore[attr-defined]
-        self._edit(union_of((read_experts(source, self.space, load) for source in sources), experts_of(self)))
+        second = None if self.second_opinion is None else self.second_opinion.space
+        self._edit(union_of((read_experts(source, self.space, load, second) for source in sources), experts_of(self)))
 
     def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Texts as the router reads them: token ids one text after another, and each text's number of tokens.
@@ -307,7 +328,9 @@ class RouterEdits:
         if config.evaluation or config.calibration:
             measured_on = config.measured_on or before.digest
             config.measured_on = None if measured_on == experts.digest else measured_on
+        second = self.second_opinion and self.second_opinion.having(experts.second)
         self._become(config, experts.statistics)
+        self.second_opinion = second
 
     def _longest(self) -> dict[str, float]:
         """The largest squared length of a row of each kind; a prompt's is at most its tokens' sum."""

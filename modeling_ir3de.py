@@ -392,7 +392,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
     def second_opinion(self) -> Any:
         """The [`SecondOpinion`] that is saved with the router, or None; that of a loaded router is read on first use.
 
-        Edits of the router leave it as it is: it has its own `add_expert` and `remove_expert`.
+        Edits of the router are edits of it too, but for an expert that joins with texts: see its own `add_expert`.
         """
         if self._second_opinion is None and self._origin is not None and self._has_second_opinion():
             origin = dict(self._origin)
@@ -485,6 +485,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             for name, domain in statistics.items():
                 domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
             if second_opinion is not None:
+                _warn_of_unknown(second_opinion, self.config.expert_names)
                 second_opinion.save_pretrained(new / SECOND_FOLDER)
             if (folder / CARD_NAME).is_file():
                 shutil.copy(folder / CARD_NAME, new)
@@ -594,6 +595,17 @@ def _lexicon(config: IR3DEConfig, domains: list[DomainStatistics], device: torch
     return nn.Embedding.from_pretrained(table.to(device))  # type: ignore[no-any-return]
 
 
+def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:
+    """Warns of experts that a second opinion will say nothing of."""
+    unknown = [name for name in names if name not in second_opinion.statistics]
+    if unknown:
+        warnings.warn(
+            f"The second opinion knows nothing of {unknown}, so it judges among the other experts alone. Add each with"
+            " `second_opinion.add_expert(name, texts=...)`, or `ir3de add --data`.",
+            stacklevel=3,
+        )
+
+
 def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
     """The layer with W, whose last row is the bias if it has one; a new layer if the number of experts differs."""
     if router.out_features != W.shape[1]:
@@ -607,8 +619,8 @@ def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
 
 
 def _equal(weight: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors are equal. On the CPU NumPy compares them, since torch takes longer for it than for a route, and
-    wakes other threads, which experts may keep busy.
+    """Whether two tensors are equal. On the CPU NumPy compares them, since torch takes longer for it than for a route,
+    and wakes other threads, which experts may keep busy.
     """
     if weight.device.type != "cpu":
         return torch.equal(weight, other)

@@ -78,7 +78,7 @@ class IR3DERoutingPipeline(Pipeline):
         super().__init__(model=model, tokenizer=tokenizer or model.tokenizer, **kwargs)
         budget = {"max_loaded_experts": max_loaded_experts, "max_memory": max_memory}
         self.experts = ExpertPool(model.config, **{"device": self.device, **budget, **(expert_kwargs or {})})
-        self.second_opinion = _second_opinion(second_opinion, model)
+        self.second_opinion = second_opinion
         if preload:
             self.experts.preload(model.config.expert_names if preload is True else preload)
 
@@ -86,6 +86,22 @@ class IR3DERoutingPipeline(Pipeline):
     def loaded_experts(self) -> list[dict[str, Any]]:
         """The models in memory, the least recently used first: `model`, its `experts`, `bytes` and `device`."""
         return self.experts.loaded
+
+    @property
+    def second_opinion(self) -> Any:
+        """The router's [`SecondOpinion`], where this pipeline asks it, or None."""
+        return self.model.second_opinion if self._has_second else None
+
+    @second_opinion.setter
+    def second_opinion(self, source: Any) -> None:
+        """Sets the router's, from memory, a folder or the Hub; with `True` it has one; with None it is not asked."""
+        if isinstance(source, (str, os.PathLike)):
+            source = SecondOpinion.from_pretrained(source)
+        if source is True and self.model.second_opinion is None:
+            raise ValueError("This router has no second opinion: `ir3de second` makes one and adds it.")
+        if isinstance(source, SecondOpinion):
+            self.model.second_opinion = source
+        self._has_second = bool(source)
 
     def copy(self) -> IR3DERoutingPipeline:
         """A pipeline with a copy of the router, to edit apart from this one; the two share loaded experts."""
@@ -303,16 +319,23 @@ class IR3DERoutingPipeline(Pipeline):
         return records
 
     def _ask_again(self, p: torch.Tensor, unsure: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, list[bool]]:
-        """Probabilities, `(texts, D)`, where the second opinion has joined in those rows that are unsure."""
-        if self.second_opinion is None:
+        """Probabilities, `(texts, D)`, where the second opinion has joined in those rows that are unsure, and which.
+
+        It judges among the experts that it knows; the others' scores stay.
+        """
+        second = self.second_opinion
+        if second is None:
             raise ValueError(
                 "`second_below` needs a second opinion: give `pipeline(..., second_opinion=True)` where the router has"
                 " one, which `ir3de second` makes."
             )
-        asked, names = unsure.tolist(), self.model.config.expert_names
-        q = self.second_opinion.probabilities(list(compress(texts, asked)), names)
+        known = {i: name for i, name in enumerate(self.model.config.expert_names) if name in second.statistics}
+        if len(known) < 2:
+            return p, []
+        asked = unsure.tolist()
+        places = unsure.nonzero(), torch.tensor(list(known))
         p = p.clone()
-        p[unsure] = combined(p[unsure], q)
+        p[places] = combined(p[places], second.probabilities(list(compress(texts, asked)), list(known.values())))
         return p, asked
 
     def _answer(
@@ -363,31 +386,14 @@ class IR3DERoutingPipeline(Pipeline):
         return candidates
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:
-        """Saves the router as [`IR3DEModel.save_pretrained`] does, with the tokenizer and second opinion from here."""
-        self._hand_over()
+        """Saves the router as [`IR3DEModel.save_pretrained`] does, with the tokenizer from here."""
+        self.model.tokenizer = self.tokenizer
         self.model.save_pretrained(save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> Any:
-        """Uploads the router as [`IR3DEModel.push_to_hub`] does, with the tokenizer and second opinion from here."""
-        self._hand_over()
-        return self.model.push_to_hub(repo_id, **kwargs)
-
-    def _hand_over(self) -> None:
-        """Gives the router what it is saved with."""
+        """Uploads the router as [`IR3DEModel.push_to_hub`] does, with the tokenizer from here."""
         self.model.tokenizer = self.tokenizer
-        if self.second_opinion is not None:
-            self.model.second_opinion = self.second_opinion
-
-
-def _second_opinion(source: Any, model: Any) -> Any:
-    """The second opinion that a source names."""
-    if source is True:
-        source = model.second_opinion
-        if source is None:
-            raise ValueError("This router has no second opinion: `ir3de second` makes one and adds it.")
-    if isinstance(source, (str, os.PathLike)):
-        return SecondOpinion.from_pretrained(source)
-    return source or None
+        return self.model.push_to_hub(repo_id, **kwargs)
 
 
 def _note_failure(record: dict[str, Any], error: Exception, on_error: str) -> None:

@@ -6,6 +6,7 @@ add up like the router's own, a row a text, so experts come and go exactly here 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -126,6 +127,18 @@ class SecondOpinion:
         if name not in self.statistics:
             raise ValueError(f"There is no expert {name!r} among {sorted(self.statistics)}.")
         self.fit({other: domain for other, domain in self.statistics.items() if other != name})
+
+    def having(self, statistics: Mapping[str, DomainStatistics]) -> SecondOpinion:
+        """One that differs from this in what it knows; this one stays as it is.
+
+        Raises:
+            ValueError: as in [`SecondOpinion.fit`].
+        """
+        if self.statistics == statistics:
+            return self
+        other = copy.copy(self)
+        other.fit(statistics)
+        return other
 
     def collect(self, texts: Iterable[str]) -> DomainStatistics:
         """The statistics of a domain's texts: one small file of sums where it is saved, without the text.
@@ -324,9 +337,11 @@ class SecondOpinion:
 
 
 def combined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Both routers' say, as if they judged independently: the product of probabilities, `(N, D)`, made to sum to 1."""
-    p = first * second.clamp_min(_LEAST)
-    return p / p.sum(dim=1, keepdim=True)
+    """Both routers' say of experts, as if they judged independently: the product of probabilities, `(N, D)`, made to
+    sum to what the first gave to all of these, which is 1 unless there are more that the second does not know.
+    """
+    product = (first.log() + second.clamp_min(_LEAST).log()).softmax(dim=1)
+    return first.sum(dim=1, keepdim=True) * product.nan_to_num()  # NaN where the first gave them nothing
 
 
 def with_ones(vectors: torch.Tensor) -> torch.Tensor:

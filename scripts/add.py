@@ -6,9 +6,12 @@ import argparse
 import sys
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.baselines import sample_per_domain
 from ir3de.scripts.command import command
 from ir3de.scripts.data import add_text_arguments, read_texts
 from ir3de.scripts.edit import add_spec_arguments, add_target_arguments, apply_edit, expert_spec
+from ir3de.scripts.second import MOST_TEXTS
+from ir3de.second_opinion_ir3de import SecondOpinion
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,11 +36,22 @@ def run(args: argparse.Namespace) -> int:
             model.replace_expert(args.replace, expert_spec(args), **source)
         else:
             model.add_expert(expert_spec(args), **source)
+        if args.data and model.second_opinion is not None:
+            introduce(model.second_opinion, args.name, list(read_texts(args)))
 
     message = f"Replace {args.replace} by {args.name}" if args.replace else f"Add {args.name}"
     place = apply_edit(args.router, edit, message, args.output, args.create_pr)
     print(f"{message}: {place}")
     return 0
+
+
+def introduce(opinion: SecondOpinion, name: str, texts: list[str]) -> None:
+    """Adds an expert to a second opinion too, with a sample of its text; without the encoder it stays unknown there."""
+    sample = [texts[i] for i in sample_per_domain([name] * len(texts), MOST_TEXTS, 0)]
+    try:
+        opinion.add_expert(name, sample)
+    except (ImportError, OSError) as error:
+        print(f"Not added to the second opinion: {error}", file=sys.stderr)
 
 
 main = command("add", __doc__, add_arguments, run)

@@ -92,6 +92,7 @@ class Proposal:
             name: read_statistics(api.hf_hub_download(repo_id, path, revision=revision), name, model.space)
             for name, path in paths.items()
         }
+        self.second_opinion = None
         specs = _read_specs(api.hf_hub_download(repo_id, "config.json", revision=revision))
         self.config = argparse.Namespace(experts=[specs.get(name, {"name": name}) for name in paths])
 

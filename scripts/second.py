@@ -33,6 +33,7 @@ OPTIMISTIC = (
     " it is on all rows of its training data, it is surer and more often right here than elsewhere, which hides what"
     " the second opinion gains: give other rows with --test-data or --test-where."
 )
+MOST_TEXTS = 500  # of a domain, that the encoder reads
 _AT_ONCE = 256  # texts that are encoded
 
 
@@ -45,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", help="Hub id or folder of a sentence encoder; default: all-MiniLM-L6-v2")
     parser.add_argument("--encoder-revision", help="revision of the encoder")
     parser.add_argument(
-        "--max-train-per-domain", type=int, default=500, help="prompts that the encoder reads (default: 500; 0: all)"
+        "--max-train-per-domain",
+        type=int,
+        default=MOST_TEXTS,
+        help=f"prompts that the encoder reads (default: {MOST_TEXTS}; 0: all)",
     )
     parser.add_argument("--test-data", action="append", metavar="FILE_OR_ID", help="as --data, to measure on")
     parser.add_argument(

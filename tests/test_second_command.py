@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ir3de import IR3DERoutingPipeline, SecondOpinion
+from ir3de import IR3DEModel, IR3DERoutingPipeline, SecondOpinion
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts import second as command
 from ir3de.scripts.cli import main
@@ -132,3 +132,37 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(
         assert message in capsys.readouterr().err
     assert encoder.texts == []
     assert not (folder / "second").exists()
+
+
+# `ir3de add` and `remove` where there is one.
+
+
+def test_an_expert_that_joins_with_text_joins_the_second_opinion_too(
+    folder: Path, json_lines: Path, encoder: WordEncoder, tmp_path: Path
+) -> None:
+    assert run(folder, "--data", json_lines) == 0
+    art = tmp_path / "art.jsonl"
+    art.write_text("".join(json.dumps({"text": f"root of contract {i} python"}) + "\n" for i in range(8)))
+    assert main(["add", str(folder), "art", "--data", str(art)]) == 0
+    opinion = IR3DEModel.from_pretrained(folder).second_opinion
+    assert sorted(opinion.statistics) == ["art", *NAMES]
+    assert opinion.statistics["art"].rows("prompts") == 8
+    assert main(["remove", str(folder), "law"]) == 0
+    assert sorted(path.stem for path in (folder / "second/statistics").iterdir()) == ["art", "code", "math"]
+
+
+def test_without_the_encoder_an_expert_joins_the_router_alone(
+    folder: Path, json_lines: Path, encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    assert run(folder, "--data", json_lines) == 0
+    monkeypatch.setattr("ir3de.second_opinion_ir3de._load_encoder", _missing)
+    with pytest.warns(UserWarning, match=r"knows nothing of \['art'\]"):
+        assert main(["add", str(folder), "art", "--data", str(json_lines), "--where", "domain=law"]) == 0
+    assert "Not added to the second opinion: no sentence-transformers" in capsys.readouterr().err
+    model = IR3DEModel.from_pretrained(folder)
+    assert "art" in model.config.expert_names
+    assert sorted(model.second_opinion.statistics) == NAMES
+
+
+def _missing(name: str, revision: str | None) -> Any:
+    raise ImportError("no sentence-transformers")

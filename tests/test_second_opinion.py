@@ -295,16 +295,84 @@ def test_turns_of_a_chat_streams_and_options_of_the_policy(unsure_router: IR3DEM
     assert encoder.texts == []
 
 
-def test_an_expert_that_it_does_not_know_is_named_whatever_the_prompt(unsure_router: IR3DEModel) -> None:
-    both = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=second(["code", "law"]))
-    with pytest.raises(ValueError, match=r"does not know \['math'\]"):
-        both(SURE, generate=False)
-    assert both(UNSURE[0], generate=False, second_below=0)["expert"] in NAMES
+def test_it_judges_among_the_experts_that_it_knows(unsure_router: IR3DEModel, tmp_path: Path) -> None:
+    opinion = second(["code", "law"])
+    both = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=opinion)
+    first = both(UNSURE, generate=False, second_below=0)
+    q = opinion.probabilities(UNSURE, ["code", "law"])
+    for record, before, other in zip(both(UNSURE, generate=False), first, q, strict=True):
+        assert record["second_opinion"]
+        p, known = scores(before), [NAMES.index("code"), NAMES.index("law")]
+        product = p[known] * other
+        expected = p.clone()
+        expected[known] = product / product.sum() * p[known].sum()
+        torch.testing.assert_close(scores(record), expected, atol=1e-12, rtol=0)
+    with pytest.warns(UserWarning, match=r"knows nothing of \['math'\]"):
+        both.save_pretrained(tmp_path)
+    assert sorted(IR3DEModel.from_pretrained(tmp_path).second_opinion.statistics) == ["code", "law"]
+
+
+@pytest.mark.parametrize("known", [[], ["law"]])
+def test_of_fewer_than_two_experts_there_is_nothing_to_say(unsure_router: IR3DEModel, known: list[str]) -> None:
+    encoder = WordEncoder()
+    both = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=second(known, encode=encoder))
+    encoder.texts = []
+    assert both(UNSURE, generate=False) == both(UNSURE, generate=False, second_below=0)
+    assert encoder.texts == []
 
 
 def test_certainties_that_contradict_each_other_still_give_probabilities() -> None:
     p = combined(torch.tensor([[0.5, 0.5, 0.0]]).double(), torch.tensor([[0.0, 0.0, 1.0]]).double())
     torch.testing.assert_close(p, torch.tensor([[0.5, 0.5, 0.0]]).double())
+
+
+# With edits of its router.
+
+
+def knows(model: IR3DEModel) -> dict[str, list[str]]:
+    return {name: sorted(domain.contributions) for name, domain in model.second_opinion.statistics.items()}
+
+
+def test_it_forgets_whom_the_router_forgets_and_copies_stay(unsure_router: IR3DEModel) -> None:
+    pipe = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=second())
+    before, copied = knows(unsure_router), pipe.copy()
+    copied.model.remove_expert("law")
+    assert knows(copied.model) == {name: before[name] for name in ("code", "math")}
+    never = second(["code", "math"])
+    assert torch.equal(copied.second_opinion._W, never._W), "as if it had never known the expert"
+    assert copied(UNSURE[0], generate=False)["second_opinion"]
+    assert knows(unsure_router) == before
+    copied.model.replace_expert("math", {"name": "maths", "cost": 1})
+    assert knows(copied.model) == {"code": before["code"], "maths": before["math"]}
+    copied.model.replace_expert("code", "code", texts=["def parse python file"])
+    assert knows(copied.model) == {"maths": before["math"]}
+
+
+def test_what_it_knows_already_stays_when_the_expert_joins(unsure_router: IR3DEModel) -> None:
+    unsure_router.second_opinion = second([*NAMES])
+    unsure_router.second_opinion.add_expert("art", ["the root of a python"])
+    known = knows(unsure_router)
+    unsure_router.add_expert("art", texts=["the root of a python"])
+    assert knows(unsure_router) == known
+    with pytest.raises(ValueError, match="no expert 'music'"):
+        unsure_router.remove_expert("music")
+    assert knows(unsure_router) == known
+
+
+def test_it_learns_what_a_merged_routers_knows(unsure_router: IR3DEModel) -> None:
+    other = unsure_router.copy()
+    unsure_router.remove_expert("law")
+    unsure_router.second_opinion, other.second_opinion = second(["code", "math"]), second()
+    unsure_router.merge(other)
+    assert knows(unsure_router) == knows(other)
+    assert torch.equal(unsure_router.second_opinion._W, other.second_opinion._W)
+    stranger = unsure_router.copy()
+    stranger.add_expert("art", texts=["the root of a python"])
+    stranger.second_opinion = SecondOpinion("others", encode=lambda texts: np.ones((len(texts), 2)))
+    stranger.second_opinion.add_expert("art", ["a painting in oil"])
+    unsure_router.merge(stranger)
+    assert "art" in unsure_router.config.expert_names
+    assert knows(unsure_router) == knows(other), "what another encoder read stays behind"
 
 
 # In a router's folder.

@@ -68,7 +68,10 @@ class Experts(NamedTuple):
         """
         if name not in self.specs:
             raise ValueError(f"There is no expert {name!r} among {sorted(self.specs)}.")
-        return Experts(*({other: value for other, value in part.items() if other != name} for part in self))
+        rest = [other for other in self.specs if other != name]
+        second = {other: domain for other, domain in self.second.items() if other != name}
+        specs = {other: self.specs[other] for other in rest}
+        return Experts(specs, {other: self.statistics[other] for other in rest}, second)
 
     def union(self, other: Experts) -> Experts:
         """These experts and another router's; domains that both have get both's contributions, and keep their spec.

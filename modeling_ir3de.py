@@ -624,7 +624,7 @@ def _equal(weight: torch.Tensor, other: torch.Tensor) -> bool:
     """
     if weight.device.type != "cpu":
         return torch.equal(weight, other)
-    return np.array_equal(*(each.detach().float().numpy() for each in (weight, other)))
+    return np.array_equal(weight.detach().float().numpy(), other.detach().float().numpy())
 
 
 def check_not_empty(lengths: torch.Tensor) -> None:

@@ -24,14 +24,16 @@ from .files_ir3de import CONFIG, STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import probabilities
 from .specs_ir3de import check_expert_name, is_number
 from .statistics_ir3de import KINDS, DomainStatistics, one_thread, read_header, total
-from .token_router_ir3de import mean_diagonal, ridge
+from .token_router_ir3de import FeatureMap, fourier, mean_diagonal, orthogonal_frequencies, ridge
 
-FORMAT = "ir3de-second-opinion-1"
+FORMAT = "ir3de-second-opinion-2"
+NUM_FEATURES = 1024  # of a vector
 BELOW = 0.9  # the router's score, below which the second opinion is asked unless a call says otherwise
 PROBE = "Prove that 3x + 5 = 20 has one root, and say who should answer this."
 _DIGITS, _APART = 3, 0.01  # of the probe's vector: what is kept, and how far an encoder of other precision may be off
 _TEXTS = 1024  # that are encoded at a time
 _LEAST = 1e-300  # a probability, so that no product is 0 everywhere
+_MAP = FeatureMap("rff")  # its length scale suits unit vectors, and its description tells draws apart
 _MOST_BYTES, _MOST_COLUMNS = 1 << 22, 1 << 14  # of a config, of a vector
 
 Encode = Callable[[list[str]], Any]
@@ -39,11 +41,14 @@ Encode = Callable[[list[str]], Any]
 
 class SecondOpinion:
     """
-    A linear router on a sentence encoder: W = (A + lambda I)^-1 B over unit vectors of texts and a column of ones.
+    The closed form on a sentence encoder: W = (A + lambda I)^-1 B over a row a text, which is random Fourier features
+    of its unit vector, so that the kernel is Gaussian, and a one.
 
     Args:
         encoder (`str`): Hub id or folder of a sentence-transformers model, loaded on first use.
         encoder_revision (`str`, *optional*): of the encoder.
+        num_features (`int`, *optional*, defaults to 1024): F, the number of random features, even; 0 for the vectors
+            themselves, without a kernel.
         regularization (`float`, *optional*, defaults to 0.1): lambda over the mean of A's diagonal, above 0.
         calibration (`dict[str, float]`, *optional*): `temperature` and `spread`, see
             [`~route_selector_ir3de.probabilities`].
@@ -61,16 +66,19 @@ class SecondOpinion:
         encoder: str,
         encoder_revision: str | None = None,
         *,
+        num_features: int = NUM_FEATURES,
         regularization: float = 0.1,
         calibration: Mapping[str, float] | None = None,
         encode: Encode | None = None,
         probe: Sequence[float] | None = None,
     ) -> None:
         self.encoder, self.encoder_revision = encoder, encoder_revision
-        self.regularization, self.calibration = regularization, dict(calibration or {})
+        self.num_features, self.regularization = num_features, regularization
+        self.calibration = dict(calibration or {})
         self.statistics: dict[str, DomainStatistics] = {}
         self._encoder, self._is_checked = encode, False
         self._probe = None if probe is None else torch.tensor(probe, dtype=torch.float64)
+        self._frequencies: torch.Tensor | None = None
         self._W = torch.empty(0, 0, dtype=torch.float64)
         self._check()
 
@@ -157,7 +165,7 @@ class SecondOpinion:
     def summed(self, vectors: torch.Tensor) -> DomainStatistics:
         """The statistics of texts whose vectors, `(N, dim)` of [`SecondOpinion.encode`], are known."""
         with one_thread():
-            X = with_ones(vectors)
+            X = self.rows(vectors)
             A = X.T @ X
         A = A.triu() + A.triu(1).T
         return DomainStatistics.from_grams(dict.fromkeys(KINDS, A), self.space[0])  # a text is a row of either kind
@@ -187,7 +195,16 @@ class SecondOpinion:
         """Scores of experts before calibration: `(N, dim)` to `(N, D)`."""
         self._check_known(names)
         order = sorted(self.statistics)
-        return (with_ones(vectors) @ self._W)[:, [order.index(name) for name in names]]
+        return (self.rows(vectors) @ self._W)[:, [order.index(name) for name in names]]
+
+    def rows(self, vectors: torch.Tensor) -> torch.Tensor:
+        """What W is fitted on: unit vectors `(N, dim)` to features and a one, `(N, F + 1)`, float64."""
+        if self.num_features:
+            if self._frequencies is None:
+                number = self.num_features // 2
+                self._frequencies = orthogonal_frequencies(len(self.probe), number, _MAP.length_scale, _MAP.seed)
+            vectors = fourier(vectors, self._frequencies)
+        return F.pad(vectors, (0, 1), value=1.0)
 
     def encode(self, texts: Sequence[str]) -> torch.Tensor:
         """Unit vectors of texts, of shape `(N, dim)`, float64, on the CPU.
@@ -203,8 +220,9 @@ class SecondOpinion:
     @property
     def space(self) -> tuple[str, int]:
         """Fingerprint of the encoder and number of columns of the statistics."""
-        digest = hashlib.sha256(json.dumps([FORMAT, *self.probe.tolist()]).encode())
-        return digest.hexdigest()[:16], len(self.probe) + 1
+        features = _MAP._replace(size=self.num_features).description
+        digest = hashlib.sha256(json.dumps([FORMAT, features, *self.probe.tolist()]).encode())
+        return digest.hexdigest()[:16], (self.num_features or len(self.probe)) + 1
 
     @property
     def probe(self) -> torch.Tensor:
@@ -231,6 +249,11 @@ class SecondOpinion:
         for name, value in {"regularization": self.regularization, "temperature": 1, **self.calibration}.items():
             if not is_number(value) or not (value >= 0 if name == "spread" else value > 0):
                 raise ValueError(f"`{name}` of a second opinion must be a number above 0, got {value!r}.")
+        if not _is_number_of_features(self.num_features):
+            raise ValueError(
+                f"`num_features` must be an even number up to {_MOST_COLUMNS:,}, or 0 for none; got"
+                f" {self.num_features!r}."
+            )
         if unknown := self.calibration.keys() - {"temperature", "spread"}:
             raise ValueError(f"`calibration` has `temperature` and `spread`, got {sorted(unknown)} too.")
 
@@ -282,6 +305,7 @@ class SecondOpinion:
             "format": FORMAT,
             "encoder": self.encoder,
             "encoder_revision": self.encoder_revision,
+            "num_features": self.num_features,
             "regularization": self.regularization,
             "calibration": self.calibration,
             "experts": [{"name": name} for name in sorted(self.statistics)],
@@ -344,11 +368,6 @@ def combined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first.sum(dim=1, keepdim=True) * product.nan_to_num()  # NaN where the first gave them nothing
 
 
-def with_ones(vectors: torch.Tensor) -> torch.Tensor:
-    """Vectors with the column of ones: `(N, dim)` to `(N, dim + 1)`."""
-    return F.pad(vectors, (0, 1), value=1.0)
-
-
 def _load_encoder(name: str, revision: str | None) -> Encode:
     """A sentence-transformers model as a function, without code or pickled weights of its repository."""
     try:
@@ -395,6 +414,10 @@ def _are_experts(value: Any) -> bool:
     )
 
 
+def _is_number_of_features(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MOST_COLUMNS and value % 2 == 0
+
+
 def _is_vector(value: Any) -> bool:
     return isinstance(value, list) and 1 <= len(value) < _MOST_COLUMNS and all(map(is_number, value))
 
@@ -402,6 +425,7 @@ def _is_vector(value: Any) -> bool:
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "encoder": lambda value: isinstance(value, str) and bool(value),
     "encoder_revision": lambda value: value is None or isinstance(value, str),
+    "num_features": _is_number_of_features,
     "regularization": is_number,
     "calibration": lambda value: isinstance(value, dict),
     "experts": _are_experts,

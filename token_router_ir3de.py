@@ -56,11 +56,7 @@ class FeatureMap(NamedTuple):
             return unit
         frequencies = self._frequencies(embeddings.shape[1]).to(embeddings.device)
 
-        def fourier(rows: torch.Tensor) -> torch.Tensor:
-            angles = unit(rows) @ frequencies
-            return torch.cat([angles.cos(), angles.sin()], dim=1) * math.sqrt(2 / self.size)
-
-        return fourier
+        return lambda rows: fourier(unit(rows), frequencies)
 
     def table(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Features of the whole vocabulary: `(V, h)` to `(V, F)`, float32, on the CPU."""
@@ -71,6 +67,25 @@ class FeatureMap(NamedTuple):
         """Omega of shape `(h, F / 2)`, drawn on the CPU so that every device has the same."""
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(hidden_size, self.size // 2, generator=generator) / self.length_scale
+
+
+def fourier(rows: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Random Fourier features of length one: rows `(N, h)` and Omega `(h, F / 2)` to `(N, F)`."""
+    angles = rows @ frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1) * math.sqrt(1 / frequencies.shape[1])
+
+
+def orthogonal_frequencies(width: int, number: int, length_scale: float, seed: int = 0) -> torch.Tensor:
+    """Omega of shape `(width, number)`, float64: each frequency as if drawn on its own, but `width` of them at a time
+    at right angles, so that fewer features come as close to the kernel (Yu et al. 2016).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    blocks = []
+    for _ in range(0, number, width):
+        Q, R = torch.linalg.qr(torch.randn(width, width, generator=generator).double())
+        Q = Q * R.diagonal().sign()  # of the Qs that there are, the one that all libraries agree on
+        blocks.append(Q * torch.randn(width, width, generator=generator).double().norm(dim=0))
+    return torch.cat(blocks, dim=1)[:, :number] / length_scale
 
 
 def solve(

@@ -23,7 +23,7 @@ from ir3de.scripts.data import Row, add_data_arguments, read_rows
 from ir3de.scripts.encoders import MINILM, default_encoder
 from ir3de.scripts.measures import macro_accuracy
 from ir3de.scripts.selection import of_experts
-from ir3de.second_opinion_ir3de import BELOW, SecondOpinion, combined, with_ones
+from ir3de.second_opinion_ir3de import BELOW, SecondOpinion, combined
 from ir3de.token_router_ir3de import mean_diagonal, ridge
 
 LAMBDAS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # over the mean of A's diagonal
@@ -128,7 +128,8 @@ def choose(opinion: SecondOpinion, X: torch.Tensor, labels: torch.Tensor, names:
     Returns:
         `torch.Tensor` of shape `(N, D)`: probabilities of each prompt, by the fit without it.
     """
-    logits = {value: left_out(X, labels, len(names), value) for value in LAMBDAS}
+    rows = opinion.rows(X)
+    logits = {value: left_out(rows, labels, len(names), value) for value in LAMBDAS}
     best = max(LAMBDAS, key=lambda value: macro_accuracy(labels.numpy(), logits[value].numpy()))
     opinion.regularization, opinion.calibration = best, fit_calibration(logits[best], labels)
     opinion.fit({name: opinion.summed(X[labels == i]) for i, name in enumerate(names)})
@@ -142,7 +143,7 @@ def left_out(X: torch.Tensor, labels: torch.Tensor, number: int, regularization:
     (1 - h_i) there, where h_i = w_i x_i (A + lambda I)^-1 x_i^T. The weights, 1 over the domain's prompts, stay.
 
     Args:
-        X (`torch.Tensor` of shape `(N, dim)`): vectors of the prompts.
+        X (`torch.Tensor` of shape `(N, F + 1)`): rows of the prompts.
         labels (`torch.Tensor` of shape `(N,)`): indices of their domains.
         number (`int`): D, of domains.
         regularization (`float`): lambda over the mean of A's diagonal.
@@ -150,7 +151,7 @@ def left_out(X: torch.Tensor, labels: torch.Tensor, number: int, regularization:
     Returns:
         `torch.Tensor` of shape `(N, D)`, float64.
     """
-    X, Y = with_ones(X), F.one_hot(labels, number).double()
+    Y = F.one_hot(labels, number).double()
     w = (1 / labels.bincount())[labels].double().unsqueeze(1)
     A = X.T @ (w * X)
     Z = ridge(A, X.T, regularization * mean_diagonal(A)).T  # rows (A + lambda I)^-1 x

@@ -78,8 +78,8 @@ def test_every_prompt_is_left_out_in_turn_without_fitting_again() -> None:
     texts = [text for name in NAMES for text in tiny.sentences(name, 10)][5:]  # of one domain fewer
     labels = torch.arange(3).repeat_interleave(10)[5:]
     X = Class("words", encode=WordEncoder()).encode(texts)
-    found = command.left_out(X, labels, 3, 0.1)
     rows = torch.cat([X, torch.ones(25, 1)], dim=1)
+    found = command.left_out(rows, labels, 3, 0.1)
     w = torch.tensor([1 / 5] * 5 + [1 / 10] * 20).double()
     penalty = 0.1 * (w @ rows.square())[:-1].mean() * torch.eye(rows.shape[1])
     for i in range(25):  # by fitting again
@@ -95,9 +95,12 @@ def test_the_choice_sees_prompts_left_out_and_the_fit_sees_all() -> None:
     opinion = Class("words", encode=WordEncoder())
     X = opinion.encode(texts)
     q = command.choose(opinion, X, labels, NAMES)
-    right = {value: (command.left_out(X, labels, 3, value).argmax(dim=1) == labels).sum() for value in command.LAMBDAS}
+    rows = opinion.rows(X)
+    right = {
+        value: (command.left_out(rows, labels, 3, value).argmax(dim=1) == labels).sum() for value in command.LAMBDAS
+    }
     assert right[opinion.regularization] == max(right.values())
-    logits = command.left_out(X, labels, 3, opinion.regularization)
+    logits = command.left_out(rows, labels, 3, opinion.regularization)
     torch.testing.assert_close(q, probabilities(logits, **opinion.calibration))
     alone = Class("words", encode=WordEncoder(), regularization=opinion.regularization)
     for i, name in enumerate(NAMES):

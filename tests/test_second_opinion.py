@@ -1,6 +1,7 @@
 """The second opinion: closed form, exact edits, files of strangers, and that only unsure prompts pay for it."""
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from ir3de import DomainStatistics, IR3DEModel, IR3DERoutingPipeline, SecondOpin
 from ir3de.files_ir3de import SECOND_FOLDER
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.second_opinion_ir3de import combined
+from ir3de.token_router_ir3de import orthogonal_frequencies
 
 from . import tiny
 
@@ -46,7 +48,8 @@ def texts_of(name: str) -> list[str]:
 
 
 def second(names: list[str] = NAMES, encode: Any = None, **options: Any) -> SecondOpinion:
-    made = SecondOpinion("words", encode=encode or WordEncoder(), calibration=CALIBRATION, **options)
+    options = {"num_features": 0, "calibration": CALIBRATION, **options}
+    made = SecondOpinion("words", encode=encode or WordEncoder(), **options)
     for name in names:
         made.add_expert(name, texts_of(name))
     return made
@@ -61,18 +64,25 @@ def unsure_router() -> IR3DEModel:
 # The closed form and its edits.
 
 
-def test_w_is_the_ridge_solution_on_unit_vectors_and_a_column_of_ones() -> None:
-    opinion = second(regularization=0.03)
-    A, columns = np.zeros((7, 7)), []
-    for name in NAMES:
-        X = WordEncoder()(texts_of(name)).astype(np.float64)
-        X = np.hstack([X / np.linalg.norm(X, axis=1, keepdims=True), np.ones((len(X), 1))])
-        A += X.T @ X / len(X)
-        columns.append(X.sum(axis=0) / len(X))
+def literal_rows(texts: list[str], num_features: int) -> Any:
+    X = WordEncoder()(texts).astype(np.float64)
+    X /= np.linalg.norm(X, axis=1, keepdims=True)
+    if num_features:
+        angles = X @ orthogonal_frequencies(6, num_features // 2, math.sqrt(2)).numpy()
+        X = np.hstack([np.cos(angles), np.sin(angles)]) / math.sqrt(num_features / 2)
+    return np.hstack([X, np.ones((len(X), 1))])
+
+
+@pytest.mark.parametrize("num_features", [0, 16])
+def test_w_is_the_ridge_solution_on_the_rows_and_a_column_of_ones(num_features: int) -> None:
+    opinion = second(regularization=0.03, num_features=num_features)
+    rows = [literal_rows(texts_of(name), num_features) for name in NAMES]
+    A = sum(X.T @ X / len(X) for X in rows)
+    columns = [X.sum(axis=0) / len(X) for X in rows]
     scale = np.diagonal(A)[:-1].mean()
-    W = np.linalg.solve(A + 0.03 * scale * np.eye(7), np.stack(columns, axis=1))
+    W = np.linalg.solve(A + 0.03 * scale * np.eye(len(A)), np.stack(columns, axis=1))
     vectors = opinion.encode([SURE, *UNSURE])
-    expected = np.hstack([vectors.numpy(), np.ones((4, 1))]) @ W
+    expected = literal_rows([SURE, *UNSURE], num_features) @ W
     np.testing.assert_allclose(opinion.logits(vectors, NAMES).numpy(), expected, atol=1e-12)
     p = opinion.probabilities([SURE, *UNSURE], NAMES)
     torch.testing.assert_close(p, probabilities(torch.from_numpy(expected), **CALIBRATION), atol=1e-12, rtol=0)
@@ -109,6 +119,7 @@ def test_statistics_are_collected_without_the_others_text_in_parts(monkeypatch: 
 # Refusals, which leave all as it was.
 
 SCALED = second(encode=WordEncoder(scale=3)).statistics["math"]
+MAPPED = second(["math"], num_features=6).statistics["math"]
 FORGED = DomainStatistics.from_grams(dict.fromkeys(("tokens", "prompts"), torch.eye(7).double()), second().space[0])
 REFUSED: dict[str, tuple[Callable[[SecondOpinion], Any], str]] = {
     "another encoder": (lambda o: o.add_expert("math", statistics=SCALED), "are of encoder"),
@@ -124,6 +135,8 @@ REFUSED: dict[str, tuple[Callable[[SecondOpinion], Any], str]] = {
     "lambda": (lambda o: SecondOpinion("words", regularization=0), "above 0"),
     "temperature": (lambda o: SecondOpinion("words", calibration={"temperature": float("nan")}), "temperature"),
     "calibration": (lambda o: SecondOpinion("words", calibration={"warmth": 1}), "warmth"),
+    "features": (lambda o: SecondOpinion("words", num_features=7), "an even number"),
+    "another map": (lambda o: o.add_expert("math", statistics=MAPPED), "are of encoder"),
     "no vectors": (lambda o: second(encode=lambda texts: np.full((len(texts), 3), np.nan)), "finite"),
     "too few": (lambda o: second(encode=lambda texts: np.ones((2, 3))), "shape"),
 }
@@ -192,6 +205,8 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "encoder": (field(encoder=3), "`encoder`"),
     "probe": (field(probe=[1, None]), "`probe`"),
     "lambda": (field(regularization=-1), "regularization"),
+    "features": (field(num_features=-2), "`num_features`"),
+    "other features": (field(num_features=6), "are of encoder"),
     "another probe": (field(probe=[0.1] * 6), "are of encoder"),
     "truncated": (lambda folder: (folder / "statistics/law.safetensors").write_bytes(b"\x08"), "truncated"),
     "of the router": (

@@ -8,7 +8,16 @@ import torch
 import torch.nn.functional as F
 
 from ir3de.statistics_ir3de import gram_from_counts
-from ir3de.token_router_ir3de import FeatureMap, entropy, log_odds, mean_diagonal, solve, sums
+from ir3de.token_router_ir3de import (
+    FeatureMap,
+    entropy,
+    fourier,
+    log_odds,
+    mean_diagonal,
+    orthogonal_frequencies,
+    solve,
+    sums,
+)
 
 # Three tokens in one dimension. Domain 0 says the first three times and the last once; domain 1 the second and last.
 E = torch.tensor([[1.0], [-1.0], [0.0]])
@@ -146,6 +155,28 @@ def test_random_features_approximate_the_gaussian_kernel() -> None:
     phi = FeatureMap("rff", 20_000, 0.8).prepare(embeddings)(embeddings)
     expected = (-torch.cdist(unit, unit).square() / (2 * 0.8**2)).exp()
     torch.testing.assert_close(phi @ phi.T, expected, rtol=0, atol=0.05)
+
+
+def test_frequencies_at_right_angles_come_closer_to_the_kernel() -> None:
+    generator = torch.Generator().manual_seed(0)
+    X = F.normalize(torch.randn(40, 24, generator=generator).double(), dim=1)
+    expected = (-torch.cdist(X, X).square() / (2 * 1.2**2)).exp()
+
+    def error(frequencies: torch.Tensor) -> float:
+        phi = fourier(X, frequencies)
+        torch.testing.assert_close(phi.norm(dim=1), torch.ones(40).double())
+        return float((phi @ phi.T - expected).square().mean())
+
+    at_right_angles, drawn = [], []
+    for seed in range(5):
+        Omega = orthogonal_frequencies(24, 60, 1.2, seed)
+        assert Omega.shape == (24, 60)
+        block = Omega[:, 24:48]
+        assert float((block.T @ block).fill_diagonal_(0).abs().max()) < 1e-12
+        at_right_angles.append(error(Omega))
+        drawn.append(error(torch.randn(24, 60, generator=generator).double() / 1.2))
+    assert sum(at_right_angles) < 0.8 * sum(drawn)
+    assert torch.equal(orthogonal_frequencies(24, 60, 1.2), orthogonal_frequencies(24, 60, 1.2))
 
 
 @pytest.mark.parametrize("name", ["identity", "unit", "rff"])

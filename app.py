@@ -163,16 +163,19 @@ def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> Any:
     )
 
 
-def load(router: str | None = None, revision: str | None = None, samples: str | None = None) -> Site:
+def load(
+    router: str | None = None, revision: str | None = None, samples: str | None = None, second_opinion: bool = False
+) -> Site:
     """Loads a router with its samples.
 
     Args:
         router (`str`, *optional*): folder or Hub id; by default the embedded router.
         revision (`str`, *optional*): of the router.
         samples (`str`, *optional*): JSON Lines of `text` and `domain`; by default those of the embedded router.
+        second_opinion (`bool`): ask the router's second opinion on prompts that it is unsure of.
     """
     model = IR3DEModel.from_pretrained(router or build(), revision=revision)
-    pipe = IR3DERoutingPipeline(model)
+    pipe = IR3DERoutingPipeline(model, second_opinion=second_opinion)
     rows: Sequence[Row] = list(read_file(samples or str(FOLDER / "sample.jsonl")))
 
     def stream(prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
@@ -199,6 +202,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=main.__doc__)
     for name in ("router", "revision", "samples"):
         parser.add_argument(f"--{name}", default=os.environ.get(f"IR3DE_{name.upper()}"))
+    asks = os.environ.get("IR3DE_SECOND_OPINION") == "1"
+    parser.add_argument("--second-opinion", action="store_true", default=asks)
     args = parser.parse_args()
     site = load(**vars(args))
     demo = build_demo(site)

@@ -20,12 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one record a line instead")
     parser.add_argument("--variant", help="instead of the router's own")
     parser.add_argument("--num-votes", type=int, help="instead of the router's own")
+    parser.add_argument("--second-opinion", action="store_true", help="ask the router's second opinion where unsure")
 
 
 def run(args: argparse.Namespace) -> int:
     """Routes the prompts."""
     # The installed package reads any router, so no code of the repository runs.
-    router = IR3DERoutingPipeline(IR3DEModel.from_pretrained(args.router), device="cpu")
+    model = IR3DEModel.from_pretrained(args.router)
+    router = IR3DERoutingPipeline(model, device="cpu", second_opinion=args.second_opinion)
     choice = {key: value for key in ("variant", "num_votes") if (value := getattr(args, key)) is not None}
     for prompt, record in zip(args.prompt, router(args.prompt, generate=False, explain=True, **choice), strict=True):
         print(json.dumps({"prompt": prompt, **record}, ensure_ascii=False) if args.json else describe(prompt, record))
@@ -35,7 +37,8 @@ def run(args: argparse.Namespace) -> int:
 def describe(prompt: str, record: Mapping[str, Any]) -> str:
     """A route in words: the prompt, the ranking, and the tokens that decided."""
     ranking = "  ".join(f"{expert['expert']} {expert['score']:.2f}" for expert in record["ranking"])
-    return f"{prompt}\n  -> {ranking}\n     decided by: {deciding_tokens(record)}"
+    second = "  (with the second opinion)" if "second_opinion" in record else ""
+    return f"{prompt}\n  -> {ranking}{second}\n     decided by: {deciding_tokens(record)}"
 
 
 def deciding_tokens(record: Mapping[str, Any], most: int = 6) -> str:

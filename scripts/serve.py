@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de serve`."""
     parser.add_argument("router", nargs="?", metavar="DIR_OR_ID", help="folder or Hub id; default: the embedded router")
     parser.add_argument("--revision", help="of the router on the Hub")
+    parser.add_argument("--second-opinion", action="store_true", help="ask the router's second opinion where unsure")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     for name, what in (("at-once", "answers made at the same time"), ("waiting", "requests that wait for their turn")):
@@ -37,7 +38,8 @@ def run(args: argparse.Namespace) -> int:
         raise ImportError("The endpoint needs starlette and uvicorn: `pip install ir3de[app]`.") from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    router = IR3DERoutingPipeline(IR3DEModel.from_pretrained(args.router or build(), revision=args.revision))
+    model = IR3DEModel.from_pretrained(args.router or build(), revision=args.revision)
+    router = IR3DERoutingPipeline(model, second_opinion=args.second_opinion)
     application = Starlette(routes=[Mount("/v1", endpoint(router, Limits(at_once=args.at_once, waiting=args.waiting)))])
     uvicorn.run(application, host=args.host, port=args.port, log_level="warning")
     return 0

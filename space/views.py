@@ -53,6 +53,7 @@ def route(record: Mapping[str, Any], names: Sequence[str], note: str = "") -> st
     else:
         why = " as the fallback: the best score is below the minimum" if record.get("fallback") else ""
         head = f"{badge(chosen, names)} answers{why}"
+    head += ", with the second opinion" if "second_opinion" in record else ""
     rows = []
     for entry in record["ranking"]:
         name, share = entry["expert"], entry["score"]

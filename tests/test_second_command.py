@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline, SecondOpinion
+from ir3de.app import load
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts import second as command
 from ir3de.scripts.cli import main
 from ir3de.scripts.data import read_file
 from ir3de.scripts.encoders import MINILM
 from ir3de.second_opinion_ir3de import SecondOpinion as Class
+from ir3de.space import views
 
 from . import tiny
-from .test_second_opinion import NAMES, WordEncoder
+from .test_second_opinion import NAMES, UNSURE, WordEncoder
 
 
 @pytest.fixture
@@ -165,6 +167,22 @@ def test_without_the_encoder_an_expert_joins_the_router_alone(
     model = IR3DEModel.from_pretrained(folder)
     assert "art" in model.config.expert_names
     assert sorted(model.second_opinion.statistics) == NAMES
+
+
+def test_the_commands_ask_where_they_are_told_to(
+    folder: Path, json_lines: Path, encoder: WordEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folder, "--data", json_lines) == 0
+    encoder.texts = []
+    assert main(["route", str(folder), UNSURE[0]]) == 0
+    assert encoder.texts == []
+    assert main(["route", str(folder), UNSURE[0], "--second-opinion"]) == 0
+    assert encoder.texts[-1] == UNSURE[0]
+    assert capsys.readouterr().out.count("(with the second opinion)") == 1
+    router = load(str(folder), second_opinion=True).router
+    record = router(UNSURE[0], generate=False)
+    assert "with the second opinion" in views.route(record, NAMES)
+    assert "second opinion" not in views.route(router(UNSURE[0], generate=False, second_below=0), NAMES)
 
 
 def _missing(name: str, revision: str | None) -> Any:

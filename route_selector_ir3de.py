@@ -57,9 +57,10 @@ def select(
     if variant in MEANS:
         weights = _WEIGHTS[variant](token_ids, lengths)
         return weighted_sums(table.rows, token_ids, lengths, weights).double()
-    counted = decisive(table, token_ids, lengths, variant, num_votes)
-    prompts = prompts_of(token_ids, lengths)[counted]
-    return vote_logits(table, token_ids[counted], prompts, len(lengths))
+    if variant == "top-k":
+        token_ids = token_ids[decisive(table, token_ids, lengths, variant, num_votes)]
+        lengths = lengths.clamp_max(num_votes)
+    return vote_logits(table, token_ids, lengths)
 
 
 def decisive(
@@ -119,6 +120,9 @@ def most_certain(entropies: torch.Tensor, lengths: torch.Tensor, num_votes: int)
     Returns:
         `torch.Tensor` of shape `(N,)`: true for those tokens.
     """
+    if lengths.numel() == 1:  # a single prompt, for which the bookkeeping of many would take longer than its route
+        best = entropies.argsort(stable=True)[:num_votes]
+        return torch.zeros_like(entropies, dtype=torch.bool).index_fill_(0, best, True)
     keys = prompts_of(entropies, lengths) << 32 | entropies.view(torch.int32)  # floats of one sign sort as their bits
     order = keys.argsort(stable=True)  # by prompt, and in it by entropy
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=len(order))
@@ -126,7 +130,7 @@ def most_certain(entropies: torch.Tensor, lengths: torch.Tensor, num_votes: int)
     return torch.empty_like(order, dtype=torch.bool).scatter_(0, order, ranks < num_votes)
 
 
-def vote_logits(table: TokenTable, voters: torch.Tensor, prompts: torch.Tensor, number: int) -> torch.Tensor:
+def vote_logits(table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Each token that counts votes for its arg max.
 
     The share of domain d is (votes_d + p_d) / (votes + 1), p_d the mean softmax of the voters. As every p_d lies
@@ -135,15 +139,14 @@ def vote_logits(table: TokenTable, voters: torch.Tensor, prompts: torch.Tensor, 
 
     Args:
         table ([`TokenTable`]): of a variant in which tokens vote.
-        voters (`torch.Tensor` of shape `(K,)`): ids of the tokens that vote.
-        prompts (`torch.Tensor` of shape `(K,)`): index of each one's prompt, ascending.
-        number (`int`): B, of prompts; each has at least one token that votes.
+        token_ids (`torch.Tensor` of shape `(K,)`): of the tokens that vote, one prompt after another.
+        lengths (`torch.Tensor` of shape `(B,)`): how many of these each prompt has, at least 1.
 
     Returns:
         `torch.Tensor` of shape `(B, D)`, float64: logarithms of the shares.
     """
-    total = prompts.bincount(minlength=number)
-    p = F.embedding_bag(voters, table.rows, total.cumsum(0) - total, mode="mean").double()
-    votes = torch.zeros_like(p)
-    votes.index_put_((prompts, table.votes[voters].long()), votes.new_ones(()), accumulate=True)
-    return ((votes + p) / (total + 1).unsqueeze(1)).log()
+    domains = table.rows.shape[1]
+    p = F.embedding_bag(token_ids, table.rows, lengths.cumsum(0) - lengths, mode="mean").double()
+    places = prompts_of(token_ids, lengths) * domains + table.votes[token_ids]
+    votes = places.bincount(minlength=p.numel()).view_as(p)
+    return ((votes + p) / (lengths + 1).unsqueeze(1)).log()

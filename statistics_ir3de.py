@@ -73,6 +73,8 @@ def count_documents(token_ids: torch.Tensor, lengths: torch.Tensor, vocab_size: 
 
 def prompts_of(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """The index of each token's prompt; shapes as in `prompt_weights`."""
+    if lengths.numel() == 1:
+        return torch.zeros_like(token_ids, dtype=torch.int64)
     prompts = torch.arange(len(lengths), device=lengths.device)
     return prompts.repeat_interleave(lengths, output_size=len(token_ids))
 

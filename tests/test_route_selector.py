@@ -134,7 +134,7 @@ def test_scores_are_a_distribution(variant: str) -> None:
 
 def votes(*token_logits: list[float]) -> list[float]:
     table, voters = TokenTable.of(torch.tensor(token_logits), "all"), torch.arange(len(token_logits))
-    return vote_logits(table, voters, torch.zeros_like(voters), 1).exp()[0].tolist()
+    return vote_logits(table, voters, torch.tensor([len(voters)])).exp()[0].tolist()
 
 
 def test_votes_outweigh_any_sum_of_probabilities() -> None:
@@ -161,6 +161,7 @@ def test_of_equal_entropies_the_earlier_token_counts() -> None:
     entropies, lengths = torch.tensor([0.5, 0.2, 0.2, 1e-30, 0.0, 0.0]), torch.tensor([4, 2])
     assert most_certain(entropies, lengths, 1).tolist() == [False, False, False, True, True, False]
     assert most_certain(entropies, lengths, 2).tolist() == [False, True, False, True, True, True]
+    assert most_certain(entropies[:4], lengths[:1], 2).tolist() == [False, True, False, True]
 
 
 def test_a_short_prompt_has_fewer_voters_than_k() -> None:

@@ -42,7 +42,7 @@ class Experts(NamedTuple):
         return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
     def with_expert(self, spec: Any, statistics: DomainStatistics, second: DomainStatistics | None = None) -> Experts:
-        """These experts and a new one; without `second` the second opinion does not know it.
+        """These experts and a new one, of which the second opinion learns what is in `second`.
 
         Raises:
             ValueError: the spec is malformed, its name is taken, or a contribution is here already.
@@ -57,8 +57,14 @@ class Experts(NamedTuple):
             )
         for other, domain in self.statistics.items():
             _check_disjoint(other, domain, statistics)
-        known = self.second if second is None else {**self.second, name: second}
+        known = self._learned(name, second)
         return Experts({**self.specs, name: spec}, {**self.statistics, name: statistics}, known)
+
+    def _learned(self, name: str, second: DomainStatistics | None) -> dict[str, DomainStatistics]:
+        """What the second opinion knows once it has learned of an expert."""
+        if second is None:
+            return self.second
+        return {**self.second, name: self.second[name] | second if name in self.second else second}
 
     def without(self, name: str) -> Experts:
         """These experts but one.
@@ -90,16 +96,19 @@ class Experts(NamedTuple):
             for mine, here in self.statistics.items():
                 if mine != name:
                     _check_disjoint(mine, here, domain)
-            known = merged.second
-            if second is not None:
-                known = {**known, name: known[name] | second if name in known else second}
-            merged = Experts(merged.specs, {**merged.statistics, name: merged.statistics[name] | domain}, known)
-        if merged.digest == self.digest:
+            statistics = {**merged.statistics, name: merged.statistics[name] | domain}
+            merged = Experts(merged.specs, statistics, merged._learned(name, second))
+        if merged.digest == self.digest and _contributions(merged.second) == _contributions(self.second):
             raise ValueError(
                 f"Nothing to merge: every contribution to {', '.join(sorted(other.statistics))} is part of the router"
                 " already."
             )
         return merged
+
+
+def _contributions(statistics: Mapping[str, DomainStatistics]) -> dict[str, set[str]]:
+    """The ids of what each domain is made of."""
+    return {name: set(domain.contributions) for name, domain in statistics.items()}
 
 
 def _check_disjoint(name: str, here: DomainStatistics, new: DomainStatistics) -> None:

@@ -110,6 +110,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         self._statistics: dict[str, DomainStatistics] | None = None
         self._tokenizer: Any = None
         self._second_opinion: Any = None
+        self._second_is_read = True
         self._origin: dict[str, Any] | None = None
         self.post_init()
 
@@ -157,7 +158,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             counted = decisive(table, ids, lengths, variant, num_votes)
             added = contributions(table, ids, lengths, variant, counted)
             output.entropies = _padded(table.entropies[ids], mask, torch.inf)
-            output.votes = _padded(table.votes[ids], mask, -1)
+            output.votes = _padded(table.votes[ids].long(), mask, -1)
             output.counted = _padded(counted, mask, False)
             output.contributions = _padded(added, mask, 0)
         return output
@@ -250,14 +251,9 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         """A copy to edit apart from this router. They share what edits never change in place: embeddings, tokenizer,
         statistics, and tables until W differs.
         """
-        shared = [
-            self.embed_tokens,
-            self.tokenizer,
-            self._second_opinion,
-            *self.statistics.values(),
-            *self._derived.values(),
-        ]
-        return copy.deepcopy(self, {id(each): each for each in shared})
+        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), *self._derived.values()]
+        second = self.second_opinion
+        return copy.deepcopy(self, {id(second): copy.copy(second), **{id(each): each for each in shared}})
 
     # Fitting: section 3.1.
 
@@ -392,19 +388,21 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
     def second_opinion(self) -> Any:
         """The [`SecondOpinion`] that is saved with the router, or None; that of a loaded router is read on first use.
 
-        Edits of the router are edits of it too, but for an expert that joins with texts: see its own `add_expert`.
+        Edits of the router are edits of it too, but an expert that joins is unknown to it until its own `add_expert` is
+        called.
         """
-        if self._second_opinion is None and self._origin is not None and self._has_second_opinion():
-            origin = dict(self._origin)
+        if not self._second_is_read and self._has_second_opinion():
+            origin = dict(self._require_origin())
             path, subfolder = origin.pop("path"), origin.pop("subfolder", "")
             place = f"{subfolder}/{SECOND_FOLDER}" if subfolder else SECOND_FOLDER
             self._second_opinion = SecondOpinion.from_pretrained(path, place, **origin)
+        self._second_is_read = True
         return self._second_opinion
 
     @second_opinion.setter
     def second_opinion(self, second_opinion: Any) -> None:
         """Sets what the router is saved with."""
-        self._second_opinion = second_opinion
+        self._second_opinion, self._second_is_read = second_opinion, True
 
     def _has_second_opinion(self) -> bool:
         """Whether there is one where the router was loaded from."""
@@ -452,7 +450,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
         local = os.path.isdir(pretrained_model_name_or_path)
         path = os.path.abspath(pretrained_model_name_or_path) if local else str(pretrained_model_name_or_path)
-        model._origin = {"path": path, "revision": revision, **hub}
+        model._origin, model._second_is_read = {"path": path, "revision": revision, **hub}, False
         if local:
             for name in model.config.expert_names:
                 read_header(model._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
@@ -601,7 +599,7 @@ def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:
     if unknown:
         warnings.warn(
             f"The second opinion knows nothing of {unknown}, so it judges among the other experts alone. Add each with"
-            " `second_opinion.add_expert(name, texts=...)`, or `ir3de add --data`.",
+            " its `add_expert(name, texts=...)`.",
             stacklevel=3,
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, compress, islice
 from typing import Any, ClassVar
 
@@ -50,8 +50,8 @@ class IR3DERoutingPipeline(Pipeline):
         max_memory (`int` or `str`, *optional*): bytes, or a size such as `"8GB"`, that experts in memory take.
         preload (`bool` or `list[str]`, *optional*): load all experts, or these, in the background.
         second_opinion ([`SecondOpinion`], `str` or `bool`, *optional*): a slower router on a sentence encoder, which
-            is asked too where the score is below `second_below`: one in memory, its folder or Hub id, or with `True`
-            the one in the router's own repository.
+            is asked too where the score is below `second_below`: with `True` the one in the router's own repository;
+            or one in memory, or its folder or Hub id, which then becomes the router's and is saved with it.
         kwargs (*optional*): of [`~transformers.Pipeline`], and options of a call that shall hold for every call.
     """
 
@@ -99,7 +99,7 @@ class IR3DERoutingPipeline(Pipeline):
             source = SecondOpinion.from_pretrained(source)
         if source is True and self.model.second_opinion is None:
             raise ValueError("This router has no second opinion: `ir3de second` makes one and adds it.")
-        if isinstance(source, SecondOpinion):
+        if source not in (None, False, True):  # of whichever module: that of a repository is not the installed one
             self.model.second_opinion = source
         self._has_second = bool(source)
 
@@ -305,7 +305,7 @@ class IR3DERoutingPipeline(Pipeline):
         asked: list[bool] = []
         if chosen.second_below:
             chosen.check(names, costs)  # before an encoder is loaded
-            p, asked = self._ask_again(p, chosen.unsure(p, names), outputs["texts"])
+            p, asked = self._ask_again(p, chosen.unsure(p, names), outputs["texts"], chosen.experts or names)
         records = chosen.decide(p, names, costs, turns)
         for record, end in zip(records if asked else (), accumulate(turns), strict=False):
             if asked[end - 1]:
@@ -318,24 +318,28 @@ class IR3DERoutingPipeline(Pipeline):
             self._answer(records, outputs["prompts"], on_error, batch_size, generation or {})
         return records
 
-    def _ask_again(self, p: torch.Tensor, unsure: torch.Tensor, texts: list[str]) -> tuple[torch.Tensor, list[bool]]:
+    def _ask_again(
+        self, p: torch.Tensor, unsure: torch.Tensor, texts: list[str], allowed: Sequence[str]
+    ) -> tuple[torch.Tensor, list[bool]]:
         """Probabilities, `(texts, D)`, where the second opinion has joined in those rows that are unsure, and which.
 
-        It judges among the experts that it knows; the others' scores stay.
+        It judges among the experts that it knows and that may be chosen; the others' scores stay.
         """
-        second = self.second_opinion
+        second, names = self.second_opinion, self.model.config.expert_names
         if second is None:
             raise ValueError(
                 "`second_below` needs a second opinion: give `pipeline(..., second_opinion=True)` where the router has"
                 " one, which `ir3de second` makes."
             )
-        known = {i: name for i, name in enumerate(self.model.config.expert_names) if name in second.statistics}
-        if len(known) < 2:
+        known = [name for name in names if name in second.statistics]
+        judged = [name for name in known if name in allowed]
+        if len(judged) < 2:
             return p, []
         asked = unsure.tolist()
-        places = unsure.nonzero(), torch.tensor(list(known))
+        q = second.probabilities(list(compress(texts, asked)), known)[:, [known.index(name) for name in judged]]
+        places = unsure.nonzero(), torch.tensor([names.index(name) for name in judged])
         p = p.clone()
-        p[places] = combined(p[places], second.probabilities(list(compress(texts, asked)), list(known.values())))
+        p[places] = combined(p[places], q)
         return p, asked
 
     def _answer(

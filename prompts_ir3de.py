@@ -33,8 +33,6 @@ def token_ids_of(tokenizer: Any, texts: list[str], max_length: int) -> list[list
     tokenizer.set_truncation_and_padding(**whole, **unused)  # an earlier call may have left others
     backend = tokenizer.backend_tokenizer
     backend.encode_special_tokens = tokenizer.split_special_tokens
-    if len(texts) == 1:  # no other thread need be woken for it
-        return [backend.encode(texts[0], add_special_tokens=False).ids[:max_length]]
     return [encoding.ids[:max_length] for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -201,8 +202,9 @@ class SecondOpinion:
         """What W is fitted on: unit vectors `(N, dim)` to features and a one, `(N, F + 1)`, float64."""
         if self.num_features:
             if self._frequencies is None:
-                number = self.num_features // 2
-                self._frequencies = orthogonal_frequencies(len(self.probe), number, _MAP.length_scale, _MAP.seed)
+                width, number = len(self.probe), self.num_features // 2
+                with one_thread():  # so that they are the same in their last digits
+                    self._frequencies = orthogonal_frequencies(width, number, _MAP.length_scale, _MAP.seed)
             vectors = fourier(vectors, self._frequencies)
         return F.pad(vectors, (0, 1), value=1.0)
 
@@ -251,7 +253,7 @@ class SecondOpinion:
                 raise ValueError(f"`{name}` of a second opinion must be a number above 0, got {value!r}.")
         if not _is_number_of_features(self.num_features):
             raise ValueError(
-                f"`num_features` must be an even number up to {_MOST_COLUMNS:,}, or 0 for none; got"
+                f"`num_features` must be an even number below {_MOST_COLUMNS:,}, or 0 for none; got"
                 f" {self.num_features!r}."
             )
         if unknown := self.calibration.keys() - {"temperature", "spread"}:
@@ -290,7 +292,7 @@ class SecondOpinion:
         domain.check(name, dict.fromkeys(KINDS, 1.0))
 
     def _solve(self, statistics: Mapping[str, DomainStatistics]) -> torch.Tensor:
-        """W of shape `(dim + 1, D)`; domains in order of their names, so that the same set gives the same W."""
+        """W of shape `(F + 1, D)`; domains in order of their names, so that the same set gives the same W."""
         if not statistics:
             return torch.empty(0, 0, dtype=torch.float64)
         with one_thread():
@@ -368,6 +370,7 @@ def combined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first.sum(dim=1, keepdim=True) * product.nan_to_num()  # NaN where the first gave them nothing
 
 
+@lru_cache(maxsize=1)
 def _load_encoder(name: str, revision: str | None) -> Encode:
     """A sentence-transformers model as a function, without code or pickled weights of its repository."""
     try:
@@ -401,7 +404,10 @@ def _read_config(path: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}): fetch it again.") from error
     if not isinstance(config, dict) or config.pop("format", None) != FORMAT:
-        raise ValueError(f"{path} is not of a second opinion in format {FORMAT!r}; a router has its own in `second`.")
+        raise ValueError(
+            f"{path} is not of a second opinion in format {FORMAT!r}; a router has its own in `second`. Run"
+            " `ir3de second` again, or delete the folder to go without it."
+        )
     for key, is_right in _FIELDS.items():
         if not is_right(config.get(key)):
             raise ValueError(f"{path}: `{key}` is not what a second opinion has there: {str(config.get(key))[:60]!r}.")
@@ -415,7 +421,7 @@ def _are_experts(value: Any) -> bool:
 
 
 def _is_number_of_features(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MOST_COLUMNS and value % 2 == 0
+    return type(value) is int and 0 <= value < _MOST_COLUMNS and value % 2 == 0
 
 
 def _is_vector(value: Any) -> bool:

@@ -36,8 +36,9 @@ def run(args: argparse.Namespace) -> int:
             model.replace_expert(args.replace, expert_spec(args), **source)
         else:
             model.add_expert(expert_spec(args), **source)
-        if args.data and model.second_opinion is not None:
-            introduce(model.second_opinion, args.name, list(read_texts(args)))
+        opinion = model.second_opinion
+        if args.data and opinion is not None and args.name not in opinion.statistics:
+            introduce(opinion, args.name, list(read_texts(args)))
 
     message = f"Replace {args.replace} by {args.name}" if args.replace else f"Add {args.name}"
     place = apply_edit(args.router, edit, message, args.output, args.create_pr)

@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import HfApi
 
 from ir3de.edits_ir3de import pull, read_statistics
+from ir3de.files_ir3de import SECOND_FOLDER
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.accuracy import routing_accuracy
@@ -19,6 +20,7 @@ from ir3de.scripts.command import command
 from ir3de.scripts.data import Row, add_data_arguments, read_rows
 from ir3de.scripts.edit import add_target_arguments, apply_edit
 from ir3de.specs_ir3de import check_expert_name
+from ir3de.statistics_ir3de import DomainStatistics
 
 _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
 _MOST_CONFIG = 1 << 20
@@ -66,7 +68,7 @@ class Proposal:
     """
     The experts that a pull request proposes: statistics files that are new or changed, and specs of new experts.
 
-    Nothing else of it is read, and no code of it runs.
+    Where the router has a second opinion, the same of that too. Nothing else is read, and no code of it runs.
 
     Args:
         repo_id (`str`): of the router.
@@ -79,31 +81,38 @@ class Proposal:
     """
 
     def __init__(self, repo_id: str, number: int, model: IR3DEModel) -> None:
-        revision, here = f"refs/pr/{number}", _statistics_files(repo_id, "main")
-        new = {path: info for path, info in _statistics_files(repo_id, revision).items() if here.get(path) != info}
-        if not new:
+        self.statistics = _proposed(repo_id, number, STATISTICS_FOLDER, model.space)
+        if not self.statistics:
             raise ValueError(f"Pull request {number} of {repo_id} proposes no statistics: there is nothing to merge.")
-        total = sum(size for _, size in new.values())
-        if total > _MOST_BYTES:
-            raise ValueError(f"Pull request {number} has {total:,} bytes of statistics, more than {_MOST_BYTES:,}.")
-        api = HfApi()
-        paths = {check_expert_name(Path(path).stem): path for path in new}
-        self.statistics = {
-            name: read_statistics(api.hf_hub_download(repo_id, path, revision=revision), name, model.space)
-            for name, path in paths.items()
-        }
         self.second_opinion = None
-        specs = _read_specs(api.hf_hub_download(repo_id, "config.json", revision=revision))
-        self.config = argparse.Namespace(experts=[specs.get(name, {"name": name}) for name in paths])
+        if model.second_opinion is not None:
+            second = _proposed(repo_id, number, f"{SECOND_FOLDER}/{STATISTICS_FOLDER}", model.second_opinion.space)
+            self.second_opinion = argparse.Namespace(statistics=second)
+        specs = _read_specs(HfApi().hf_hub_download(repo_id, "config.json", revision=f"refs/pr/{number}"))
+        self.config = argparse.Namespace(experts=[specs.get(name, {"name": name}) for name in self.statistics])
 
 
-def _statistics_files(repo_id: str, revision: str) -> dict[str, tuple[str, int]]:
-    """Content id and size of the statistics files of a revision, by path."""
+def _proposed(repo_id: str, number: int, folder: str, space: tuple[str, int]) -> dict[str, DomainStatistics]:
+    """The statistics in a folder that are new or changed in a pull request, by domain."""
+    revision, here = f"refs/pr/{number}", _statistics_files(repo_id, "main", folder)
+    new = {path: info for path, info in _statistics_files(repo_id, revision, folder).items() if here.get(path) != info}
+    total = sum(size for _, size in new.values())
+    if total > _MOST_BYTES:
+        raise ValueError(f"Pull request {number} has {total:,} bytes of statistics, more than {_MOST_BYTES:,}.")
+    paths = {check_expert_name(Path(path).stem): path for path in new}
+    return {
+        name: read_statistics(HfApi().hf_hub_download(repo_id, path, revision=revision), name, space)
+        for name, path in paths.items()
+    }
+
+
+def _statistics_files(repo_id: str, revision: str, folder: str) -> dict[str, tuple[str, int]]:
+    """Content id and size of the statistics files in a folder of a revision, by path."""
     info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     return {
         file.rfilename: (str(file.blob_id), int(file.size or 0))
         for file in info.siblings or []
-        if Path(file.rfilename).parent == Path(STATISTICS_FOLDER) and file.rfilename.endswith(".safetensors")
+        if Path(file.rfilename).parent == Path(folder) and file.rfilename.endswith(".safetensors")
     }
 
 

@@ -17,6 +17,7 @@ from ir3de.token_router_ir3de import FeatureMap
 
 from . import tiny
 from .hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, Hub, serve
+from .test_second_opinion import WordEncoder, second
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,23 @@ def test_a_stranger_proposes_and_the_owner_merges(
     assert HfApi().get_discussion_details(repo, 1).status == "closed"
     assert cli.main(["merge", repo, "--pr", "1"]) == 2
     assert "nothing to merge" in capsys.readouterr().err.lower()
+
+
+def test_a_proposal_reaches_the_second_opinion_too(repo: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ir3de.second_opinion_ir3de._load_encoder", lambda name, revision: WordEncoder())
+    model = IR3DEModel.from_pretrained(repo)
+    model.second_opinion = second(model.config.expert_names)
+    model.push_to_hub(repo)
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", OTHER_TOKEN)
+        theirs = IR3DEModel.from_pretrained(repo)
+        theirs.add_expert("law", statistics=law)
+        theirs.second_opinion.add_expert("law", ["the court and a judge"])
+        theirs.push_to_hub(repo, create_pr=True)
+    assert cli.main(["merge", repo, "--pr", "1"]) == 0
+    merged = IR3DEModel.from_pretrained(repo).second_opinion
+    assert merged.statistics["law"].contributions.keys() == theirs.second_opinion.statistics["law"].contributions.keys()
+    assert merged.statistics.keys() == theirs.second_opinion.statistics.keys()
 
 
 def _part(tmp_path: Path, name: str) -> list[str]:

@@ -341,6 +341,23 @@ def test_certainties_that_contradict_each_other_still_give_probabilities() -> No
     torch.testing.assert_close(p, torch.tensor([[0.5, 0.5, 0.0]]).double())
 
 
+def test_of_a_subset_it_judges_those_that_it_knows(unsure_router: IR3DEModel) -> None:
+    both = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=second(["code", "law"]))
+    alone = {"generate": False, "experts": ["law", "math"]}
+    assert both(UNSURE, **alone) == both(UNSURE, **alone, second_below=0), "of one there is nothing to say"
+
+
+def test_one_from_another_module_is_asked_too(unsure_router: IR3DEModel) -> None:
+    class Other:  # as the installed class is to a pipeline whose code came with a repository
+        def __init__(self, own: SecondOpinion) -> None:
+            self.statistics, self.probabilities = own.statistics, own.probabilities
+
+    expected = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=second())(UNSURE, generate=False)
+    both = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=Other(second()))
+    assert both(UNSURE, generate=False) == expected
+    assert isinstance(both.second_opinion, Other)
+
+
 # With edits of its router.
 
 
@@ -357,6 +374,10 @@ def test_it_forgets_whom_the_router_forgets_and_copies_stay(unsure_router: IR3DE
     assert torch.equal(copied.second_opinion._W, never._W), "as if it had never known the expert"
     assert copied(UNSURE[0], generate=False)["second_opinion"]
     assert knows(unsure_router) == before
+    copied.second_opinion.add_expert("law", texts_of("law"))
+    assert knows(copied.model).keys() == set(NAMES)
+    copied.second_opinion.remove_expert("law")
+    assert knows(unsure_router) == before
     copied.model.replace_expert("math", {"name": "maths", "cost": 1})
     assert knows(copied.model) == {"code": before["code"], "maths": before["math"]}
     copied.model.replace_expert("code", "code", texts=["def parse python file"])
@@ -372,6 +393,27 @@ def test_what_it_knows_already_stays_when_the_expert_joins(unsure_router: IR3DEM
     with pytest.raises(ValueError, match="no expert 'music'"):
         unsure_router.remove_expert("music")
     assert knows(unsure_router) == known
+
+
+def test_what_it_alone_has_to_learn_is_merged_too(unsure_router: IR3DEModel) -> None:
+    other = unsure_router.copy()
+    unsure_router.second_opinion, other.second_opinion = second(["code"]), second()
+    unsure_router.second_opinion.add_expert("law", ["a clause"])
+    own = knows(unsure_router)
+    unsure_router.merge(other)
+    assert knows(unsure_router) == {**knows(other), "law": sorted([*own["law"], *knows(other)["law"]])}
+    with pytest.raises(ValueError, match="Nothing to merge"):
+        unsure_router.merge(other)
+
+
+def test_a_router_goes_without_it_once_told_to(unsure_router: IR3DEModel, tmp_path: Path) -> None:
+    unsure_router.second_opinion = second()
+    unsure_router.save_pretrained(tmp_path)
+    loaded = IR3DEModel.from_pretrained(tmp_path)
+    assert loaded.copy().second_opinion is not None
+    loaded.second_opinion = None
+    loaded.remove_expert("law")
+    assert loaded.second_opinion is None
 
 
 def test_it_learns_what_a_merged_routers_knows(unsure_router: IR3DEModel) -> None:

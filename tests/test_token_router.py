@@ -176,7 +176,7 @@ def test_frequencies_at_right_angles_come_closer_to_the_kernel() -> None:
         at_right_angles.append(error(Omega))
         drawn.append(error(torch.randn(24, 60, generator=generator).double() / 1.2))
     assert sum(at_right_angles) < 0.8 * sum(drawn)
-    assert torch.equal(orthogonal_frequencies(24, 60, 1.2), orthogonal_frequencies(24, 60, 1.2))
+    assert torch.equal(orthogonal_frequencies(24, 60, 1.2, 4), Omega)
 
 
 @pytest.mark.parametrize("name", ["identity", "unit", "rff"])

@@ -107,7 +107,7 @@ def _tools(site: Site) -> None:
             prompt: the text to route.
             experts: names of those that may be chosen; all by default.
         """
-        options = {"experts": experts} if experts else {}
+        options: dict[str, Any] = {"experts": experts} if experts else {}
         record: dict[str, Any] = _checked(lambda: site.router(site.check(prompt), generate=False, **options))
         return record
 

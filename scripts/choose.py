@@ -169,15 +169,16 @@ def _token_candidates(
     if set(variants) <= {"prompt"}:
         return
     used, held_out = _renumbered(split.held_out)
+    used_phi = phi[used]
     counts = (count_tokens(prompts.token_ids, len(phi)) for prompts in split.sample.values())
     A, B = sums((gram_from_counts(c, phi) for c in counts), config.balance)
     for value in grids.get("lambdas") or [mean_diagonal(A) / scale * relative for relative in TOKEN_LAMBDAS]:
-        W = ridge(A, B, value * scale, config.bias, config.normalize_columns)
+        logits = _scored(used_phi, ridge(A, B, value * scale, config.bias, config.normalize_columns))
         for variant in variants:
             if variant == "prompt":
                 continue
             fields = {"variant": variant, "feature_map": config.feature_map, "regularization": value}
-            table = _table(phi[used], W, variant)
+            table = TokenTable.of(logits, variant)
             for k in grids.get("num_votes") or NUM_VOTES if variant == "top-k" else [1]:
                 votes = {"num_votes": int(k)} if variant == "top-k" else {}
                 yield Candidate({**fields, **votes}, _logits(table, held_out, variant, int(k)))
@@ -188,6 +189,7 @@ def _prompt_candidates(
 ) -> Iterator[Candidate]:
     """Those of the prompt rows, in the same order on every split, before naive Bayes has a weight."""
     used, held_out = _renumbered(split.held_out)
+    used_phi = phi[used]
     collectors = [StatisticsCollector(phi, "sample") for _ in split.sample]
     rows = zip(collectors, split.sample.values(), strict=True)
     for collector, prompts in tqdm(rows, f"Summing ({config.feature_map})", len(collectors), leave=False, disable=None):
@@ -200,7 +202,7 @@ def _prompt_candidates(
         for value in grids.get("lambdas") or [mean_diagonal(A) / scale * relative for relative in PROMPT_LAMBDAS]:
             W = ridge(noisy, B, value * scale, bias=False)
             fields = {"variant": "prompt", "feature_map": config.feature_map, "prompt_regularization": value}
-            scores = _logits(_table(phi[used], W, "prompt"), held_out, "prompt")
+            scores = _logits(TokenTable.of(_scored(used_phi, W), "prompt"), held_out, "prompt")
             yield Candidate({**fields, "token_noise": noise, "lexical_weight": 0.0}, scores, bayes)
 
 
@@ -210,12 +212,11 @@ def _renumbered(held_out: Mapping[str, Prompts]) -> tuple[torch.Tensor, dict[str
     return used, {name: Prompts(torch.searchsorted(used, p.token_ids), p.lengths) for name, p in held_out.items()}
 
 
-def _table(phi: torch.Tensor, W: torch.Tensor, variant: str) -> TokenTable:
+def _scored(phi: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+    """What tokens say of each domain: `(tokens, F)` to `(tokens, D)`."""
     W = W.float()
     logits = phi @ W[: phi.shape[1]]
-    if len(W) > phi.shape[1]:
-        logits = logits + W[-1]
-    return TokenTable.of(logits, variant)
+    return logits + W[-1] if len(W) > phi.shape[1] else logits
 
 
 def _logits(table: TokenTable, held_out: Mapping[str, Prompts], variant: str, k: int = 1) -> dict[str, torch.Tensor]:

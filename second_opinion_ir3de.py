@@ -344,6 +344,7 @@ class SecondOpinion:
         """
 
         def fetch(name: str) -> str:
+            """The local path of a file of it."""
             if os.path.isdir(source):
                 return str(Path(source, subfolder, name))
             return str(cached_file(source, name, subfolder=subfolder, **hub))

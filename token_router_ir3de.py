@@ -50,6 +50,7 @@ class FeatureMap(NamedTuple):
         mean = embeddings.double().mean(dim=0).float()
 
         def unit(rows: torch.Tensor) -> torch.Tensor:
+            """Rows less the vocabulary's mean, of length one."""
             return F.normalize(rows.float() - mean, dim=1)
 
         if self.name == "unit":

@@ -15,6 +15,7 @@ def command(
     """The `main` of a subcommand: parses arguments, by default those of the process, and returns the exit code."""
 
     def main(arguments: list[str] | None = None) -> int:
+        """Runs the subcommand."""
         parser = argparse.ArgumentParser(prog=f"ir3de {name}", description=description)
         add_arguments(parser)
         return run(parser.parse_args(arguments))

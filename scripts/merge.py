@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     rows = list(read_rows(args)) if args.data else []
 
     def edit(model: IR3DEModel) -> None:
+        """Merges, and prints before and after."""
         before = snapshot(model, rows)
         if args.pr is None:
             model.merge(*args.source)

@@ -54,12 +54,15 @@ class _SemanticRouter:
         from semantic_router.encoders import DenseEncoder
 
         class Encoder(DenseEncoder):  # type: ignore[misc]
+            """The run's encoder as semantic-router asks for it."""
+
             def __call__(self, docs: list[Any]) -> list[list[float]]:
                 return owner.encode(docs).tolist()  # type: ignore[no-any-return]
 
         self.domains, self.encoder = owner.domains, Encoder(name="sentence encoder")
 
     def fit(self, texts: Any, labels: Any) -> _SemanticRouter:
+        """Gives each domain's prompts to the router as a route."""
         from semantic_router.route import Route
         from semantic_router.routers import IndexedRouter
 
@@ -71,9 +74,11 @@ class _SemanticRouter:
 
     @property
     def index(self) -> Any:
+        """The router's index of vectors."""
         return self.router.index
 
     def predict_proba(self, texts: Any) -> Any:
+        """The routes' confidences, made to sum to 1: `(texts, domains)`."""
         choices = [{choice.name: choice.confidence for choice in self.router(text, limit=None)} for text in texts]
         scores = np.array([[max(choice[name], 1e-6) for name in self.domains] for choice in choices])
         return scores / scores.sum(axis=1, keepdims=True)
@@ -107,17 +112,20 @@ class _AdaptiveClassifier:
         self.classifier = Classifier(options.encoder, device="cpu", seed=options.seed, use_onnx=False)
 
     def fit(self, texts: Any, labels: Any) -> _AdaptiveClassifier:
+        """Gives the classifier the prompts as examples."""
         self.classifier.add_examples(texts.tolist(), [self.domains[label] for label in labels])
         return self
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the encoder and of the examples' vectors."""
         examples = (example for group in self.classifier.memory.examples.values() for example in group)
         return sum(weight.nbytes for weight in self.classifier.model.parameters()) + sum(
             example.embedding.nbytes for example in examples
         )
 
     def predict_proba(self, texts: Any) -> Any:
+        """The classifier's scores, made to sum to 1: `(texts, domains)`."""
         predictions = self.classifier.predict_batch(texts.tolist(), k=len(self.domains))
         scores = np.array([[max(dict(p).get(name, 0.0), 1e-6) for name in self.domains] for p in predictions])
         return scores / scores.sum(axis=1, keepdims=True)

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
     spec = expert_spec(args)
 
     def edit(model: IR3DEModel) -> None:
+        """Adds the contribution, to a domain that is there or as a new one."""
         if args.name not in model.config.expert_names:
             model.add_expert(spec, statistics=args.file)
         elif len(spec) == 1:

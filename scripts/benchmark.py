@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ir3de.scripts.baselines import BASELINES, Options, Router, sample_per_domain
 from ir3de.scripts.command import command
-from ir3de.scripts.data import Row, read_rows
-from ir3de.scripts.encoders import default_encoder
-from ir3de.scripts.measures import (
+from ir3de.scripts.data.rows import Row, read_rows
+from ir3de.scripts.data.sources import load_source, quickstart_source
+from ir3de.scripts.metrics.measures import (
     auroc,
     calibration_error,
     latency,
@@ -31,10 +30,11 @@ from ir3de.scripts.measures import (
     reliability,
     standard_error,
 )
-from ir3de.scripts.ours import CHAIN, FEATURE_MAP_ROUTERS, ours
-from ir3de.scripts.peers import PEERS
-from ir3de.scripts.report import write_report
-from ir3de.scripts.sources import load_source, quickstart_source
+from ir3de.scripts.reports.report import write_report
+from ir3de.scripts.routers.baselines import BASELINES, Options, Router, sample_per_domain
+from ir3de.scripts.routers.encoders import default_encoder
+from ir3de.scripts.routers.ours import CHAIN, FEATURE_MAP_ROUTERS, ours
+from ir3de.scripts.routers.peers import PEERS
 
 TRAIN, TESTS = "train", ("test", "test_shift")
 ON_REQUEST = ("modem", CHAIN, *FEATURE_MAP_ROUTERS, *PEERS)  # slow, part of another, or another project's

@@ -25,8 +25,8 @@ from tqdm.auto import tqdm
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
-from ir3de.scripts.data import add_text_arguments, read_texts
-from ir3de.scripts.private import SHARE, PrivateCollector, add_privacy_arguments, check_privacy, release
+from ir3de.scripts.data.rows import add_text_arguments, read_texts
+from ir3de.scripts.fitting.private import SHARE, PrivateCollector, add_privacy_arguments, check_privacy, release
 from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, gram_from_counts
 

@@ -17,20 +17,20 @@ from ir3de.card_ir3de import CARD_NAME, state
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
-from ir3de.scripts.accuracy import accuracy_over_k, describe, routing_accuracy
-from ir3de.scripts.average import average_experts
-from ir3de.scripts.baselines import BASELINES, Options
 from ir3de.scripts.benchmark import Factory, select, versions
 from ir3de.scripts.command import command
-from ir3de.scripts.data import add_data_arguments, read_rows
-from ir3de.scripts.encoders import default_encoder
-from ir3de.scripts.evaluation_report import RESULTS, write_card, write_report
+from ir3de.scripts.data.rows import add_data_arguments, read_rows
+from ir3de.scripts.data.selection import Selection, of_experts, to_score
 from ir3de.scripts.fit import read_experts
-from ir3de.scripts.normalised import Losses
-from ir3de.scripts.ours import ours
-from ir3de.scripts.perplexity import score_experts
-from ir3de.scripts.rows import AVERAGE, DEFAULT, figures_of, fixed_rows, trained_rows
-from ir3de.scripts.selection import Selection, of_experts, to_score
+from ir3de.scripts.metrics.accuracy import accuracy_over_k, describe, routing_accuracy
+from ir3de.scripts.metrics.normalised import Losses
+from ir3de.scripts.metrics.perplexity import score_experts
+from ir3de.scripts.reports.evaluation import RESULTS, write_card, write_report
+from ir3de.scripts.reports.rows import AVERAGE, DEFAULT, figures_of, fixed_rows, trained_rows
+from ir3de.scripts.routers.average import average_experts
+from ir3de.scripts.routers.baselines import BASELINES, Options
+from ir3de.scripts.routers.encoders import default_encoder
+from ir3de.scripts.routers.ours import ours
 
 ROUTER = "this router"
 QUICK = {"prompts": 10, "max_tokens": 64, "max_train_per_domain": 10, "seeds": 1}

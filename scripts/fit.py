@@ -17,12 +17,12 @@ from tqdm.auto import tqdm
 
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.scripts.calibrate import calibration_error, fit_calibration
-from ir3de.scripts.choose import Candidate, Split, best_of, describe, search
 from ir3de.scripts.command import command
-from ir3de.scripts.data import add_data_arguments, read_rows
-from ir3de.scripts.sources import load_source
-from ir3de.scripts.spool import Spool
+from ir3de.scripts.data.rows import add_data_arguments, read_rows
+from ir3de.scripts.data.sources import load_source
+from ir3de.scripts.data.spool import Spool
+from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
+from ir3de.scripts.fitting.search import Candidate, Split, best_of, describe, search
 from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 

@@ -15,10 +15,10 @@ from ir3de.edits_ir3de import pull, read_statistics
 from ir3de.files_ir3de import SECOND_FOLDER
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
-from ir3de.scripts.accuracy import routing_accuracy
 from ir3de.scripts.command import command
-from ir3de.scripts.data import Row, add_data_arguments, read_rows
-from ir3de.scripts.edit import add_target_arguments, apply_edit
+from ir3de.scripts.data.rows import Row, add_data_arguments, read_rows
+from ir3de.scripts.metrics.accuracy import routing_accuracy
+from ir3de.scripts.publishing.targets import add_target_arguments, apply_edit
 from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
-from ir3de.scripts.edit import add_spec_arguments, apply_edit, expert_spec
-from ir3de.scripts.publish_space import publish_space
+from ir3de.scripts.publishing.space import publish_space
+from ir3de.scripts.publishing.targets import add_spec_arguments, apply_edit, expert_spec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
 from ir3de.scripts import fit
 from ir3de.scripts.command import command
-from ir3de.scripts.sources import QUICKSTART_MODEL, load_source, quickstart_source
+from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_source, quickstart_source
 from ir3de.statistics_ir3de import DomainStatistics
 
 FOLDER = Path(__file__).resolve().parent.parent / "quickstart"

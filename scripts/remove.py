@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ir3de.scripts.command import command
-from ir3de.scripts.edit import add_target_arguments, apply_edit
+from ir3de.scripts.publishing.targets import add_target_arguments, apply_edit
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

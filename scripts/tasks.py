@@ -14,8 +14,8 @@ from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
 from ir3de.scripts.fit import read_experts
-from ir3de.scripts.normalised import normalised_scores
-from ir3de.scripts.report import markdown
+from ir3de.scripts.metrics.normalised import normalised_scores
+from ir3de.scripts.reports.report import markdown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +115,7 @@ def _evaluate(
     """What lm-eval says of tasks, answered by routing or by one expert."""
     from lm_eval import simple_evaluate
 
-    from ir3de.scripts.harness import RoutedLM
+    from ir3de.scripts.routers.harness import RoutedLM
 
     found = simple_evaluate(
         model=RoutedLM(pipe, expert, args.batch_size),

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from ir3de.scripts.command import command
-from ir3de.scripts.data import Row, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import Row, add_data_arguments, read_rows
 from ir3de.specs_ir3de import check_expert_name
 
 HELD_OUT_EVERY = 5

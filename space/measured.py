@@ -132,7 +132,7 @@ def _microseconds(work: Callable[[list[str]], Any], texts: Sequence[str], at_onc
 
 def _encoder() -> Callable[[list[str]], Any] | None:
     """A sentence encoder, if one is installed with its weights."""
-    from ir3de.scripts.encoders import MINILM, default_encoder
+    from ir3de.scripts.routers.encoders import MINILM, default_encoder
 
     place = default_encoder()
     if place == MINILM:

@@ -11,7 +11,7 @@ from gradio.utils import get_upload_folder
 from huggingface_hub.errors import HfHubHTTPError
 
 from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.scripts.edit import check_permission
+from ir3de.scripts.publishing.targets import check_permission
 from ir3de.scripts.quickstart import as_published
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerFast
 
 pytest.importorskip("sklearn")
 
-from ir3de.scripts import baselines, encoders
-from ir3de.scripts.baselines import (
+from ir3de.scripts.routers import baselines, encoders
+from ir3de.scripts.routers.baselines import (
     BASELINES,
     Baseline,
     NearestNeighbours,
@@ -23,8 +23,8 @@ from ir3de.scripts.baselines import (
     sample_per_domain,
     temper,
 )
-from ir3de.scripts.ours import ours
-from ir3de.scripts.peers import PEERS
+from ir3de.scripts.routers.ours import ours
+from ir3de.scripts.routers.peers import PEERS
 
 WORDS = {"cooking": ("oven", "salt"), "law": ("court", "judge"), "music": ("violin", "tempo")}
 TEXTS = [f"please {verb} the {word} number {i}" for i in range(12) for verb in ("find", "name") for word in
@@ -218,7 +218,7 @@ def tiny_bert(tmp_path_factory):
 
 
 def test_fine_tuned_encoder_learns_and_gives_probabilities(tiny_bert):
-    from ir3de.scripts.fine_tuning import SequenceClassifier
+    from ir3de.scripts.routers.fine_tuning import SequenceClassifier
 
     texts = [text.split()[3] for text in TEXTS]
     labels = np.searchsorted(sorted(WORDS), DOMAINS)

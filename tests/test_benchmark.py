@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ir3de.configuration_ir3de import VARIANTS
-from ir3de.scripts import cli, measures
+from ir3de.scripts import cli
+from ir3de.scripts.metrics import measures
 
 WORDS = {"cooking": ["oven", "salt"], "law": ["court", "judge"], "music": ["violin", "tempo"]}
 FILLER = ["the", "a", "please", "find", "name"]

@@ -17,12 +17,13 @@ from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
 from ir3de import IR3DEModel
-from ir3de.scripts import cli, perplexity
-from ir3de.scripts.accuracy import expected_accuracy, one_hot
-from ir3de.scripts.average import average_experts
-from ir3de.scripts.choose import NUM_VOTES
-from ir3de.scripts.normalised import Losses, normalised, normalised_scores
-from ir3de.scripts.rows import AVERAGE, figures_of, fixed_rows
+from ir3de.scripts import cli
+from ir3de.scripts.fitting.search import NUM_VOTES
+from ir3de.scripts.metrics import perplexity
+from ir3de.scripts.metrics.accuracy import expected_accuracy, one_hot
+from ir3de.scripts.metrics.normalised import Losses, normalised, normalised_scores
+from ir3de.scripts.reports.rows import AVERAGE, figures_of, fixed_rows
+from ir3de.scripts.routers.average import average_experts
 
 from . import tiny
 

@@ -12,11 +12,11 @@ import torch
 
 from ir3de import IR3DEModel
 from ir3de.configuration_ir3de import VARIANTS, IR3DEConfig
-from ir3de.scripts.choose import Candidate, best_of, search
 from ir3de.scripts.cli import main
-from ir3de.scripts.data import Row
+from ir3de.scripts.data.rows import Row
+from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fit import splits
-from ir3de.scripts.spool import Spool
+from ir3de.scripts.fitting.search import Candidate, best_of, search
 
 from . import tiny
 

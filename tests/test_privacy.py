@@ -9,7 +9,7 @@ import torch
 
 from ir3de import DomainStatistics, IR3DEModel
 from ir3de.scripts import cli
-from ir3de.scripts.private import (
+from ir3de.scripts.fitting.private import (
     SENSITIVITY,
     SHARE,
     PrivateCollector,

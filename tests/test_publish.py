@@ -12,7 +12,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from ir3de import IR3DEModel
 from ir3de.edits_ir3de import experts_of
-from ir3de.scripts import cli, edit
+from ir3de.scripts import cli
+from ir3de.scripts.publishing import targets as edit
 from ir3de.token_router_ir3de import FeatureMap
 
 from . import tiny

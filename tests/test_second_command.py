@@ -13,8 +13,8 @@ from ir3de.app import load
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts import second as command
 from ir3de.scripts.cli import main
-from ir3de.scripts.data import read_file
-from ir3de.scripts.encoders import MINILM
+from ir3de.scripts.data.rows import read_file
+from ir3de.scripts.routers.encoders import MINILM
 from ir3de.second_opinion_ir3de import SecondOpinion as Class
 from ir3de.space import views
 

@@ -18,7 +18,7 @@ from huggingface_hub import HfApi, constants
 
 from ir3de import app
 from ir3de.scripts import cli
-from ir3de.scripts.publish_space import requirements, write_space
+from ir3de.scripts.publishing.space import requirements, write_space
 from ir3de.space import sharing
 
 from . import tiny

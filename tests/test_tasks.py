@@ -11,7 +11,7 @@ import pytest
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.scripts import cli, tasks
-from ir3de.scripts.perplexity import negative_log_likelihoods
+from ir3de.scripts.metrics.perplexity import negative_log_likelihoods
 
 from . import tiny
 
@@ -22,7 +22,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from ir3de.scripts.harness import RoutedLM, generation_options
+from ir3de.scripts.routers.harness import RoutedLM, generation_options
 
 NAMES = list(tiny.DOMAINS)
 TEXTS = {name: tiny.sentences(name, 3, seed=4) for name in NAMES}

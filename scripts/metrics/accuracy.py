@@ -11,8 +11,8 @@ from tqdm.auto import tqdm
 
 from ir3de.configuration_ir3de import VARIANTS
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
-from ir3de.scripts.choose import NUM_VOTES
-from ir3de.scripts.data import Row
+from ir3de.scripts.data.rows import Row
+from ir3de.scripts.fitting.search import NUM_VOTES
 
 
 def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice: Any) -> dict[str, Any]:

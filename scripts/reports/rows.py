@@ -15,11 +15,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ir3de.experts_ir3de import describe_error
-from ir3de.scripts.accuracy import accuracy_over_k, expected_accuracy, one_hot
-from ir3de.scripts.baselines import Options
 from ir3de.scripts.benchmark import Factory
-from ir3de.scripts.data import Row
-from ir3de.scripts.normalised import Losses, normalised
+from ir3de.scripts.data.rows import Row
+from ir3de.scripts.metrics.accuracy import accuracy_over_k, expected_accuracy, one_hot
+from ir3de.scripts.metrics.normalised import Losses, normalised
+from ir3de.scripts.routers.baselines import Options
 
 AVERAGE = "average-of-weights"
 DEFAULT = (

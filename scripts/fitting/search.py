@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.route_selector_ir3de import TokenTable, select
-from ir3de.scripts.spool import Prompts
+from ir3de.scripts.data.spool import Prompts
 from ir3de.statistics_ir3de import StatisticsCollector, batches, count_tokens, gram_from_counts
 from ir3de.token_router_ir3de import log_odds, mean_diagonal, ridge, sums
 

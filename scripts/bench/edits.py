@@ -1,4 +1,4 @@
-"""Measures how long edits take: `python scripts/measure_edits.py --features 576`."""
+"""Measures how long edits take: `python scripts/bench/edits.py --features 576`."""
 
 from __future__ import annotations
 

@@ -12,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from ir3de.scripts.baselines import Baseline, Options
+from ir3de.scripts.routers.baselines import Baseline, Options
 
 
 def _require(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         name = package.replace("_", "-")
-        raise ImportError(f"The router {name} needs its package: see scripts/peers.py, or leave it out of --routers.")
+        raise ImportError(
+            f"The router {name} needs its package: see scripts/routers/peers.py, or leave it out of --routers."
+        )
 
 
 class SemanticRouter(Baseline):

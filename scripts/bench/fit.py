@@ -1,4 +1,4 @@
-"""`python scripts/benchmark_fit.py`: what a fit costs beside tokenizing, and whether memory grows with the corpus."""
+"""`python scripts/bench/fit.py`: what a fit costs beside tokenizing, and whether memory grows with the corpus."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ir3de.configuration_ir3de import IR3DEConfig
-from ir3de.scripts.data import Row, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import Row, add_data_arguments, read_rows
+from ir3de.scripts.data.sources import load_source, quickstart_source
+from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fit import add_choice_arguments, fit_router
-from ir3de.scripts.sources import load_source, quickstart_source
-from ir3de.scripts.spool import Spool
 
 _BATCH = 1024
 

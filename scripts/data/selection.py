@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ir3de.scripts.baselines import sample_per_domain
-from ir3de.scripts.data import Row
+from ir3de.scripts.data.rows import Row
+from ir3de.scripts.routers.baselines import sample_per_domain
 
 
 @dataclass

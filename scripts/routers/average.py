@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ir3de.local_sources_ir3de import base_spec
-from ir3de.scripts.perplexity import source_key
+from ir3de.scripts.metrics.perplexity import source_key
 
 
 def average_experts(folder: Path, specs: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Accuracy over epsilon of the private mode: `python scripts/benchmark_private.py --data ... --output docs`."""
+"""Accuracy over epsilon of the private mode: `python scripts/bench/private.py --data ... --output docs`."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.route_selector_ir3de import select
-from ir3de.scripts.data import add_data_arguments, read_rows
-from ir3de.scripts.private import SHARE, PrivateCollector, release
-from ir3de.scripts.sources import load_source, quickstart_source
+from ir3de.scripts.data.rows import add_data_arguments, read_rows
+from ir3de.scripts.data.sources import load_source, quickstart_source
+from ir3de.scripts.fitting.private import SHARE, PrivateCollector, release
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, batches, gram_from_counts
 
 DELTA = 1e-6

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ir3de.prompts_ir3de import token_ids_of
-from ir3de.scripts.data import Row
+from ir3de.scripts.data.rows import Row
 
 _ROWS = 1024  # rows that are tokenized at a time
 _TOKENS = 1 << 20  # tokens that are read back at a time

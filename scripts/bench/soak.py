@@ -1,4 +1,4 @@
-"""`python scripts/soak_endpoint.py`: many clients at once against the endpoint: errors, mixed-up answers, memory."""
+"""`python scripts/bench/soak.py`: many clients at once against the endpoint: errors, mixed-up answers, memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any
 import openai
 import psutil
 
-from ir3de.scripts.benchmark_experts import QUESTIONS
+from ir3de.scripts.bench.experts import QUESTIONS
 
 _TOKENS = 8
 _EACH = 4  # prompts of each question

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ir3de.scripts.encoders import Encoder, public_name
-from ir3de.scripts.measures import macro_accuracy
+from ir3de.scripts.metrics.measures import macro_accuracy
+from ir3de.scripts.routers.encoders import Encoder, public_name
 
 MODEM_ENCODER = "microsoft/deberta-v3-large"
 HELD_OUT_EVERY = 5
@@ -297,7 +297,7 @@ class FineTunedEncoder(Baseline):
 
     def estimator(self, value: Any) -> Any:
         """A sequence classifier of transformers."""
-        from ir3de.scripts.fine_tuning import SequenceClassifier
+        from ir3de.scripts.routers.fine_tuning import SequenceClassifier
 
         make = partial(SequenceClassifier, seed=self.options.seed, max_tokens=self.options.max_tokens)
         if self.options.modem_encoder is not None or not torch.cuda.is_available():

@@ -11,8 +11,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de.card_ir3de import CARD_NAME, STATE_KEY
-from ir3de.scripts.report import draw, markdown
-from ir3de.scripts.rows import AVERAGE
+from ir3de.scripts.reports.report import draw, markdown
+from ir3de.scripts.reports.rows import AVERAGE
 
 RESULTS = "results.json"
 

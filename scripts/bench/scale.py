@@ -1,6 +1,6 @@
-"""`python scripts/benchmark_scale.py`: a thousand experts beside five, a table of Llama 3's size, and what a GPU does.
+"""`python scripts/bench/scale.py`: a thousand experts beside five, a table of Llama 3's size, and what a GPU does.
 
-Each part may be run alone: `python scripts/benchmark_scale.py look_up`.
+Each part may be run alone: `python scripts/bench/scale.py look_up`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
-from ir3de.scripts.sources import load_source, quickstart_source
+from ir3de.scripts.data.sources import load_source, quickstart_source
 from ir3de.statistics_ir3de import KINDS, DomainStatistics, gram_from_counts
 
 PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. " * 2

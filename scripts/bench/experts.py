@@ -1,4 +1,4 @@
-"""`python scripts/benchmark_experts.py`: what experts cost: adapters on one base, a budget of two, a mixed batch."""
+"""`python scripts/bench/experts.py`: what experts cost: adapters on one base, a budget of two, a mixed batch."""
 
 from __future__ import annotations
 

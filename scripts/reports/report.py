@@ -169,7 +169,7 @@ def _about(results: dict[str, Any]) -> str:
 def draw(module: str, results: dict[str, Any], folder: Path) -> list[str]:
     """Draws the plots of a module of `scripts` where matplotlib is installed, and returns their file names."""
     try:
-        plots = importlib.import_module(f"ir3de.scripts.{module}")
+        plots = importlib.import_module(f"ir3de.scripts.reports.{module}")
     except ImportError:
         print("No plots: they need matplotlib, `pip install ir3de[benchmark]`.", file=sys.stderr)
         return []

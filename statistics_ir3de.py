@@ -20,21 +20,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from .batch_ir3de import MOST_TOKENS, Prompts, batches, prompt_weights, prompts_of, weighted_sums
 
 FORMAT = "ir3de-statistics-1"
 KINDS = ("tokens", "prompts")  # of rows
 DOCUMENTS = "documents"  # how a file names the number of prompts that each token occurs in
-_BATCH_TOKENS, _BATCH_PROMPTS = 1 << 16, 1 << 12  # that are worked on at a time
 _CHUNK = 8192  # rows of the vocabulary that are hashed at a time
 _GRAM_ROWS, _GRAM_COLUMNS = 2048, 160  # of the vocabulary, widened to float64, and of A, that are multiplied at a time
 _BLOCK = 256  # rows and columns of a matrix that are mirrored at a time
 _MOST_BYTES = 8 << 30  # of a file
 _MOST_HEADER = 1 << 20  # bytes
 _MOST_COLUMNS = 1 << 14
-_MOST_TOKENS = 1 << 20  # of a vocabulary
 _TENSOR = re.compile(r"[0-9a-f]{16}\.(tokens|prompts|documents)")
 _TOLERANCE = 1e-9  # of A's trace, by which rounding may make an eigenvalue negative
 
@@ -56,27 +55,19 @@ def count_tokens(token_ids: torch.Tensor, vocab_size: int) -> torch.Tensor:
     return torch.bincount(token_ids, minlength=vocab_size)
 
 
-def count_documents(token_ids: torch.Tensor, lengths: torch.Tensor, vocab_size: int) -> torch.Tensor:
+def count_documents(prompts: Prompts, vocab_size: int) -> torch.Tensor:
     """Counts in how many prompts each token occurs, the document frequency of text retrieval.
 
     Args:
-        token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
-        lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt.
+        prompts ([`Prompts`]): any number of them.
         vocab_size (`int`): V.
 
     Returns:
         `torch.Tensor` of shape `(V,)`, int64: exact, so counts of parts add up in any order.
     """
-    distinct = (prompts_of(token_ids, lengths) * vocab_size + token_ids).unique()
+    token_ids, lengths = prompts
+    distinct = (prompts_of(lengths, len(token_ids)) * vocab_size + token_ids).unique()
     return torch.bincount(distinct % vocab_size, minlength=vocab_size)
-
-
-def prompts_of(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The index of each token's prompt; shapes as in `prompt_weights`."""
-    if lengths.numel() == 1:
-        return torch.zeros_like(token_ids, dtype=torch.int64)
-    prompts = torch.arange(len(lengths), device=lengths.device)
-    return prompts.repeat_interleave(lengths, output_size=len(token_ids))
 
 
 def check_token_ids(token_ids: torch.Tensor, vocab_size: int) -> None:
@@ -126,67 +117,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def mean_weights(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Weights of prompts' tokens whose weighted sums are their means; shapes as in `prompt_weights`."""
-    return lengths.float().reciprocal().repeat_interleave(lengths, output_size=len(token_ids))
-
-
-def prompt_weights(token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Weights of prompts' tokens whose weighted sums are their rows: sum_v w_v phi_v / sqrt(sum_v w_v^2).
-
-    v runs over a prompt's distinct tokens and w_v = 1 + ln(count of v), so that repetition counts, but less and less.
-    The norm needs the weights alone; it is the length that the row has if its tokens are orthogonal and of length one.
-
-    Args:
-        token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
-        lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt, at least 1.
-
-    Returns:
-        `torch.Tensor` of shape `(sum of lengths,)`, float32: occurrences of one token in a prompt share its weight.
-    """
-    alone = lengths.numel() == 1  # a single prompt, for which the bookkeeping of many would take longer than its route
-    tokens = token_ids.numel()
-    if alone and len(set(token_ids.tolist())) == tokens:
-        return torch.full((tokens,), tokens**-0.5, device=token_ids.device)
-    keys = token_ids if alone else prompts_of(token_ids, lengths) * _MOST_TOKENS + token_ids
-    keys, places, counts = keys.unique(return_inverse=True, return_counts=True)
-    w = 1 + counts.double().log()
-    if alone:
-        norms = torch.linalg.vector_norm(w)
-    else:
-        prompts = keys.div(_MOST_TOKENS, rounding_mode="floor")
-        norms = w.new_zeros(len(lengths)).index_add_(0, prompts, w * w).sqrt()[prompts]
-    return (w / counts / norms).float()[places]  # type: ignore[no-any-return]
-
-
-def batches(token_ids: torch.Tensor, lengths: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Splits prompts, one after another, into parts of bounded size, each at least one prompt.
-
-    Args:
-        token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
-        lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt.
-
-    Yields:
-        the `token_ids` and `lengths` of a part.
-    """
-    while token_ids.numel() > _BATCH_TOKENS or lengths.numel() > _BATCH_PROMPTS:
-        ends = lengths[:_BATCH_PROMPTS].cumsum(0)
-        prompts = max(1, int((ends <= _BATCH_TOKENS).sum()))
-        if prompts == len(lengths):
-            break
-        tokens = int(ends[prompts - 1])
-        yield token_ids[:tokens], lengths[:prompts]
-        token_ids, lengths = token_ids[tokens:], lengths[prompts:]
-    yield token_ids, lengths
-
-
-def weighted_sums(
-    table: torch.Tensor, token_ids: torch.Tensor, lengths: torch.Tensor, weights: torch.Tensor
-) -> torch.Tensor:
-    """For each prompt the weighted sum of its tokens' rows of a table: of shape `(V, D)` to `(prompts, D)`."""
-    return F.embedding_bag(token_ids, table, lengths.cumsum(0) - lengths, mode="sum", per_sample_weights=weights)
-
-
 class StatisticsCollector:
     """
     Collects the sums of one domain: counts of its tokens and of the prompts they occur in, and A over prompts' rows.
@@ -207,29 +137,26 @@ class StatisticsCollector:
         width = features.shape[1] + 1
         self.prompts = torch.zeros(width, width, dtype=torch.float64, device=device)
 
-    def add(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
-        """Adds prompts.
-
-        Args:
-            token_ids (`torch.Tensor` of shape `(sum of lengths,)`): the prompts' token ids one after another.
-            lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each prompt, at least 1.
+    def add(self, prompts: Prompts) -> None:
+        """Adds prompts, each of at least one token.
 
         Raises:
             ValueError: an id lies outside the vocabulary; nothing has been added.
         """
-        self._count(token_ids, lengths)
-        for part in batches(token_ids.to(self.prompts.device), lengths.to(self.prompts.device)):
-            X = torch.ones(len(part[1]), len(self.prompts), dtype=torch.float64, device=self.prompts.device)
-            X[:, :-1] = self._rows(*part)
+        self._count(prompts)
+        for part in batches(prompts.to(self.prompts.device)):
+            X = torch.ones(len(part.lengths), len(self.prompts), dtype=torch.float64, device=self.prompts.device)
+            X[:, :-1] = self._rows(part)
             self.prompts.addmm_(X.T, X)
 
-    def _count(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
-        self.counts += count_tokens(token_ids, len(self.features))
-        self.documents += count_documents(token_ids, lengths, len(self.features))
+    def _count(self, prompts: Prompts) -> None:
+        """Adds to the counts of tokens and of the prompts that they occur in."""
+        self.counts += count_tokens(prompts.token_ids, len(self.features))
+        self.documents += count_documents(prompts, len(self.features))
 
-    def _rows(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    def _rows(self, prompts: Prompts) -> torch.Tensor:
         """Rows of prompts, of shape `(prompts, F)`."""
-        return weighted_sums(self._placed, token_ids, lengths, prompt_weights(token_ids, lengths))
+        return weighted_sums(self._placed, prompts, prompt_weights(prompts))
 
     @property
     def statistics(self) -> DomainStatistics:
@@ -443,10 +370,10 @@ def _check_layout(path: Any, header: Mapping[str, Any], layout: Mapping[str, tup
         if not _TENSOR.fullmatch(name):
             raise ValueError(f"{path} holds {name[:80]!r}, which is no sum of a contribution: fetch it again.")
         if name.endswith(DOCUMENTS):
-            if len(found[0]) != 1 or not 1 <= found[0][0] <= _MOST_TOKENS or found[1] != "I64":
+            if len(found[0]) != 1 or not 1 <= found[0][0] <= MOST_TOKENS or found[1] != "I64":
                 raise ValueError(
                     f"{path}: {name} has shape {found[0]} and dtype {found[1]}; expected a number for each of at most"
-                    f" {_MOST_TOKENS} tokens, I64. The file was not written by this library."
+                    f" {MOST_TOKENS} tokens, I64. The file was not written by this library."
                 )
         elif found != ((size * (size + 1) // 2,), "F64"):
             raise ValueError(

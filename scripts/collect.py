@@ -148,7 +148,7 @@ class Job:
         kind = StatisticsCollector if self.args.epsilon is None else PrivateCollector
         collector = kind(self.collector.features, self.collector.fingerprint, self.device)
         while batch := list(itertools.islice(texts, _TEXTS)):
-            collector.add(*self.model.tokenize(batch))
+            collector.add(self.model.tokenize(batch))
         partial = path.with_suffix(f".{os.getpid()}.partial")
         save_file(_sums(collector), partial)
         os.replace(partial, path)

@@ -146,7 +146,7 @@ def collect(model: IR3DEModel, spool: Spool) -> dict[str, DomainStatistics]:
     for domain in tqdm(spool.domains, desc="Summing", unit=" domains", disable=None):
         collector = StatisticsCollector(empty.features, empty.fingerprint)
         for prompts in spool.parts(domain):
-            collector.add(*prompts)
+            collector.add(prompts)
         statistics[domain] = collector.statistics
     return statistics
 

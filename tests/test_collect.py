@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ir3de import DomainStatistics, IR3DEModel
+from ir3de.batch_ir3de import Prompts
 from ir3de.scripts import cli, collect
 from ir3de.statistics_ir3de import StatisticsCollector
 
@@ -183,7 +184,7 @@ def test_token_rows_do_not_depend_on_the_number_of_threads() -> None:
     for threads in (1, 2, 4):
         torch.set_num_threads(threads)
         collector = StatisticsCollector(features, "f")
-        collector.add(ids, torch.full((200,), 100))
+        collector.add(Prompts(ids, torch.full((200,), 100)))
         grams.append(collector.statistics.gram("tokens"))
         assert torch.get_num_threads() == threads
     assert torch.equal(grams[0], grams[1])

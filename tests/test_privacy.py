@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ir3de import DomainStatistics, IR3DEModel
+from ir3de.batch_ir3de import Prompts
 from ir3de.scripts import cli
 from ir3de.scripts.fitting.private import (
     SENSITIVITY,
@@ -39,7 +40,7 @@ def collected(texts: list[str], epsilon: float | None) -> DomainStatistics:
     if epsilon is None:
         return tiny.statistics(texts, UNIT)
     collector = PrivateCollector(PHI, "f")
-    collector.add(*tiny.prompts([tiny.token_ids(text) for text in texts]))
+    collector.add(Prompts.of([tiny.token_ids(text) for text in texts]))
     tokens = gram_from_counts(collector.counts, PHI) / SHARE
     return release(tokens, collector.prompts, "f", epsilon, 1e-6)
 
@@ -56,7 +57,7 @@ def test_in_private_mode_they_cannot() -> None:
         ids = torch.tensor(tiny.token_ids(text))
         shares += torch.bincount(ids, minlength=len(PHI)) / len(ids)
     without_noise = PrivateCollector(PHI, "f")
-    without_noise.add(*tiny.prompts([tiny.token_ids(text) for text in TEXTS]))
+    without_noise.add(Prompts.of([tiny.token_ids(text) for text in TEXTS]))
     exact = reconstructed(gram_from_counts(without_noise.counts, PHI) / SHARE)
     assert float((exact - shares).abs().max()) < 1e-3, "the reconstruction works on what the noise then hides"
     found = reconstructed(collected(TEXTS, 1.0).gram("tokens"))
@@ -84,7 +85,7 @@ def test_delta_is_what_integration_says() -> None:
 def test_one_prompt_moves_the_sums_by_no_more_than_the_noise_is_made_for() -> None:
     for text in (*tiny.sentences("law", 20), "court " * 300, "a", "my my my the"):
         collector = PrivateCollector(PHI, "f")
-        collector.add(*tiny.prompts([tiny.token_ids(text)]))
+        collector.add(Prompts.of([tiny.token_ids(text)]))
         tokens = gram_from_counts(collector.counts, PHI) / SHARE
         moved = math.sqrt(float(tokens.square().sum() + collector.prompts.square().sum()))
         assert moved <= SENSITIVITY * (1 + 1e-6)

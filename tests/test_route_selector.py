@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ir3de import IR3DEConfig, IR3DEModel
+from ir3de.batch_ir3de import Prompts
 from ir3de.configuration_ir3de import VARIANTS
 from ir3de.route_selector_ir3de import TokenTable, most_certain, probabilities, select, vote_logits
 
@@ -134,7 +135,7 @@ def test_scores_are_a_distribution(variant: str) -> None:
 
 def votes(*token_logits: list[float]) -> list[float]:
     table, voters = TokenTable.of(torch.tensor(token_logits), "all"), torch.arange(len(token_logits))
-    return vote_logits(table, voters, torch.tensor([len(voters)])).exp()[0].tolist()
+    return vote_logits(table, Prompts(voters, torch.tensor([len(voters)]))).exp()[0].tolist()
 
 
 def test_votes_outweigh_any_sum_of_probabilities() -> None:
@@ -170,7 +171,7 @@ def test_a_short_prompt_has_fewer_voters_than_k() -> None:
 
 def test_a_mean_is_of_its_own_prompt() -> None:
     table = TokenTable.of(torch.tensor([[1.0, 3.0], [3.0, 1.0], [90.0, -90.0]]), "avg")
-    logits = select(table, torch.tensor([0, 1, 2]), torch.tensor([2, 1]), "avg", 1)
+    logits = select(table, Prompts.of([[0, 1], [2]]), "avg", 1)
     assert logits.tolist() == [[2.0, 2.0], [90.0, -90.0]]
 
 

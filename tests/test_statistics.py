@@ -12,16 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ir3de import DomainStatistics
+from ir3de.batch_ir3de import Prompts, batches, prompt_weights
 from ir3de.modeling_ir3de import feature_space
 from ir3de.statistics_ir3de import (
     FORMAT,
     KINDS,
     StatisticsCollector,
-    batches,
     count_tokens,
     fingerprint,
     gram_from_counts,
-    prompt_weights,
     total,
 )
 from ir3de.token_router_ir3de import FeatureMap
@@ -89,7 +88,7 @@ def test_the_collector_sums_over_tokens_and_over_prompts() -> None:
     E, prompts = tiny.embeddings(), [*PROMPTS, [5, 5, 5, 6], [7]]
     collector = StatisticsCollector(E, SPACE)
     for part in (prompts[:20], prompts[20:]):
-        collector.add(*tiny.prompts(part))
+        collector.add(Prompts.of(part))
     statistics = collector.statistics
     assert torch.equal(statistics.gram("tokens"), gram_from_counts(count_tokens(flat(prompts), V), E))
     X = torch.stack([literal_row(prompt, E) for prompt in prompts])
@@ -100,7 +99,7 @@ def test_the_collector_sums_over_tokens_and_over_prompts() -> None:
 def test_a_document_counts_once_for_a_token_however_often_it_has_it() -> None:
     collector = StatisticsCollector(tiny.embeddings(), SPACE)
     for part in ([[3, 3, 4], [4]], [[4, 5, 3, 5]]):
-        collector.add(*tiny.prompts(part))
+        collector.add(Prompts.of(part))
     documents = collector.statistics.documents
     assert documents is not None
     assert {v: int(documents[v]) for v in documents.nonzero().squeeze(1).tolist()} == {3: 2, 4: 3, 5: 1}
@@ -117,10 +116,10 @@ def test_documents_are_told_where_every_contribution_tells_them() -> None:
 
 def test_a_refused_prompt_leaves_the_collector_as_it_was() -> None:
     collector = StatisticsCollector(tiny.embeddings(), SPACE)
-    collector.add(*tiny.prompts([[3, 4]]))
+    collector.add(Prompts.of([[3, 4]]))
     before = collector.statistics
     with pytest.raises(ValueError, match="token id"):
-        collector.add(*tiny.prompts([[5], [V]]))
+        collector.add(Prompts.of([[5], [V]]))
     assert same(collector.statistics, before)
 
 
@@ -128,14 +127,14 @@ def test_weights_of_a_prompts_tokens_are_those_it_has_alone() -> None:
     twice, once = 1 + math.log(2), 1.0
     norm = math.hypot(twice, once)
     expected = [twice / 2 / norm, once / norm, twice / 2 / norm]
-    got = prompt_weights(torch.tensor([5, 6, 5, 6, 5, 6, 5]), torch.tensor([3, 1, 3]))
+    got = prompt_weights(Prompts.of([[5, 6, 5], [6], [5, 6, 5]]))
     torch.testing.assert_close(got, torch.tensor([*expected, 1.0, *expected]))
 
 
 def test_batches_cover_every_prompt_once_in_order() -> None:
     lengths = torch.tensor([3, 70_000, 1, 2, *[1] * 5000, 70_000, 3, 300_000, 1])
     ids = torch.arange(len(lengths)).repeat_interleave(lengths)
-    parts = list(batches(ids, lengths))
+    parts = list(batches(Prompts(ids, lengths)))
     assert torch.equal(torch.cat([part for part, _ in parts]), ids)
     assert torch.equal(torch.cat([numbers for _, numbers in parts]), lengths)
     for part, numbers in parts:

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from ir3de import DomainStatistics, IR3DEConfig, IR3DEModel
+from ir3de.batch_ir3de import Prompts
 from ir3de.modeling_ir3de import feature_space
 from ir3de.statistics_ir3de import StatisticsCollector
 from ir3de.token_router_ir3de import FeatureMap
@@ -133,17 +134,12 @@ def token_ids(text: str) -> list[int]:
     return [TOKENS.index(word) if word in TOKENS else 1 for word in text.split()]
 
 
-def prompts(ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Prompts' token ids one after another, and their lengths."""
-    return torch.tensor(list(chain(*ids))), torch.tensor([len(prompt) for prompt in ids])
-
-
 def statistics(texts: Iterable[str], features: FeatureMap | None = None) -> DomainStatistics:
     """The statistics of a domain's texts."""
     features = features or FeatureMap()
     E = embeddings()
     collector = StatisticsCollector(features.prepare(E)(E), feature_space(tokenizer(), E, features))
-    collector.add(*prompts([token_ids(text) for text in texts]))
+    collector.add(Prompts.of([token_ids(text) for text in texts]))
     return collector.statistics
 
 

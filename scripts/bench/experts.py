@@ -23,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
+from ir3de.batch_ir3de import Prompts
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel, feature_space
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
@@ -178,7 +179,7 @@ def _statistics(
     collector = StatisticsCollector(prepared, feature_space(tokenizer, embeddings, config.features))
     draw = random.Random(words[0])
     ids = [tokenizer.convert_tokens_to_ids(draw.choices(words, k=8)) for _ in range(20)]
-    collector.add(torch.tensor(list(chain(*ids))), torch.tensor([len(prompt) for prompt in ids]))
+    collector.add(Prompts.of(ids))
     return collector.statistics
 
 

@@ -15,19 +15,19 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ir3de.batch_ir3de import batches
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.route_selector_ir3de import select
 from ir3de.scripts.data.rows import add_data_arguments, read_rows
 from ir3de.scripts.data.sources import load_source, quickstart_source
 from ir3de.scripts.fitting.private import SHARE, PrivateCollector, release
-from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, batches, gram_from_counts
+from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, gram_from_counts
 
 DELTA = 1e-6
 PLAIN, BOUNDED = "plain", "bounded"  # no private mode; its bounds without its noise
 MAPS = {"unit": {"feature_map": "unit"}, "rff 64": {"feature_map": "rff", "num_features": 64}}
 LAMBDAS = (1e-3, 1e-1)  # times the mean diagonal of A
-Prompts = tuple[torch.Tensor, torch.Tensor]  # token ids one after another, and each prompt's number of them
 
 
 def main() -> int:
@@ -89,8 +89,8 @@ class Bench:
         self.plain, self.bounded = {}, {}
         for name, prompts in self.train.items():
             plain, bounded = StatisticsCollector(self.phi, "benchmark"), PrivateCollector(self.phi, "benchmark")
-            plain.add(*prompts)
-            bounded.add(*prompts)
+            plain.add(prompts)
+            bounded.add(prompts)
             self.plain[name] = plain.statistics
             tokens = gram_from_counts(bounded.counts, self.phi) / SHARE
             self.bounded[name] = {"tokens": tokens, "prompts": bounded.prompts}
@@ -110,9 +110,9 @@ class Bench:
         table, recalls = self.router.token_table(), []
         for index, prompts in enumerate(self.test.values()):
             right = sum(
-                int((select(table, *part, "prompt", 1).argmax(dim=1) == index).sum()) for part in batches(*prompts)
+                int((select(table, part, "prompt", 1).argmax(dim=1) == index).sum()) for part in batches(prompts)
             )
-            recalls.append(right / len(prompts[1]))
+            recalls.append(right / len(prompts.lengths))
         return mean(recalls)
 
     def _statistics(self, name: str, epsilon: float | str) -> DomainStatistics:

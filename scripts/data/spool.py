@@ -5,30 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ir3de.batch_ir3de import Prompts
 from ir3de.prompts_ir3de import token_ids_of
 from ir3de.scripts.data.rows import Row
 
 _ROWS = 1024  # rows that are tokenized at a time
 _TOKENS = 1 << 20  # tokens that are read back at a time
-
-
-class Prompts(NamedTuple):
-    """
-    Tokenized prompts of any lengths.
-
-    Args:
-        token_ids (`torch.Tensor` of shape `(sum of lengths,)`): one prompt after another, int64.
-        lengths (`torch.Tensor` of shape `(prompts,)`): tokens of each, at least 1, int64.
-    """
-
-    token_ids: torch.Tensor
-    lengths: torch.Tensor
 
 
 class Spool:

@@ -14,6 +14,7 @@ import secrets
 
 import torch
 
+from ir3de.batch_ir3de import Prompts
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, check_token_ids
 
 SHARE = 1 << 20  # a prompt's counts sum to this, in whole numbers so that they add exactly
@@ -49,13 +50,14 @@ class PrivateCollector(StatisticsCollector):
         device (`str` or `torch.device`): where prompts' rows are summed.
     """
 
-    def _count(self, token_ids: torch.Tensor, lengths: torch.Tensor) -> None:
+    def _count(self, prompts: Prompts) -> None:
         """A prompt's tokens share one token's weight, and in which prompts tokens occur is not counted at all."""
+        token_ids, lengths = prompts
         check_token_ids(token_ids, len(self.features))
         self.counts.index_add_(0, token_ids, (SHARE // lengths).repeat_interleave(lengths))
 
-    def _rows(self, input_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        rows = super()._rows(input_ids, mask).double()
+    def _rows(self, prompts: Prompts) -> torch.Tensor:
+        rows = super()._rows(prompts).double()
         return rows / rows.norm(dim=1, keepdim=True).clamp_min(1)
 
 

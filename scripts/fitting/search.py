@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from ir3de.batch_ir3de import Prompts, batches
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.route_selector_ir3de import TokenTable, select
-from ir3de.scripts.data.spool import Prompts
-from ir3de.statistics_ir3de import StatisticsCollector, batches, count_tokens, gram_from_counts
+from ir3de.statistics_ir3de import StatisticsCollector, count_tokens, gram_from_counts
 from ir3de.token_router_ir3de import log_odds, mean_diagonal, ridge, sums
 
 NUM_VOTES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # the paper's grid
@@ -193,7 +193,7 @@ def _prompt_candidates(
     collectors = [StatisticsCollector(phi, "sample") for _ in split.sample]
     rows = zip(collectors, split.sample.values(), strict=True)
     for collector, prompts in tqdm(rows, f"Summing ({config.feature_map})", len(collectors), leave=False, disable=None):
-        collector.add(*prompts)
+        collector.add(prompts)
     A, B = sums(collector.prompts for collector in collectors)
     lexicon = log_odds([collector.documents for collector in collectors])[used].float()
     bayes = _logits(TokenTable.of(lexicon, "prompt"), held_out, "prompt")
@@ -222,7 +222,7 @@ def _scored(phi: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
 def _logits(table: TokenTable, held_out: Mapping[str, Prompts], variant: str, k: int = 1) -> dict[str, torch.Tensor]:
     """Scores of the held-out prompts, by domain of shape `(prompts, D)`."""
     return {
-        name: torch.cat([select(table, *part, variant, k) for part in batches(*prompts)])
+        name: torch.cat([select(table, part, variant, k) for part in batches(prompts)])
         for name, prompts in held_out.items()
     }
 

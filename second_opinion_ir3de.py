@@ -371,20 +371,35 @@ def combined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return first.sum(dim=1, keepdim=True) * product.nan_to_num()  # NaN where the first gave them nothing
 
 
+def load_encoder(name: str, revision: str | None = None, device: str | None = None) -> Any:
+    """A sentence-transformers model, without code or pickled weights of its repository.
+
+    Args:
+        name (`str`): Hub id or folder.
+        revision (`str`, *optional*): of the Hub repository.
+        device (`str`, *optional*): where it works; by default a GPU if there is one.
+
+    Raises:
+        ImportError: sentence-transformers is not installed.
+        OSError: there is no such model, or it has pickled weights only.
+    """
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(
+        name, revision=revision, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+    )
+
+
 @lru_cache(maxsize=1)
 def _load_encoder(name: str, revision: str | None) -> Encode:
-    """A sentence-transformers model as a function, without code or pickled weights of its repository."""
+    """A sentence-transformers model as a function."""
     try:
-        from sentence_transformers import SentenceTransformer
+        model = load_encoder(name, revision)
     except ImportError as error:
         raise ImportError(
             "A second opinion needs the package sentence-transformers: `pip install ir3de[second]`, or go without it"
             " with `second_below=0`."
         ) from error
-    try:
-        model = SentenceTransformer(
-            name, revision=revision, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-        )
     except OSError as error:
         raise OSError(
             f"The encoder {name} of the second opinion cannot be loaded: `ir3de second --encoder` takes the"

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import Row, read_rows
+from ir3de.scripts.data.sampling import sample_per_domain, sample_rows
 from ir3de.scripts.data.sources import load_source, quickstart_source
 from ir3de.scripts.metrics.measures import (
     auroc,
@@ -30,15 +29,16 @@ from ir3de.scripts.metrics.measures import (
     reliability,
     standard_error,
 )
+from ir3de.scripts.reports.machine import describe_machine, versions
 from ir3de.scripts.reports.report import write_report
-from ir3de.scripts.routers.baselines import BASELINES, Options, Router, sample_per_domain
+from ir3de.scripts.routers.base import Factory, Options, Router, choose_routers
+from ir3de.scripts.routers.baselines import BASELINES
 from ir3de.scripts.routers.encoders import default_encoder
 from ir3de.scripts.routers.ours import CHAIN, FEATURE_MAP_ROUTERS, ours
 from ir3de.scripts.routers.peers import PEERS
 
 TRAIN, TESTS = "train", ("test", "test_shift")
 ON_REQUEST = ("modem", CHAIN, *FEATURE_MAP_ROUTERS, *PEERS)  # slow, part of another, or another project's
-Factory = Callable[[Options], Any]
 
 
 @dataclass
@@ -112,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
     if len({d.name for d in data}) < len(data):
         raise ValueError("Two --data have the same name: name them apart, or join their files with a comma.")
     tokenizer, embeddings = _source(args)
-    routers = select({**ours(tokenizer, embeddings), **BASELINES, **PEERS}, args.routers)
+    known: dict[str, Factory] = {**ours(tokenizer, embeddings), **BASELINES, **PEERS}
+    names = args.routers.split(",") if args.routers else [name for name in known if name not in ON_REQUEST]
+    routers = choose_routers(known, names)
     options = Options(args.encoder or default_encoder(), args.modem_encoder, args.max_train_per_domain or None)
     made = {name: make(options) for name, make in routers.items()}  # what is missing shows before anything is measured
     results = {"settings": _settings(args, made), "data": [describe_data(d) for d in data], "runs": [], "few_shot": []}
@@ -154,8 +156,8 @@ def read_data(entry: str, args: argparse.Namespace) -> DataSet:
         known = [row for row in rows if row.domain in set(data.domains)]
         if not known:
             continue
-        data.tests[split] = _sample(known, args.max_test)
-        data.outside[split] = _sample([row for row in rows if row.domain == args.oos_domain], args.max_test)
+        data.tests[split] = sample_rows(known, args.max_test)
+        data.outside[split] = sample_rows([row for row in rows if row.domain == args.oos_domain], args.max_test)
         unknown = Counter(row.domain for row in rows) - Counter(row.domain for row in known)
         data.left_out[split] = {domain: n for domain, n in unknown.items() if domain != args.oos_domain}
         for domain, n in data.left_out[split].items():
@@ -171,24 +173,6 @@ def _read_split(files: Sequence[str], split: str, args: argparse.Namespace) -> l
             raise FileNotFoundError(f"There is no file {file}: --data takes files of JSON Lines.")
     options = {"text_column": args.text_column, "domain_column": args.domain_column, "split": split}
     return list(read_rows(argparse.Namespace(data=files, where=[f"split={split}"], **options)))
-
-
-def _sample(rows: list[Row], most: int) -> list[Row]:
-    order = np.random.default_rng(0).permutation(len(rows)).tolist()
-    return [rows[i] for i in order[: most or None]]
-
-
-def select(routers: Mapping[str, Factory], names: str | None) -> dict[str, Factory]:
-    """The routers of a comma-separated list, or all but those on request.
-
-    Raises:
-        ValueError: a name is unknown.
-    """
-    wanted = [name for name in routers if name not in ON_REQUEST] if names is None else names.split(",")
-    unknown = [name for name in wanted if name not in routers]
-    if unknown:
-        raise ValueError(f"--routers does not know {', '.join(unknown)}. Known: {', '.join(routers)}.")
-    return {name: routers[name] for name in wanted}
 
 
 def compare(router: Router, data: DataSet, tokenizer: Any) -> dict[str, Any]:
@@ -218,7 +202,7 @@ def measure(router: Router, rows: Sequence[Row], outside: Sequence[Row]) -> dict
     """Accuracy, calibration and, where there are rows outside of all domains, how well these are told apart."""
     p = router.scores([row.text for row in rows], cached=True)
     labels = np.searchsorted(router.domains, [row.domain for row in rows])
-    bins = reliability(labels, p)
+    bins = reliability(p.max(axis=1), p.argmax(axis=1) == labels)
     figures = {
         "prompts": len(rows),
         "macro_accuracy": macro_accuracy(labels, p),
@@ -280,20 +264,9 @@ def _settings(args: argparse.Namespace, routers: Sequence[str]) -> dict[str, Any
         "max_train": args.max_train,
         "max_test": args.max_test,
         "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "machine": describe_machine(),
         "packages": versions("ir3de", "torch", "transformers", "scikit-learn", "sentence-transformers"),
     }
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """The versions of packages, for a report."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
 
 
 def _numbers(text: str | None) -> list[int]:

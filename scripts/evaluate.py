@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,6 @@ from ir3de.card_ir3de import CARD_NAME, state
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
-from ir3de.scripts.benchmark import Factory, select, versions
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import add_data_arguments, read_rows
 from ir3de.scripts.data.selection import Selection, of_experts, to_score
@@ -26,9 +24,11 @@ from ir3de.scripts.metrics.accuracy import accuracy_over_k, describe, routing_ac
 from ir3de.scripts.metrics.normalised import Losses
 from ir3de.scripts.metrics.perplexity import score_experts
 from ir3de.scripts.reports.evaluation import RESULTS, write_card, write_report
+from ir3de.scripts.reports.machine import describe_machine, versions
 from ir3de.scripts.reports.rows import AVERAGE, DEFAULT, figures_of, fixed_rows, trained_rows
 from ir3de.scripts.routers.average import average_experts
-from ir3de.scripts.routers.baselines import BASELINES, Options
+from ir3de.scripts.routers.base import Factory, Options, choose_routers
+from ir3de.scripts.routers.baselines import BASELINES
 from ir3de.scripts.routers.encoders import default_encoder
 from ir3de.scripts.routers.ours import ours
 
@@ -165,7 +165,7 @@ def _of_train(args: argparse.Namespace) -> argparse.Namespace:
 
 def _routers(args: argparse.Namespace, model: IR3DEModel) -> dict[str, Factory]:
     known = {**ours(model.tokenizer, model.embed_tokens.weight.detach()), **BASELINES}
-    return select(known, args.routers or ",".join(DEFAULT))
+    return choose_routers(known, args.routers.split(",") if args.routers else DEFAULT)
 
 
 def _losses(
@@ -238,7 +238,7 @@ def _settings(args: argparse.Namespace, model: IR3DEModel, train: Selection | No
         "quick": args.quick,
         "threads": torch.get_num_threads(),
         "device": args.device,
-        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "machine": describe_machine(),
         "packages": versions("torch", "transformers", "peft", "scikit-learn", "sentence-transformers"),
     }
 

@@ -18,10 +18,10 @@ from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import Row, add_data_arguments, read_rows
+from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.data.selection import of_experts
 from ir3de.scripts.fitting.calibration import fit_calibration
 from ir3de.scripts.metrics.measures import macro_accuracy
-from ir3de.scripts.routers.baselines import sample_per_domain
 from ir3de.scripts.routers.encoders import MINILM, default_encoder
 from ir3de.second_opinion_ir3de import BELOW, SecondOpinion, combined
 from ir3de.token_router_ir3de import mean_diagonal, ridge

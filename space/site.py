@@ -11,7 +11,7 @@ from typing import Any
 from ir3de.completions import Limits, RequestError, check_text
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.evaluate import routing_accuracy
+from ir3de.scripts.metrics.accuracy import routing_accuracy
 
 UNDO_STEPS = 10
 PAUSE = 0.1  # seconds between two pieces of an answer on the page

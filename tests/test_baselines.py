@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,15 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 pytest.importorskip("sklearn")
 
-from ir3de.scripts.routers import baselines, encoders
+from ir3de.scripts.data.sampling import sample_per_domain
+from ir3de.scripts.routers import base, baselines, encoders
+from ir3de.scripts.routers.base import Options
 from ir3de.scripts.routers.baselines import (
     BASELINES,
     Baseline,
     NearestNeighbours,
-    Options,
     fit_temperature,
     held_out,
-    sample_per_domain,
     temper,
 )
 from ir3de.scripts.routers.ours import ours
@@ -50,7 +51,7 @@ class WordEncoder:
 @pytest.fixture
 def options(monkeypatch):
     encoder = WordEncoder()
-    monkeypatch.setattr(baselines, "_load_encoder", lambda name: encoder)
+    monkeypatch.setattr(base, "shared_encoder", lambda name: encoder)
     return Options(encoder="words")
 
 
@@ -117,8 +118,7 @@ def test_one_row_a_domain_leaves_nothing_to_choose_on(options):
 
 
 def test_encoder_reads_at_most_max_train_prompts_a_domain(options):
-    options.max_train = 5
-    router = BASELINES["knn-1"](options).fit(TEXTS, DOMAINS)
+    router = BASELINES["knn-1"](replace(options, max_train=5)).fit(TEXTS, DOMAINS)
     assert router.encoded == len(router.model.X) == 15
 
 

@@ -175,13 +175,13 @@ def test_accuracies_by_hand():
 def test_calibration_error_by_hand():
     labels = np.array([0, 0, 0, 1, 1])
     p = np.array([[0.95, 0.05]] * 4 + [[0.45, 0.55]])
-    bins = measures.reliability(labels, p)
+    bins = measures.reliability(p.max(axis=1), p.argmax(axis=1) == labels)
     assert [b["prompts"] for b in bins] == [0.2, 0.8]
     assert measures.calibration_error(bins) == pytest.approx(0.2 * 0.45 + 0.8 * 0.2)
 
 
 def test_certain_and_right_is_calibrated():
-    assert measures.calibration_error(measures.reliability(np.array([0, 1]), np.eye(2))) == 0
+    assert measures.calibration_error(measures.reliability(np.ones(2), np.array([True, True]))) == 0
 
 
 def test_auroc_counts_pairs():

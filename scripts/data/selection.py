@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.routers.baselines import sample_per_domain
+from ir3de.scripts.data.sampling import sample_per_domain
 
 
 @dataclass

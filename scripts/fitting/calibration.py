@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
 from ir3de.route_selector_ir3de import probabilities
+from ir3de.scripts.metrics import measures
 
 _COARSE = torch.logspace(-3, 3, 31, dtype=torch.float64)
 _FINE = torch.logspace(-0.2, 0.2, 21, dtype=torch.float64)  # as factors of the best coarse one
 _SPREADS = (0.0, 0.5, 1.0)
-_BINS = 15
 
 
 def fit_calibration(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
@@ -23,25 +25,35 @@ def fit_calibration(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, flo
     Returns:
         `dict`: `temperature` and `spread`, see [`~route_selector_ir3de.probabilities`].
     """
+    coarse = best_calibration(logits, labels, _COARSE.tolist(), _SPREADS)
+    finer = (coarse["temperature"] * _FINE).tolist()
+    return best_calibration(logits, labels, finer, [coarse["spread"]])
 
-    def loss(temperature: float, spread: float) -> float:
-        """Mean negative log-likelihood of the labels, in nats."""
-        return float(F.nll_loss(probabilities(logits, temperature, spread).clamp_min(1e-12).log(), labels))
 
-    fits = [(temperature, spread) for spread in _SPREADS for temperature in _COARSE.tolist()]
-    coarse, spread = min(fits, key=lambda fit: loss(*fit))
-    temperature = min((coarse * _FINE).tolist(), key=lambda value: loss(value, spread))
+def best_calibration(
+    logits: torch.Tensor, labels: torch.Tensor, temperatures: Sequence[float], spreads: Sequence[float] = (0.0,)
+) -> dict[str, float]:
+    """Of some temperatures and spreads, the first pair of least negative log-likelihood.
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, D)`): of held-out prompts.
+        labels (`torch.Tensor` of shape `(N,)`): indices of their domains.
+        temperatures (`Sequence[float]`): to try.
+        spreads (`Sequence[float]`): to try with each of them.
+
+    Returns:
+        `dict`: `temperature` and `spread`.
+    """
+    losses = {}
+    for spread in spreads:
+        for temperature in temperatures:
+            log_p = probabilities(logits, temperature, spread).clamp_min(1e-12).log()
+            losses[temperature, spread] = float(F.nll_loss(log_p, labels))
+    temperature, spread = min(losses, key=losses.__getitem__)
     return {"temperature": temperature, "spread": spread}
 
 
 def calibration_error(logits: torch.Tensor, labels: torch.Tensor, calibration: dict[str, float]) -> float:
-    """Expected calibration error of the highest probability, in 15 bins of equal width (Guo et al. 2017)."""
-    return expected_calibration_error(*probabilities(logits, **calibration).max(dim=1), labels)
-
-
-def expected_calibration_error(confidence: torch.Tensor, chosen: torch.Tensor, labels: torch.Tensor) -> float:
-    """Mean gap between confidence and accuracy over bins of confidence, weighted by their size."""
-    bins = (confidence * _BINS).long().clamp(max=_BINS - 1)
-    gap = confidence - (chosen == labels).double()
-    sums = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins, gap.double())
-    return float(sums.abs().sum() / len(labels))
+    """Expected calibration error of the highest probability of each prompt."""
+    confidence, chosen = probabilities(logits, **calibration).max(dim=1)
+    return measures.calibration_error(measures.reliability(confidence.numpy(), (chosen == labels).numpy()))

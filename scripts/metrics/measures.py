@@ -4,62 +4,102 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.floating[Any]]
+Integers = NDArray[np.integer[Any]]
+Route = Callable[[list[str]], object]
 
 BINS = 15
 SINGLE, BATCH, BATCHES, ROUNDS = 200, 64, 10, 5
 SECONDS = 6.0  # after which a timing ends with what it has
-Route = Callable[[list[str]], Any]
 
 
-def recalls(labels: Any, p: Any) -> dict[int, float]:
+class Bin(TypedDict):
+    """
+    Routes of about equal probability.
+
+    Args:
+        confidence (`float`): their mean probability.
+        accuracy (`float`): how many are right, 0 to 1.
+        prompts (`float`): their share of all prompts.
+    """
+
+    confidence: float
+    accuracy: float
+    prompts: float
+
+
+def recalls(labels: Integers, p: Array) -> dict[int, float]:
     """Of each label, how often its prompts went where they belong; of equal probabilities the first counts."""
     right = p.argmax(axis=1) == labels
     return {int(label): float(right[labels == label].mean()) for label in np.unique(labels)}
 
 
-def macro_accuracy(labels: Any, p: Any) -> float:
+def mean_recall(recalls: Mapping[Any, float]) -> float:
+    """Macro accuracy: the mean of the domains' recalls, each domain as heavy; 0 where there is none."""
+    return sum(recalls.values()) / len(recalls) if recalls else 0.0
+
+
+def macro_accuracy(labels: Integers, p: Array) -> float:
     """Mean recall of the labels that occur; 0 where none does."""
-    values = recalls(labels, p).values()
-    return sum(values) / len(values) if values else 0.0
+    return mean_recall(recalls(labels, p))
 
 
-def standard_error(labels: Any, p: Any) -> float:
+def standard_error_of(recalls: Mapping[Any, float], prompts: Mapping[Any, int]) -> float:
+    """Standard error of the macro accuracy, from the binomial variance of each recall.
+
+    Args:
+        recalls (`Mapping`): by domain, 0 to 1.
+        prompts (`Mapping`): by domain, how many the recall is of.
+    """
+    variances = (recall * (1 - recall) / prompts[domain] for domain, recall in recalls.items())
+    return float(sum(variances) ** 0.5) / len(recalls)
+
+
+def standard_error(labels: Integers, p: Array) -> float:
     """Standard error of the macro accuracy, the domains' numbers of prompts given."""
     values = recalls(labels, p)
-    variance = sum(value * (1 - value) / (labels == label).sum() for label, value in values.items())
-    return float(variance**0.5) / len(values)
+    return standard_error_of(values, {label: int((labels == label).sum()) for label in values})
 
 
-def reliability(labels: Any, p: Any) -> list[dict[str, float]]:
+def reliability(confidence: Array, right: NDArray[np.bool_]) -> list[Bin]:
     """How often routes of about equal probability are right.
 
+    Args:
+        confidence (`np.ndarray` of shape `(N,)`): the probability of each route.
+        right (`np.ndarray` of shape `(N,)`): whether it went where the prompt belongs.
+
     Returns:
-        `list[dict]`: of each bin of equal width that is not empty its mean `confidence`, its `accuracy` and its share
-        of the `prompts`.
+        `list[Bin]`: those of `BINS` bins of equal width that are not empty.
     """
-    confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
-    bins = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
-    return [
-        {
-            "confidence": float(confidence[bins == b].mean()),
-            "accuracy": float(right[bins == b].mean()),
-            "prompts": float((bins == b).mean()),
-        }
-        for b in np.unique(bins)
-    ]
+    numbers = np.clip((confidence * BINS).astype(int), 0, BINS - 1)
+    bins: list[Bin] = []
+    for number in np.unique(numbers):
+        inside = numbers == number
+        bins.append(
+            {
+                "confidence": float(confidence[inside].mean()),
+                "accuracy": float(right[inside].mean()),
+                "prompts": float(inside.mean()),
+            }
+        )
+    return bins
 
 
-def calibration_error(bins: Sequence[dict[str, float]]) -> float:
-    """Expected calibration error of what `reliability` returns."""
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Expected calibration error of what `reliability` returns (Guo et al. 2017): the mean gap between confidence and
+    accuracy, each bin as heavy as its share of the prompts.
+    """
     return sum(b["prompts"] * abs(b["confidence"] - b["accuracy"]) for b in bins)
 
 
-def auroc(inside: Any, outside: Any) -> float:
+def auroc(inside: Array, outside: Array) -> float:
     """Probability that a value of `inside` is larger than one of `outside`, equal ones counted half."""
     ordered = np.sort(outside)
     below = np.searchsorted(ordered, inside, "left") + np.searchsorted(ordered, inside, "right")
@@ -74,7 +114,7 @@ def latency(routes: dict[str, Route], texts: Sequence[str]) -> dict[str, dict[st
     tokenizer's cache.
 
     Args:
-        routes (`dict[str, Callable[[list[str]], Any]]`): what to time, by name.
+        routes (`dict[str, Callable[[list[str]], object]]`): what to time, by name.
         texts (`Sequence[str]`): prompts; the first 200 are timed one at a time, the first 640 in batches.
 
     Returns:
@@ -89,9 +129,11 @@ def _median_seconds(routes: dict[str, Route], calls: Sequence[list[str]]) -> dic
     seconds: dict[str, list[float]] = {name: [] for name in routes}
     for route in routes.values():
         route(calls[0][:8])
+    in_order = list(routes.items())
     started = time.perf_counter()
     for turn, call in enumerate(chain.from_iterable(repeat(calls, ROUNDS))):
-        for name, route in list(routes.items())[:: -1 if turn // len(calls) % 2 else 1]:
+        odd_round = turn // len(calls) % 2 == 1
+        for name, route in reversed(in_order) if odd_round else in_order:
             before = time.perf_counter()
             route(call)
             seconds[name].append((time.perf_counter() - before) / len(call))

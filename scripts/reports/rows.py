@@ -15,11 +15,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ir3de.experts_ir3de import describe_error
-from ir3de.scripts.benchmark import Factory
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import accuracy_over_k, expected_accuracy, one_hot
 from ir3de.scripts.metrics.normalised import Losses, normalised
-from ir3de.scripts.routers.baselines import Options
+from ir3de.scripts.routers.base import Factory, Options
 
 AVERAGE = "average-of-weights"
 DEFAULT = (

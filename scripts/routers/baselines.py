@@ -9,80 +9,36 @@ from __future__ import annotations
 import pickle
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from ir3de.scripts.metrics.measures import macro_accuracy
-from ir3de.scripts.routers.encoders import Encoder, public_name
+from ir3de.route_selector_ir3de import probabilities
+from ir3de.scripts.data.sampling import sample_per_domain
+from ir3de.scripts.fitting.calibration import best_calibration
+from ir3de.scripts.metrics.measures import Array, Integers, macro_accuracy
+from ir3de.scripts.routers.base import Options
+from ir3de.scripts.routers.encoders import public_name
 
 MODEM_ENCODER = "microsoft/deberta-v3-large"
 HELD_OUT_EVERY = 5
-_TEMPERATURES = np.geomspace(0.02, 20, 121)
+_TEMPERATURES = np.geomspace(0.02, 20, 121).tolist()
+
+Features = NDArray[Any]  # a vector a prompt, or its text
 
 
-class Router(Protocol):
-    """
-    What a comparison asks of a router.
+class Estimator(Protocol):
+    """What scikit-learn calls a classifier, as far as a router needs it."""
 
-    Attributes:
-        domains (`list[str]`): sorted, once fitted.
-        choice (`str`): what was chosen on held-out prompts, for people to read.
-        encoded (`int`): training prompts whose encoding may have come from a cache, so that fitting took less time.
-        nbytes (`int`): size of what is kept to route with, tokenizer excluded.
-    """
+    def fit(self, X: Features, labels: Integers) -> Estimator:
+        """Fits to a row a prompt and to the domains' numbers; returns itself."""
 
-    domains: list[str]
-    choice: str
-    encoded: int
-
-    @property
-    def nbytes(self) -> int:
-        """See above."""
-
-    def fit(self, texts: Sequence[str], domains: Sequence[str]) -> Any:
-        """Fits to labelled prompts."""
-
-    def route(self, texts: Sequence[str]) -> Any:
-        """Routes prompts as a user would have it done; this is what is timed."""
-
-    def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
-        """Probabilities, an `np.ndarray` of shape `(texts, domains)`; `cached` where speed is not the question."""
-
-
-@dataclass
-class Options:
-    """
-    What baselines may be told.
-
-    Args:
-        encoder (`str`): Hub id or folder of the sentence encoder.
-        modem_encoder (`str`, *optional*): of the encoder to fine-tune; by default DeBERTa-v3 on a GPU, and the sentence
-            encoder where there is none, or where DeBERTa cannot be had.
-        max_train (`int`, *optional*): training prompts a domain that an encoder reads.
-        max_tokens (`int`): of a prompt that an encoder reads which is fine-tuned.
-        seed (`int`): of whatever is random.
-    """
-
-    encoder: str
-    modem_encoder: str | None = None
-    max_train: int | None = 500
-    max_tokens: int = 256
-    seed: int = 0
-
-    @property
-    def sentence_encoder(self) -> Encoder:
-        """The encoder, loaded on first use."""
-        return _load_encoder(self.encoder)
-
-
-@lru_cache(maxsize=1)
-def _load_encoder(name: str) -> Encoder:
-    return Encoder(name)
+    def predict_proba(self, X: Features) -> Array:
+        """Probabilities of shape `(prompts, domains)`."""
 
 
 class Baseline:
@@ -93,7 +49,7 @@ class Baseline:
         options ([`Options`]): of the run.
     """
 
-    grid: tuple[Any, ...] = (None,)
+    grid: tuple[int, ...] = (0,)  # values of the one hyper-parameter that is chosen; where there is none, a single one
     max_train: int | None = None
     refit = True
 
@@ -103,13 +59,13 @@ class Baseline:
         self.choice = ""
         self.encoded = 0
         self.temperature = 1.0
-        self.model: Any = None
+        self.model: Any = None  # an [`Estimator`], once fitted
 
-    def estimator(self, value: Any) -> Any:
+    def estimator(self, value: int) -> Estimator:
         """An estimator with the hyper-parameters `value`, one of `grid`."""
         raise NotImplementedError
 
-    def features(self, texts: Sequence[str], cached: bool = False) -> Any:
+    def features(self, texts: Sequence[str], cached: bool = False) -> Features:
         """What the estimator reads; with `cached`, from the cache if there is one."""
         return np.array(texts, dtype=object)
 
@@ -136,29 +92,30 @@ class Baseline:
             self.temperature = fit_temperature(p, labels[held])
         if self.refit or not held.any():
             self.model = self._train(value, X, labels)
-        self.choice = "" if value is None else str(value)
+        self.choice = str(value) if len(self.grid) > 1 else ""
         return self
 
-    def _train(self, value: Any, X: Any, labels: Any) -> Any:
+    def _train(self, value: int, X: Features, labels: Integers) -> Estimator:
         """A fitted estimator; scikit-learn's may stop before they have converged without saying so each time."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*(failed to converge|hasn't converged).*")
             return self.estimator(value).fit(X, labels)
 
-    def _choose(self, X: Any, labels: Any, held: Any) -> tuple[Any, Any, Any]:
+    def _choose(self, X: Features, labels: Integers, held: NDArray[np.bool_]) -> tuple[int, Array, Estimator]:
         """The first of the best values, its probabilities of the held-out prompts, and the estimator."""
-        trials = []
+        accuracies, trials = [], []
         for value in tqdm(self.grid, desc="Choosing", unit=" fits", disable=None, leave=False):
             model = self._train(value, X[~held], labels[~held])
             p = model.predict_proba(X[held])
-            trials.append((macro_accuracy(labels[held], p), value, p, model))
-        return max(trials, key=lambda trial: trial[0])[1:]
+            accuracies.append(macro_accuracy(labels[held], p))
+            trials.append((value, p, model))
+        return trials[int(np.argmax(accuracies))]
 
-    def route(self, texts: Sequence[str]) -> Any:
+    def route(self, texts: Sequence[str]) -> Array:
         """The probabilities, which are all that it says."""
         return self.scores(texts)
 
-    def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
+    def scores(self, texts: Sequence[str], cached: bool = False) -> Array:
         """Calibrated probabilities of shape `(texts, domains)`."""
         return temper(self.model.predict_proba(self.features(texts, cached)), self.temperature)
 
@@ -172,9 +129,9 @@ class RandomRouter(Baseline):
         self.random = np.random.default_rng(self.options.seed)
         return self
 
-    def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
+    def scores(self, texts: Sequence[str], cached: bool = False) -> Array:
         """Equal but for a trace of noise that decides."""
-        p = 1 + 1e-6 * self.random.random((len(texts), len(self.domains)))
+        p: Array = 1 + 1e-6 * self.random.random((len(texts), len(self.domains)))
         return p / p.sum(axis=1, keepdims=True)
 
 
@@ -183,13 +140,14 @@ class TfidfRegression(Baseline):
 
     grid = (1, 10, 100)
 
-    def estimator(self, value: Any) -> Any:
+    def estimator(self, value: int) -> Estimator:
         """A scikit-learn pipeline."""
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.pipeline import make_pipeline
 
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b")
-        return make_pipeline(words, _logistic_regression(value))
+        pipeline: Estimator = make_pipeline(words, _logistic_regression(value))
+        return pipeline
 
 
 class BagOfWordsMLP(Baseline):
@@ -197,14 +155,15 @@ class BagOfWordsMLP(Baseline):
 
     grid = (64, 256)
 
-    def estimator(self, value: Any) -> Any:
+    def estimator(self, value: int) -> Estimator:
         """A scikit-learn pipeline."""
         from sklearn.feature_extraction.text import CountVectorizer
         from sklearn.neural_network import MLPClassifier
         from sklearn.pipeline import make_pipeline
 
         network = MLPClassifier((value,), max_iter=15, random_state=self.options.seed, tol=1e-3, n_iter_no_change=3)
-        return make_pipeline(CountVectorizer(max_features=20_000, dtype=np.float32), network)
+        pipeline: Estimator = make_pipeline(CountVectorizer(max_features=20_000, dtype=np.float32), network)
+        return pipeline
 
 
 class EncoderBaseline(Baseline):
@@ -215,9 +174,10 @@ class EncoderBaseline(Baseline):
         self.max_train = options.max_train
         self.encoder = options.sentence_encoder
 
-    def features(self, texts: Sequence[str], cached: bool = False) -> Any:
+    def features(self, texts: Sequence[str], cached: bool = False) -> Features:
         """Unit vectors."""
-        self.encoded += len(texts) * (self.model is None)
+        if self.model is None:  # fitting, where vectors may come from the cache
+            self.encoded += len(texts)
         return self.encoder.cached(texts) if cached else self.encoder.encode(texts)
 
     @property
@@ -231,7 +191,7 @@ class EncoderRegression(EncoderBaseline):
 
     grid = (1, 10, 100, 1000)
 
-    def estimator(self, value: Any) -> Any:
+    def estimator(self, value: int) -> Estimator:
         """A scikit-learn classifier."""
         return _logistic_regression(value)
 
@@ -249,7 +209,7 @@ class EncoderNeighbours(EncoderBaseline):
         super().__init__(options)
         self.k = k
 
-    def estimator(self, value: Any) -> Any:
+    def estimator(self, value: int) -> Estimator:
         """A kNN classifier."""
         return NearestNeighbours(self.k)
 
@@ -268,17 +228,20 @@ class NearestNeighbours:
     def __init__(self, k: int) -> None:
         self.k = k
 
-    def fit(self, X: Any, labels: Any) -> NearestNeighbours:
+    def fit(self, X: Features, labels: Integers) -> NearestNeighbours:
         """Keeps unit vectors of shape `(N, size)` and their labels."""
         self.X, self.Y = X, np.eye(labels.max() + 1)[labels]
         return self
 
-    def predict_proba(self, X: Any) -> Any:
+    def predict_proba(self, X: Features) -> Array:
         """Probabilities of shape `(N, domains)`."""
-        return np.concatenate([self._vote(rows) for rows in np.array_split(X, 1 + len(X) // 1024)])
+        parts = np.array_split(X, 1 + len(X) // 1024)  # a table of all similarities would be large
+        return np.concatenate([self._vote(rows) for rows in parts])
 
-    def _vote(self, X: Any) -> Any:
-        similarities, k = X @ self.X.T, min(self.k, len(self.X))
+    def _vote(self, X: Features) -> Array:
+        """The nearest prompts' domains as probabilities, for rows that are few enough for one table."""
+        similarities: Array = X @ self.X.T
+        k = min(self.k, len(self.X))
         nearest = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
         near = np.take_along_axis(similarities, nearest, axis=1).clip(0, 1)
         votes = np.einsum("nk,nkd->nd", 1 + 1e-3 * near, self.Y[nearest])
@@ -295,7 +258,7 @@ class FineTunedEncoder(Baseline):
         super().__init__(options)
         self.max_train = options.max_train
 
-    def estimator(self, value: Any) -> Any:
+    def estimator(self, value: int) -> Estimator:
         """A sequence classifier of transformers."""
         from ir3de.scripts.routers.fine_tuning import SequenceClassifier
 
@@ -317,30 +280,18 @@ class FineTunedEncoder(Baseline):
     @property
     def nbytes(self) -> int:
         """Bytes of the fine-tuned weights."""
-        return self.model.nbytes
+        return int(self.model.nbytes)
 
 
-def _logistic_regression(C: float) -> Any:
+def _logistic_regression(C: float) -> Estimator:
     """Balanced, because accuracy is averaged over domains."""
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=C, class_weight="balanced", max_iter=200)
+    made: Estimator = LogisticRegression(C=C, class_weight="balanced", max_iter=200)
+    return made
 
 
-def sample_per_domain(domains: Sequence[str], most: int | None, seed: int) -> list[int]:
-    """Indices of at most `most` random rows of each domain; a smaller sample of a seed is part of a larger one."""
-    if most is None:
-        return list(range(len(domains)))
-    taken: dict[str, int] = {}
-    kept = []
-    for i in np.random.default_rng(seed).permutation(len(domains)).tolist():
-        taken[domains[i]] = taken.get(domains[i], 0) + 1
-        if taken[domains[i]] <= most:
-            kept.append(i)
-    return kept
-
-
-def held_out(labels: Any) -> Any:
+def held_out(labels: Integers) -> NDArray[np.bool_]:
     """Marks every fifth prompt of a domain, and the second of a smaller one, to choose on."""
     held = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
@@ -348,20 +299,21 @@ def held_out(labels: Any) -> Any:
     return held
 
 
-def temper(p: Any, temperature: float) -> Any:
+def temper(p: Array, temperature: float) -> Array:
     """Softmax of log p / temperature."""
-    logits = np.log(np.clip(p, 1e-9, None)) / temperature
-    p = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True)
+    tempered: Array = probabilities(_logits(p), temperature).numpy()
+    return tempered
 
 
-def fit_temperature(p: Any, labels: Any) -> float:
+def fit_temperature(p: Array, labels: Integers) -> float:
     """The temperature of lowest cross-entropy; 1 where nothing is held out."""
     if not len(labels):
         return 1.0
-    rows = np.arange(len(labels))
-    losses = [-np.log(temper(p, value)[rows, labels].clip(1e-12)).mean() for value in _TEMPERATURES]
-    return float(_TEMPERATURES[int(np.argmin(losses))])
+    return best_calibration(_logits(p), torch.from_numpy(labels), _TEMPERATURES)["temperature"]
+
+
+def _logits(p: Array) -> torch.Tensor:
+    return torch.from_numpy(np.log(np.clip(p, 1e-9, None)))
 
 
 BASELINES: dict[str, Callable[[Options], Baseline]] = {

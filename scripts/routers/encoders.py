@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from huggingface_hub import cached_assets_path
 from tqdm.auto import tqdm
+
+from ir3de.scripts.metrics.measures import Array
+from ir3de.second_opinion_ir3de import load_encoder
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 _SHARD = 256  # texts that are encoded and stored together, so that an interrupted run loses little
@@ -42,14 +45,12 @@ class Encoder:
 
     def __init__(self, name: str) -> None:
         try:
-            from sentence_transformers import SentenceTransformer
+            self.model = load_encoder(name)
         except ImportError as error:
             raise ImportError(
                 "Routers on a sentence encoder need sentence-transformers: `pip install ir3de[benchmark]`, or leave"
                 " them out with --routers."
             ) from error
-        try:
-            self.model = SentenceTransformer(name)
         except OSError as error:
             raise OSError(
                 f"The encoder {name} cannot be loaded: give the Hub id or folder of another with --encoder, install"
@@ -57,24 +58,25 @@ class Encoder:
             ) from error
         self.name = name
         self._folder: Path | None = None
-        self._vectors: dict[str, Any] = {}
+        self._vectors: dict[str, Array] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of its weights."""
         return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
 
-    def encode(self, texts: Sequence[str], batch_size: int = 32) -> Any:
+    def encode(self, texts: Sequence[str], batch_size: int = 32) -> Array:
         """Encodes texts, without the cache.
 
         Returns:
             `np.ndarray` of shape `(texts, size)`, float32, each row of unit length.
         """
-        return self.model.encode(
+        vectors: Array = self.model.encode(
             list(texts), batch_size=batch_size, normalize_embeddings=True, show_progress_bar=False
-        ).astype(np.float32)
+        )
+        return vectors.astype(np.float32)
 
-    def cached(self, texts: Sequence[str]) -> Any:
+    def cached(self, texts: Sequence[str]) -> Array:
         """Encodes texts that were not encoded before, and remembers them; see [`Encoder.encode`]."""
         folder = self._open()
         keys = [hashlib.sha256(text.encode()).hexdigest() for text in texts]
@@ -100,3 +102,9 @@ class Encoder:
                 with np.load(path) as shard:
                     self._vectors.update(zip(shard["keys"].tolist(), shard["X"], strict=True))
         return self._folder
+
+
+@lru_cache(maxsize=1)
+def shared_encoder(name: str) -> Encoder:
+    """The encoder that routers of one run share."""
+    return Encoder(name)

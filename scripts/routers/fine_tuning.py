@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+
+from ir3de.scripts.metrics.measures import Array, Integers
 
 _BATCH = 32
 
@@ -48,7 +51,7 @@ class SequenceClassifier:
         """Bytes of the weights."""
         return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
 
-    def fit(self, texts: Any, labels: Any) -> SequenceClassifier:
+    def fit(self, texts: Sequence[str], labels: Integers) -> SequenceClassifier:
         """Fine-tunes on texts and their labels, which count from 0."""
         torch.manual_seed(self.seed)
         self.model = AutoModelForSequenceClassification.from_pretrained(
@@ -76,7 +79,7 @@ class SequenceClassifier:
         self.model.eval()
         return self
 
-    def predict_proba(self, texts: Any) -> Any:
+    def predict_proba(self, texts: Sequence[str]) -> Array:
         """Probabilities of shape `(texts, labels)`."""
         order = np.argsort([len(text) for text in texts])
         p = np.empty((len(texts), self.model.config.num_labels))
@@ -87,5 +90,5 @@ class SequenceClassifier:
                 p[batch] = self.model(**inputs.to(self.model.device)).logits.double().softmax(dim=1).cpu()
         return p
 
-    def _encode(self, text: str) -> Any:
+    def _encode(self, text: str) -> dict[str, list[int]]:
         return dict(self.tokenizer(text, truncation=True, max_length=self.max_tokens))

@@ -17,9 +17,10 @@ import torch
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
+from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fit import add_choice_arguments, check_domains, fit_router
-from ir3de.scripts.routers.baselines import Options, sample_per_domain
+from ir3de.scripts.routers.base import Options
 from ir3de.scripts.second import choose
 from ir3de.second_opinion_ir3de import SecondOpinion
 

@@ -12,10 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ir3de.scripts.routers.baselines import Baseline, Options
+from ir3de.scripts.metrics.measures import Array, Integers
+from ir3de.scripts.routers.base import Options
+from ir3de.scripts.routers.baselines import Baseline, Estimator, Features
 
 
 def _require(package: str) -> None:
+    """Raises ImportError where a router's package is not installed."""
     if importlib.util.find_spec(package) is None:
         name = package.replace("_", "-")
         raise ImportError(
@@ -31,17 +34,18 @@ class SemanticRouter(Baseline):
         super().__init__(options)
         self.max_train = options.max_train
         self.encoder = options.sentence_encoder
-        self.encode: Any = self.encoder.encode
+        self.encode = self.encoder.encode
 
-    def features(self, texts: Sequence[str], cached: bool = False) -> Any:
+    def features(self, texts: Sequence[str], cached: bool = False) -> Features:
         """The texts; the router encodes them itself, or is given their vectors from the cache."""
         if cached:
             self.encoder.cached(texts)
-        self.encoded += len(texts) * (self.model is None)
+        if self.model is None:  # fitting, where vectors may come from the cache
+            self.encoded += len(texts)
         self.encode = self.encoder.cached if cached else self.encoder.encode
         return super().features(texts)
 
-    def estimator(self, value: Any) -> Any:
+    def estimator(self, value: int) -> Estimator:
         """The router behind scikit-learn's interface."""
         return _SemanticRouter(self)
 
@@ -63,14 +67,12 @@ class _SemanticRouter:
 
         self.domains, self.encoder = owner.domains, Encoder(name="sentence encoder")
 
-    def fit(self, texts: Any, labels: Any) -> _SemanticRouter:
+    def fit(self, X: Features, labels: Integers) -> _SemanticRouter:
         """Gives each domain's prompts to the router as a route."""
         from semantic_router.route import Route
         from semantic_router.routers import IndexedRouter
 
-        routes = [
-            Route(name=name, utterances=texts[labels == number].tolist()) for number, name in enumerate(self.domains)
-        ]
+        routes = [Route(name=name, utterances=X[labels == number].tolist()) for number, name in enumerate(self.domains)]
         self.router = IndexedRouter(self.encoder, routes)
         return self
 
@@ -79,11 +81,10 @@ class _SemanticRouter:
         """The router's index of vectors."""
         return self.router.index
 
-    def predict_proba(self, texts: Any) -> Any:
+    def predict_proba(self, X: Features) -> Array:
         """The routes' confidences, made to sum to 1: `(texts, domains)`."""
-        choices = [{choice.name: choice.confidence for choice in self.router(text, limit=None)} for text in texts]
-        scores = np.array([[max(choice[name], 1e-6) for name in self.domains] for choice in choices])
-        return scores / scores.sum(axis=1, keepdims=True)
+        choices = [{choice.name: choice.confidence for choice in self.router(text, limit=None)} for text in X]
+        return _shares([[choice[name] for name in self.domains] for choice in choices])
 
 
 class AdaptiveClassifier(Baseline):
@@ -96,7 +97,7 @@ class AdaptiveClassifier(Baseline):
         super().__init__(options)
         self.max_train = options.max_train
 
-    def estimator(self, value: Any) -> Any:
+    def estimator(self, value: int) -> Estimator:
         """The classifier behind scikit-learn's interface."""
         return _AdaptiveClassifier(self.options, self.domains)
 
@@ -113,9 +114,9 @@ class _AdaptiveClassifier:
         self.domains = domains
         self.classifier = Classifier(options.encoder, device="cpu", seed=options.seed, use_onnx=False)
 
-    def fit(self, texts: Any, labels: Any) -> _AdaptiveClassifier:
+    def fit(self, X: Features, labels: Integers) -> _AdaptiveClassifier:
         """Gives the classifier the prompts as examples."""
-        self.classifier.add_examples(texts.tolist(), [self.domains[label] for label in labels])
+        self.classifier.add_examples(X.tolist(), [self.domains[label] for label in labels])
         return self
 
     @property
@@ -126,11 +127,16 @@ class _AdaptiveClassifier:
             example.embedding.nbytes for example in examples
         )
 
-    def predict_proba(self, texts: Any) -> Any:
+    def predict_proba(self, X: Features) -> Array:
         """The classifier's scores, made to sum to 1: `(texts, domains)`."""
-        predictions = self.classifier.predict_batch(texts.tolist(), k=len(self.domains))
-        scores = np.array([[max(dict(p).get(name, 0.0), 1e-6) for name in self.domains] for p in predictions])
-        return scores / scores.sum(axis=1, keepdims=True)
+        predictions = self.classifier.predict_batch(X.tolist(), k=len(self.domains))
+        return _shares([[dict(p).get(name, 0.0) for name in self.domains] for p in predictions])
+
+
+def _shares(scores: Sequence[Sequence[float]]) -> Array:
+    """Scores of prompts made to sum to 1 a prompt, none of them 0."""
+    positive: Array = np.array(scores).clip(min=1e-6)
+    return positive / positive.sum(axis=1, keepdims=True)
 
 
 PEERS = {"semantic-router": SemanticRouter, "adaptive-classifier": AdaptiveClassifier}

@@ -7,7 +7,7 @@ import sys
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import add_text_arguments, read_texts
+from ir3de.scripts.data.rows import RowSource, add_text_arguments, read_texts
 from ir3de.scripts.publishing.targets import add_spec_arguments, add_target_arguments, apply_edit, expert_spec
 from ir3de.scripts.routers.baselines import sample_per_domain
 from ir3de.scripts.second import MOST_TEXTS
@@ -31,14 +31,14 @@ def run(args: argparse.Namespace) -> int:
 
     def edit(model: IR3DEModel) -> None:
         """Adds the expert, or puts it in the place of another."""
-        source = {"texts": read_texts(args) if args.data else None, "statistics": args.statistics}
+        source = {"texts": read_texts(RowSource.from_args(args)) if args.data else None, "statistics": args.statistics}
         if args.replace:
             model.replace_expert(args.replace, expert_spec(args), **source)
         else:
             model.add_expert(expert_spec(args), **source)
         opinion = model.second_opinion
         if args.data and opinion is not None and args.name not in opinion.statistics:
-            introduce(opinion, args.name, list(read_texts(args)))
+            introduce(opinion, args.name, list(read_texts(RowSource.from_args(args))))
 
     message = f"Replace {args.replace} by {args.name}" if args.replace else f"Add {args.name}"
     place = apply_edit(args.router, edit, message, args.output, args.create_pr)

@@ -17,7 +17,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import Row, read_rows
+from ir3de.scripts.data.rows import Row, RowSource, read_rows
 from ir3de.scripts.data.sampling import sample_per_domain, sample_rows
 from ir3de.scripts.data.sources import load_source, quickstart_source
 from ir3de.scripts.metrics.measures import (
@@ -171,8 +171,7 @@ def _read_split(files: Sequence[str], split: str, args: argparse.Namespace) -> l
     for file in files:
         if not Path(file).is_file():
             raise FileNotFoundError(f"There is no file {file}: --data takes files of JSON Lines.")
-    options = {"text_column": args.text_column, "domain_column": args.domain_column, "split": split}
-    return list(read_rows(argparse.Namespace(data=files, where=[f"split={split}"], **options)))
+    return list(read_rows(RowSource(tuple(files), args.text_column, args.domain_column, split, (f"split={split}",))))
 
 
 def compare(router: Router, data: DataSet, tokenizer: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import add_text_arguments, read_texts
+from ir3de.scripts.data.rows import RowSource, add_text_arguments, read_texts
 from ir3de.scripts.fitting.private import SHARE, PrivateCollector, add_privacy_arguments, check_privacy, release
 from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, gram_from_counts
@@ -130,7 +130,7 @@ class Job:
             first (`int`): number of the first shard.
             every (`int`): how many processes share the shards.
         """
-        texts = read_texts(self.args)
+        texts = read_texts(RowSource.from_args(self.args))
         for number in tqdm(itertools.count(), desc="Collecting", unit=" shards", disable=None):
             shard = itertools.islice(texts, self.args.shard_rows)
             head = next(shard, None)

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import add_data_arguments, read_rows
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.selection import Selection, of_experts, to_score
 from ir3de.scripts.fit import read_experts
 from ir3de.scripts.metrics.accuracy import accuracy_over_k, describe, routing_accuracy
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     model = IR3DEModel.from_pretrained(args.router)
     router, names = IR3DERoutingPipeline(model, device="cpu"), model.config.expert_names
     specs = _specs(args, model.config)
-    selection = of_experts(read_rows(args), names)
+    selection = of_experts(read_rows(RowSource.from_args(args)), names)
     if args.experts is not None:
         selection = to_score(selection, model.tokenizer, args.prompts, args.max_tokens)
     train = of_experts(read_rows(_of_train(args)), names, "training data") if args.train else None
@@ -157,9 +158,12 @@ def _specs(args: argparse.Namespace, config: Any) -> list[dict[str, Any]]:
     return list(specs)
 
 
-def _of_train(args: argparse.Namespace) -> argparse.Namespace:
-    return argparse.Namespace(
-        **{**vars(args), "data": args.train, "where": args.train_where, "split": args.train_split}
+def _of_train(args: argparse.Namespace) -> RowSource:
+    return replace(
+        RowSource.from_args(args),
+        sources=tuple(args.train),
+        where=tuple(args.train_where),
+        split=args.train_split,
     )
 
 

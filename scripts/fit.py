@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import add_data_arguments, read_rows
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.sources import load_source
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder))
-        spool.fill(read_rows(args), tokenizer, config.max_length)
+        spool.fill(read_rows(RowSource.from_args(args)), tokenizer, config.max_length)
         check_domains(spool)
         _match_experts(config, spool.domains)
         model = fit_router(config, tokenizer, embeddings, spool, args)

@@ -16,7 +16,7 @@ from ir3de.files_ir3de import SECOND_FOLDER
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import Row, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 from ir3de.scripts.metrics.accuracy import routing_accuracy
 from ir3de.scripts.publishing.targets import add_target_arguments, apply_edit
 from ir3de.specs_ir3de import check_expert_name
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Merges, and prints what that changes."""
     if bool(args.source) == (args.pr is not None):
         raise ValueError("Give either sources to merge or --pr N.")
-    rows = list(read_rows(args)) if args.data else []
+    rows = list(read_rows(RowSource.from_args(args))) if args.data else []
 
     def edit(model: IR3DEModel) -> None:
         """Merges, and prints before and after."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import Row, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.data.selection import of_experts
 from ir3de.scripts.fitting.calibration import fit_calibration
@@ -98,15 +99,17 @@ def _rows(args: argparse.Namespace, names: Sequence[str]) -> tuple[list[Row], li
     Raises:
         ValueError: an expert has fewer than two prompts to fit on.
     """
-    selection = of_experts(read_rows(args), names, "--data")
+    source = RowSource.from_args(args)
+    selection = of_experts(read_rows(source), names, "--data")
     few = [name for name in names if sum(row.domain == name for row in selection.rows) < 2]
     if few:
         raise ValueError(f"--data has fewer than two prompts for {few}: a second opinion must know every expert.")
     kept = sample_per_domain([row.domain for row in selection.rows], args.max_train_per_domain or None, 0)
     notes, test = selection.notes(), []
     if args.test_data or args.test_where:
-        own = {"data": args.test_data or args.data, "where": args.test_where, "split": args.test_split}
-        tested = of_experts(read_rows(argparse.Namespace(**{**vars(args), **own})), names, "--test-data")
+        data = tuple(args.test_data or args.data)
+        test_source = replace(source, sources=data, where=tuple(args.test_where), split=args.test_split)
+        tested = of_experts(read_rows(test_source), names, "--test-data")
         notes, test = (
             [*notes, *(f"To measure on: {note}" for note in tested.notes("nothing of it is measured"))],
             tested.rows,

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import Row, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 from ir3de.specs_ir3de import check_expert_name
 
 HELD_OUT_EVERY = 5
@@ -104,9 +105,10 @@ def _blocks(args: argparse.Namespace, tokenizer: Any) -> tuple[dict[str, Blocks]
     Raises:
         ValueError: a domain's training or held-out text does not fill a block.
     """
-    rows = _by_domain(read_rows(args))
+    source = RowSource.from_args(args)
+    rows = _by_domain(read_rows(source))
     if args.held_out_where:
-        held_out = _by_domain(read_rows(argparse.Namespace(**{**vars(args), "where": args.held_out_where})))
+        held_out = _by_domain(read_rows(replace(source, where=tuple(args.held_out_where))))
     else:
         held_out = {domain: texts[::HELD_OUT_EVERY] for domain, texts in rows.items()}
         rows = {d: [t for i, t in enumerate(texts) if i % HELD_OUT_EVERY] for d, texts in rows.items()}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ir3de.configuration_ir3de import IR3DEConfig
-from ir3de.scripts.data.rows import Row, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.sources import load_source, quickstart_source
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fit import add_choice_arguments, fit_router
@@ -40,7 +40,7 @@ def measure(args: argparse.Namespace, tokens: int) -> str:
     """Times tokenizing alone and a whole fit, from text in memory to W, of a corpus of so many tokens."""
     source = quickstart_source()
     tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
-    rows = list(read_rows(args))
+    rows = list(read_rows(RowSource.from_args(args)))
     lengths = [len(ids) for ids in tokenizer([row.text for row in rows], add_special_tokens=False)["input_ids"]]
     repeats = max(1, round(tokens / sum(min(length, args.max_length) for length in lengths)))
 

@@ -19,7 +19,7 @@ from ir3de.batch_ir3de import batches
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.route_selector_ir3de import select
-from ir3de.scripts.data.rows import add_data_arguments, read_rows
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.sources import load_source, quickstart_source
 from ir3de.scripts.fitting.private import SHARE, PrivateCollector, release
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, gram_from_counts
@@ -125,7 +125,7 @@ class Bench:
 
 def _by_domain(args: argparse.Namespace) -> dict[str, list[str]]:
     texts: dict[str, list[str]] = defaultdict(list)
-    for row in read_rows(args):
+    for row in read_rows(RowSource.from_args(args)):
         texts[row.domain].append(row.text)
     return dict(texts)
 

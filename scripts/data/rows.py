@@ -7,6 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,14 +27,40 @@ class Row(NamedTuple):
     source: str = ""
 
 
+@dataclass(frozen=True)
+class RowSource:
+    """
+    Data as a person names them.
+
+    Args:
+        sources (`tuple[str, ...]`): files of JSON Lines, or ids of Hub data sets.
+        text_column (`str`): name of the column with the prompt.
+        domain_column (`str`): name of the column with the domain.
+        split (`str`): of Hub data sets.
+        where (`tuple[str, ...]`): conditions `KEY=VALUE` or `KEY!=VALUE` that a row must meet.
+    """
+
+    sources: tuple[str, ...]
+    text_column: str = "text"
+    domain_column: str = "domain"
+    split: str = "train"
+    where: tuple[str, ...] = ()
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> RowSource:
+        """What the options of `add_data_arguments` or `add_text_arguments` name."""
+        domain_column = getattr(args, "domain_column", cls.domain_column)
+        return cls(tuple(args.data), args.text_column, domain_column, args.split, tuple(args.where))
+
+
 def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds the options that name labelled data; `read_rows` takes them."""
+    """Adds the options that name labelled data; [`RowSource.from_args`] takes them."""
     add_text_arguments(parser, required)
     parser.add_argument("--domain-column", default="domain", help="name of the column with the domain")
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds the options that name text of one domain; `read_texts` takes them."""
+    """Adds the options that name text of one domain; [`RowSource.from_args`] takes them."""
     parser.add_argument(
         "--data",
         action="append",
@@ -52,14 +79,14 @@ def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -
     )
 
 
-def read_rows(args: argparse.Namespace) -> Iterator[Row]:
-    """Streams the rows that the options of `add_data_arguments` name.
+def read_rows(source: RowSource) -> Iterator[Row]:
+    """Streams labelled rows.
 
     Raises:
         ValueError: a line is not JSON, or a row has no text or domain; file and line are named.
     """
-    for place, row in _rows(args):
-        yield _labelled(place, row, args.text_column, args.domain_column)
+    for place, row in _rows(source):
+        yield _labelled(place, row, source.text_column, source.domain_column)
 
 
 def read_file(path: str | Path) -> Iterator[Row]:
@@ -77,21 +104,21 @@ def _labelled(place: str, row: dict[str, Any], text_column: str = "text", domain
     return Row(text, domain, str(row.get("source", "")))
 
 
-def read_texts(args: argparse.Namespace) -> Iterator[str]:
-    """Streams the text of the rows that the options of `add_text_arguments` name, whatever their domain.
+def read_texts(source: RowSource) -> Iterator[str]:
+    """Streams the text of the rows, whatever their domain.
 
     Raises:
         ValueError: a line is not JSON, or a row has no text; file and line are named.
     """
-    for place, row in _rows(args):
-        yield _field(row, args.text_column, place)
+    for place, row in _rows(source):
+        yield _field(row, source.text_column, place)
 
 
-def _rows(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(source: RowSource) -> Iterator[tuple[str, dict[str, Any]]]:
     """Rows that meet the conditions, and where they are."""
-    conditions = [_condition(where) for where in args.where]
-    for data in args.data:
-        for place, row in _open(data, args.split):
+    conditions = [_condition(where) for where in source.where]
+    for data in source.sources:
+        for place, row in _open(data, source.split):
             if all(condition(row) for condition in conditions):
                 yield place, row
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .specs_ir3de import check_expert, is_number
+from .specs_ir3de import ExpertSpec, check_expert, is_number
 from .token_router_ir3de import FeatureMap
 
 VARIANTS = ("top-k", "all", "avg", "prompt")
@@ -32,17 +33,8 @@ class IR3DEConfig(PreTrainedConfig):
     Args:
         vocab_size (`int`): V, the number of rows of the token embeddings.
         hidden_size (`int`): h, the number of columns of the token embeddings.
-        experts (`list[dict]`): one spec a domain, kept sorted by name, so that the same set of experts is the same
-            router whatever the order of the edits that led to it. Keys: `name`; `cost`; `system_prompt`; `generation`
-            (default options of its generation); `timeout` (seconds that an answer may take); and its source.
-            On this machine: `model` (Hub id or folder of a causal LM), `revision`, `gguf_file`, `dtype`, `device_map`
-            and with it `max_memory` (a size a device; what is beyond all of them stays on disk), `quantization`
-            (transformers' `quantization_config`, such as `{"load_in_4bit": true}`), `adapter` (Hub id or folder of a
-            PEFT adapter on `model`, or on the base that it names), `adapter_revision`; `trust_remote_code: true` and
-            `use_safetensors: false` count only where the caller allows them too. Elsewhere: `endpoint` (URL of an
-            OpenAI-compatible server, which knows the expert as `model`) or `provider` (of Hub inference, for `model`),
-            and `task` (`"chat"`, or `"text"` for a server of plain text generation). Without a source the expert only
-            routes.
+        experts (`list[ExpertSpec]`): one spec a domain; for their keys see [`ExpertSpec`]. Kept sorted by name, so that
+            the same set of experts is the same router whatever the order of the edits that led to it.
         variant (`str`): how the tokens of a prompt decide (section 3.2): `"top-k"` (the `num_votes` tokens of lowest
             entropy vote), `"all"` (every token votes) or `"avg"` (the mean embedding decides); or `"prompt"`, where W
             is fitted on a row a prompt instead of a row a token.
@@ -92,7 +84,7 @@ class IR3DEConfig(PreTrainedConfig):
 
     vocab_size: int = 0
     hidden_size: int = 0
-    experts: list[dict[str, Any]] | None = None
+    experts: list[ExpertSpec] | None = None
     variant: str = "top-k"
     num_votes: int = 10
     regularization: float | int = 1e-5
@@ -134,7 +126,7 @@ class IR3DEConfig(PreTrainedConfig):
         """The feature map that the fields describe."""
         return FeatureMap(self.feature_map, self.num_features, float(self.length_scale), self.feature_seed)
 
-    def set_experts(self, experts: list[dict[str, Any]]) -> None:
+    def set_experts(self, experts: Sequence[ExpertSpec | Mapping[str, Any]]) -> None:
         """Sets the experts and the labels that follow from them.
 
         Raises:

@@ -15,7 +15,7 @@ import torch
 
 from .batch_ir3de import Prompts
 from .prompts_ir3de import token_ids_of
-from .specs_ir3de import check_expert, check_expert_name
+from .specs_ir3de import ExpertSpec, check_expert, check_expert_name
 from .statistics_ir3de import DomainStatistics, StatisticsCollector, read_header
 
 _TEXTS = 1024  # that are tokenized at a time
@@ -27,12 +27,12 @@ class Experts(NamedTuple):
     What a router is made of.
 
     Args:
-        specs (`dict[str, dict]`): of each expert, by its name.
+        specs (`dict[str, ExpertSpec]`): of each expert, by its name.
         statistics (`dict[str, DomainStatistics]`): of each expert's domain.
         second (`dict[str, DomainStatistics]`): of those that the second opinion knows, if there is one.
     """
 
-    specs: dict[str, dict[str, Any]]
+    specs: dict[str, ExpertSpec]
     statistics: dict[str, DomainStatistics]
     second: dict[str, DomainStatistics]
 
@@ -236,13 +236,11 @@ class RouterEdits:
     def _become(self, config: Any, statistics: dict[str, DomainStatistics]) -> None:
         raise NotImplementedError
 
-    def add_expert(
-        self, spec: str | dict[str, Any], texts: Iterable[str] | None = None, statistics: Any = None
-    ) -> None:
+    def add_expert(self, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
         """Adds an expert; the others' text is not needed, and how much there was does not matter.
 
         Args:
-            spec (`str` or `dict`): its name, or its spec; see [`IR3DEConfig`].
+            spec (`str` or [`ExpertSpec`]): its name, or its spec; see [`ExpertSpec`].
             texts (`Iterable[str]`, *optional*): text of its domain.
             statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain, instead of texts.
 
@@ -265,13 +263,13 @@ class RouterEdits:
         self._edit(rest)
 
     def replace_expert(
-        self, name: str, spec: str | dict[str, Any], texts: Iterable[str] | None = None, statistics: Any = None
+        self, name: str, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None
     ) -> None:
         """Puts an expert in another's place.
 
         Args:
             name (`str`): of the expert that leaves.
-            spec (`str` or `dict`): of the one that comes, under the same name or a new one.
+            spec (`str` or [`ExpertSpec`]): of the one that comes, under the same name or a new one.
             texts (`Iterable[str]`, *optional*): text of its domain. Without texts and statistics it takes over those of
                 the expert that leaves.
             statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain.

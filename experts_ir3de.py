@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from .configuration_ir3de import IR3DEConfig
 from .local_experts_ir3de import LocalModel
 from .local_sources_ir3de import LocalSource, base_spec
-from .options_ir3de import generation_options, nearest
+from .options_ir3de import Options, generation_options, nearest
 from .prompts_ir3de import Prompt
 from .remote_experts_ir3de import RemoteModel
-from .specs_ir3de import in_bytes
+from .specs_ir3de import BaseSpec, ExpertSpec, has_source, in_bytes, is_remote
 
 
 class ExpertError(RuntimeError):
@@ -56,7 +57,7 @@ class ExpertPool:
 
     def __init__(
         self,
-        config: Any,
+        config: IR3DEConfig,
         device: torch.device | None = None,
         max_loaded_experts: int | None = None,
         max_memory: int | str | None = None,
@@ -80,19 +81,19 @@ class ExpertPool:
         self._users: dict[str, int] = {}  # generations that run, by source; a source that loads has one
         self._changed = threading.Condition()
 
-    def for_config(self, config: Any) -> ExpertPool:
+    def for_config(self, config: IR3DEConfig) -> ExpertPool:
         """This pool for the experts of another config: the two share loaded models, their locks and the budget."""
         pool = copy.copy(self)
         pool._config = config
         return pool
 
-    def spec(self, name: str) -> dict[str, Any]:
+    def spec(self, name: str) -> ExpertSpec:
         """The present spec of an expert."""
-        return next(spec for spec in self._config.experts if spec["name"] == name)
+        return next(spec for spec in self._config.experts or [] if spec["name"] == name)
 
     def can_answer(self, name: str) -> bool:
         """Whether the expert has a source of answers; else it only routes."""
-        return bool(self.spec(name).keys() & {"model", "adapter", "endpoint"})
+        return has_source(self.spec(name))
 
     def check(self, names: Iterable[str]) -> None:
         """Checks specs before anything is loaded.
@@ -129,7 +130,7 @@ class ExpertPool:
         spec = self.spec(name)
         options = _with_defaults(spec, options)
         try:
-            if _is_remote(spec):
+            if is_remote(spec):
                 return RemoteModel(spec, self._retries).generate(prompts, batch_size, options)
             source = self._source(spec)
             answers = source.reject(spec, prompts, options)
@@ -156,7 +157,7 @@ class ExpertPool:
         """
         spec = self.spec(name)
         options = _with_defaults(spec, options)
-        if _is_remote(spec):
+        if is_remote(spec):
             yield from RemoteModel(spec, self._retries).stream(prompt, options)
             return
         pieces: SimpleQueue[str | Exception | None] = SimpleQueue()
@@ -223,7 +224,7 @@ class ExpertPool:
         Returns:
             `threading.Thread`: that loads. An expert that fails is left for its first use, which says why.
         """
-        names = [name for name in names if self.can_answer(name) and not _is_remote(self.spec(name))]
+        names = [name for name in names if self.can_answer(name) and not is_remote(self.spec(name))]
 
         def load() -> None:
             """Loads one expert after the other."""
@@ -243,7 +244,7 @@ class ExpertPool:
             for source in [source for source in self._loaded if not self._users.get(source)]:
                 self._evict(source)
 
-    def _source(self, spec: dict[str, Any]) -> LocalSource:
+    def _source(self, spec: ExpertSpec) -> LocalSource:
         """What a local expert is loaded from, after the checks that need no weights."""
         base = base_spec(spec)
         key = _key(base)
@@ -255,7 +256,7 @@ class ExpertPool:
         return source
 
     @contextmanager
-    def _use(self, spec: dict[str, Any], source: LocalSource, timeout: float | None) -> Iterator[LocalModel]:
+    def _use(self, spec: ExpertSpec, source: LocalSource, timeout: float | None) -> Iterator[LocalModel]:
         """The expert's model, loaded if it is not, and not removed while it is in use."""
         key = _key(source.base)
         model = self._claim(key, source, timeout)
@@ -335,11 +336,11 @@ class ExpertPool:
         """Names of the experts that a loaded model serves; of adapters those that are loaded."""
         bare = [
             spec["name"]
-            for spec in self._config.experts
-            if "model" in spec and not spec.keys() & {"adapter", "endpoint", "provider"}
+            for spec in self._config.experts or []
+            if "model" in spec and "adapter" not in spec and not is_remote(spec)
             if _key(base_spec(spec)) == source
         ]
-        return sorted([*bare, *(spec["name"] for spec in self._config.experts if model.has_adapter(spec))])
+        return sorted([*bare, *(spec["name"] for spec in self._config.experts or [] if model.has_adapter(spec))])
 
 
 def describe_error(error: BaseException) -> str:
@@ -348,15 +349,12 @@ def describe_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
 
 
-def _key(base: dict[str, Any]) -> str:
+def _key(base: BaseSpec) -> str:
     """Equal for equal bases."""
     return json.dumps(base, sort_keys=True)
 
 
-def _is_remote(spec: dict[str, Any]) -> bool:
-    return bool(spec.keys() & {"endpoint", "provider"})
-
-
-def _with_defaults(spec: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
-    own = {"timeout": spec["timeout"]} if "timeout" in spec else {}
+def _with_defaults(spec: ExpertSpec, options: Options) -> Options:
+    """The options of a call over those of the expert's spec."""
+    own: Options = {"timeout": spec["timeout"]} if "timeout" in spec else {}
     return {**own, **spec.get("generation", {}), **options}

@@ -22,7 +22,9 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, TextGenerationPipeline, TextStreamer, set_seed
 
 from .local_sources_ir3de import LocalSource, adapter_folder
+from .options_ir3de import Options
 from .prompts_ir3de import Prompt, with_prompt
+from .specs_ir3de import ExpertSpec
 
 _UNKNOWN = ""  # stands for the active adapter, after adapters were added or removed
 
@@ -66,7 +68,7 @@ class LocalModel:
         named = {place if place == "disk" else str(torch.device(place)) for place in places.values()}
         return ", ".join(sorted(named))
 
-    def add_adapter(self, spec: dict[str, Any]) -> None:
+    def add_adapter(self, spec: ExpertSpec) -> None:
         """Loads an expert's adapter, which fits, if it has one and it is not there yet.
 
         Raises:
@@ -95,7 +97,7 @@ class LocalModel:
             self._adapters.add(_adapter_name(spec))
             self.size = self._measure()
 
-    def has_adapter(self, spec: dict[str, Any]) -> bool:
+    def has_adapter(self, spec: ExpertSpec) -> bool:
         """Whether an expert has an adapter and it is loaded."""
         return "adapter" in spec and _adapter_name(spec) in self._adapters
 
@@ -114,12 +116,12 @@ class LocalModel:
         return sum(sizes.values())
 
     def generate(
-        self, spec: dict[str, Any], prompts: Sequence[Prompt], batch_size: int | None, options: dict[str, Any]
+        self, spec: ExpertSpec, prompts: Sequence[Prompt], batch_size: int | None, options: Options
     ) -> list[Any]:
         """Answers prompts, each with its texts or with the exception that kept it from being answered.
 
         Args:
-            spec (`dict`): of an expert whose adapter, if any, was added.
+            spec ([`ExpertSpec`]): of an expert whose adapter, if any, was added.
             prompts (`Sequence[str | list[dict]]`): texts or chats that the source does not reject.
             batch_size (`int`, *optional*): prompts that are generated for at once; all of them by default.
             options (`dict`): of a text-generation pipeline, and `seed` and `timeout`.
@@ -142,7 +144,7 @@ class LocalModel:
             for prompt, output in zip(prompts, outputs, strict=True)
         ]
 
-    def _run(self, inputs: list[Any], batch_size: int, timeout: float | None, options: dict[str, Any]) -> list[Any]:
+    def _run(self, inputs: list[Any], batch_size: int, timeout: float | None, options: Options) -> list[Any]:
         """Generates for a batch; where it fails, for its halves, so that one prompt does not take others with it."""
         late = _Deadline(timeout)
         criteria = [*options.get("stopping_criteria", ()), late]
@@ -165,9 +167,9 @@ class LocalModel:
 
     def stream(
         self,
-        spec: dict[str, Any],
+        spec: ExpertSpec,
         prompt: Prompt,
-        options: dict[str, Any],
+        options: Options,
         put: Callable[[str], None],
         closed: threading.Event,
     ) -> None:
@@ -201,17 +203,17 @@ class LocalModel:
         _return_memory()
 
     @contextmanager
-    def using(self, spec: dict[str, Any]) -> Iterator[Any]:
+    def using(self, spec: ExpertSpec) -> Iterator[Any]:
         """The model as an expert, its adapter active, for as long as the block lasts; others wait.
 
         Args:
-            spec (`dict`): of an expert whose adapter, if any, was added.
+            spec ([`ExpertSpec`]): of an expert whose adapter, if any, was added.
         """
         with self._lock:
             self._activate(spec)
             yield self.model
 
-    def _activate(self, spec: dict[str, Any]) -> None:
+    def _activate(self, spec: ExpertSpec) -> None:
         """Switches to the expert's adapter, or to the base alone; the model's own method takes twice as long."""
         name = _adapter_name(spec) if self.has_adapter(spec) else None
         if name == self._active:
@@ -281,7 +283,7 @@ def _several_adapters() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _adapter_name(spec: dict[str, Any]) -> str:
+def _adapter_name(spec: ExpertSpec) -> str:
     """A name of the adapter itself: experts come and go, and another may come under the same name."""
     origin = repr((spec["adapter"], spec.get("adapter_revision")))
     return f"adapter_{hashlib.sha256(origin.encode()).hexdigest()[:16]}"

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -16,21 +16,21 @@ from transformers.integrations.accelerate import compute_module_sizes
 from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.utils.hub import cached_file
 
+from .options_ir3de import Options
 from .prompts_ir3de import Prompt, as_chat, as_text
-from .specs_ir3de import in_bytes
+from .specs_ir3de import BaseSpec, ExpertSpec, in_bytes
 
-_BASE_KEYS = ("model", "revision", "gguf_file", "dtype", "device_map", "max_memory", "quantization")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
-def base_spec(spec: dict[str, Any]) -> dict[str, Any]:
+def base_spec(spec: ExpertSpec) -> BaseSpec:
     """The part of a local expert's spec that names its base; experts of equal parts share one copy of it.
 
     Raises:
         ValueError: the adapter was trained on another base than the spec names.
         OSError: the adapter cannot be found.
     """
-    base = {key: spec[key] for key in (*_BASE_KEYS, "trust_remote_code", "use_safetensors") if key in spec}
+    base = cast(BaseSpec, {key: value for key, value in spec.items() if key in BaseSpec.__annotations__})
     if "adapter" in spec:
         trained_on = _adapter_config(spec["adapter"], spec.get("adapter_revision"))
         name = trained_on.get("base_model_name_or_path") or ""
@@ -47,7 +47,7 @@ def base_spec(spec: dict[str, Any]) -> dict[str, Any]:
     return base
 
 
-def adapter_folder(spec: dict[str, Any]) -> Path:
+def adapter_folder(spec: ExpertSpec) -> Path:
     """Where the files of an expert's adapter are, fetched if they were not.
 
     Raises:
@@ -68,7 +68,7 @@ class LocalSource:
     A causal LM without its weights: its config, tokenizer and window, and what can be told from them.
 
     Args:
-        base (`dict`): of [`base_spec`].
+        base ([`BaseSpec`]): of an expert.
         device (`torch.device`, *optional*): where it runs, unless there is a `device_map`.
         allow (`dict`): whether the caller allows `trust_remote_code` and unsafe weights.
         model_kwargs (*optional*): for `AutoModelForCausalLM.from_pretrained`; the spec wins over them.
@@ -81,7 +81,7 @@ class LocalSource:
     """
 
     def __init__(
-        self, base: dict[str, Any], device: torch.device | None, allow: dict[str, bool], **model_kwargs: Any
+        self, base: BaseSpec, device: torch.device | None, allow: dict[str, bool], **model_kwargs: Any
     ) -> None:
         self.base = base
         self.where, self.kwargs = _loading(base, device, allow, model_kwargs)
@@ -127,7 +127,7 @@ class LocalSource:
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=self.where["trust_remote_code"], **dtype)
 
-    def check_adapter(self, spec: dict[str, Any]) -> None:
+    def check_adapter(self, spec: ExpertSpec) -> None:
         """Compares an expert's adapter, if it has one, with the shapes of this base.
 
         Raises:
@@ -159,16 +159,16 @@ class LocalSource:
             raise ValueError(f"The adapter {spec['adapter']} does not fit {self.base['model']}: {error}") from error
         self._fitting.add(adapter)
 
-    def render(self, spec: dict[str, Any], prompt: Prompt) -> Prompt:
+    def render(self, spec: ExpertSpec, prompt: Prompt) -> Prompt:
         """The prompt as the model reads it: a chat where it has a template, else plain text."""
         has_template = getattr(self.tokenizer, "chat_template", None) is not None
         return (as_chat if has_template else as_text)(prompt, spec.get("system_prompt"))
 
-    def reject(self, spec: dict[str, Any], prompts: Sequence[Prompt], options: dict[str, Any]) -> list[Any]:
+    def reject(self, spec: ExpertSpec, prompts: Sequence[Prompt], options: Options) -> list[Any]:
         """What keeps each prompt from being generated for: its template refuses it, or it is too long; else None."""
         return [self._reject(spec, prompt, options) for prompt in prompts]
 
-    def _reject(self, spec: dict[str, Any], prompt: Prompt, options: dict[str, Any]) -> Exception | None:
+    def _reject(self, spec: ExpertSpec, prompt: Prompt, options: Options) -> Exception | None:
         try:
             rendered = self.render(spec, prompt)
             if isinstance(rendered, list):
@@ -186,7 +186,7 @@ class LocalSource:
         return None
 
 
-def _gguf_size(base: dict[str, Any]) -> int:
+def _gguf_size(base: BaseSpec) -> int:
     from gguf import GGUFReader
     from gguf.quants import _type_traits
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
@@ -214,14 +214,15 @@ def _gguf_size(base: dict[str, Any]) -> int:
 
 
 def _loading(
-    base: dict[str, Any], device: torch.device | None, allow: dict[str, bool], model_kwargs: dict[str, Any]
+    base: BaseSpec, device: torch.device | None, allow: dict[str, bool], model_kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments for tokenizer, config and model, and those for the model alone."""
-    where: dict[str, Any] = {key: base[key] for key in ("revision", "gguf_file") if key in base}
+    where: dict[str, Any] = {key: value for key, value in base.items() if key in ("revision", "gguf_file")}
     where["trust_remote_code"] = base.get("trust_remote_code", False)  # False, so that nobody is asked
     if where["trust_remote_code"]:
         _require(allow["trust_remote_code"], base["model"], "trust_remote_code", True, "runs code of its repository")
-    kwargs: dict[str, Any] = {**model_kwargs, **{key: base[key] for key in ("dtype", "device_map") if key in base}}
+    own = {key: value for key, value in base.items() if key in ("dtype", "device_map")}
+    kwargs: dict[str, Any] = {**model_kwargs, **own}
     kwargs.setdefault("dtype", "auto")
     if device is not None:  # straight to its device: some quantized weights cannot be moved
         kwargs.setdefault("device_map", {"": str(device)})

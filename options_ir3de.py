@@ -10,6 +10,8 @@ from typing import Any
 
 from transformers import GenerationConfig, TextGenerationPipeline
 
+Options = dict[str, Any]  # of a generation, by name
+
 
 @cache
 def generation_options() -> frozenset[str]:
@@ -22,7 +24,7 @@ def generation_options() -> frozenset[str]:
     return frozenset(options | named | extra | ours) - {"self", "model_inputs", "generate_kwargs", "kwargs"}
 
 
-def check_options(options: dict[str, Any]) -> None:
+def check_options(options: Options) -> None:
     """Checks the options of a call before anything is loaded.
 
     Raises:

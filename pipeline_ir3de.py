@@ -7,16 +7,16 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, compress, islice
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from transformers import AutoModel, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .batch_ir3de import Prompts
 from .experts_ir3de import ExpertError, ExpertPool, describe_error
-from .options_ir3de import check_options, generation_options, nearest
-from .policy_ir3de import Policy
+from .options_ir3de import Options, check_options, generation_options, nearest
+from .policy_ir3de import Policy, Ranked, Record
 from .prompts_ir3de import Prompt, check_prompt, text_of, token_ids_of, with_prompt
 from .route_selector_ir3de import probabilities
 from .second_opinion_ir3de import BELOW, SecondOpinion, combined
@@ -191,23 +191,25 @@ class IR3DERoutingPipeline(Pipeline):
         if not candidates:
             yield {"event": "route", **record}
         for candidate in candidates:
-            record.update(candidate)
+            _set_expert(record, candidate)
             yield {"event": "route", **record}
             pieces = []
             try:
-                for piece in self.experts.stream(record["expert"], prompt, **generation):
+                for piece in self.experts.stream(candidate["expert"], prompt, **generation):
                     pieces.append(piece)
                     yield {"event": "text", "text": piece}
             except Exception as error:
-                _note_failure(record, error, on_error)
+                _note_failure(record, candidate["expert"], error, on_error)
                 continue
             text = "".join(pieces)
             full = generation.get("return_full_text", False)
             yield {"event": "record", **record, "generated_text": with_prompt(prompt, text) if full else text}
             return
-        yield {"event": "record", **record, **(candidates or [{}])[0], "generated_text": None}
+        if candidates:  # all of them failed, and the record names the one that was chosen
+            _set_expert(record, candidates[0])
+        yield {"event": "record", **record, "generated_text": None}
 
-    def _merge(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def _merge(self, kwargs: Options) -> tuple[Options, Options, Options]:
         """The options of this pipeline under those of a call, by stage."""
         preprocess, forward, postprocess = self._sanitize_parameters(**kwargs)
         generation = {**self._postprocess_params.get("generation", {}), **postprocess.pop("generation", {})}
@@ -217,7 +219,7 @@ class IR3DERoutingPipeline(Pipeline):
             {**self._postprocess_params, **postprocess, "generation": generation},
         )
 
-    def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    def _sanitize_parameters(self, **kwargs: Any) -> tuple[Options, Options, Options]:
         """Sorts options by stage; what is not ours goes to the experts, if they know it."""
         preprocess, forward, postprocess = (
             {key: kwargs[key] for key in keys if key in kwargs} for keys in _OPTIONS.values()
@@ -230,10 +232,10 @@ class IR3DERoutingPipeline(Pipeline):
             raise TypeError(f"{key!r} is neither an option of ir3de-routing nor of text-generation.{hint}")
         return preprocess, forward, {**postprocess, **({"generation": generation} if generation else {})}
 
-    def _run(self, prompts: list[Any], *options: dict[str, Any]) -> list[dict[str, Any]]:
+    def _run(self, prompts: list[Any], *options: Options) -> list[Record]:
         return self.run_single(prompts, *options) if prompts else []  # type: ignore[no-any-return]
 
-    def _run_lazily(self, prompts: Iterable[Any], *options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _run_lazily(self, prompts: Iterable[Any], *options: Options) -> Iterator[Record]:
         at_once = options[2]["batch_size"] or (1 if options[2].get("generate", True) else _ROUTED_AT_ONCE)
         prompts = iter(prompts)
         while batch := list(islice(prompts, at_once)):
@@ -242,7 +244,9 @@ class IR3DERoutingPipeline(Pipeline):
     def preprocess(  # type: ignore[override]
         self, prompts: list[Any], explain: bool = False, route_on: str = "last", stickiness: float = 0.0
     ) -> dict[str, Any]:
-        """Checks and tokenizes: all ids in a row (`token_ids`), `lengths`, and to explain the `pieces` of text."""
+        """Checks and tokenizes: the `batch`, each turn of a prompt a prompt of its own, and to explain the `pieces` of
+        text that its tokens are.
+        """
         if route_on not in ("last", "conversation"):
             raise ValueError(f"`route_on` is 'last' (user message) or 'conversation', got {route_on!r}.")
         prompts = [_check_prompt(prompt, index) for index, prompt in enumerate(prompts)]
@@ -250,39 +254,36 @@ class IR3DERoutingPipeline(Pipeline):
         texts = list(chain.from_iterable(turns))
         token_ids = token_ids_of(self.tokenizer, texts, self.model.config.max_length)
         if not all(token_ids):
-            empty = next(i for i, texts in enumerate(turns) for text in texts if not token_ids.pop(0))
+            owners = [index for index, of_prompt in enumerate(turns) for _ in of_prompt]
+            empty = owners[token_ids.index([])]
             raise ValueError(f"Prompt {empty} is empty ({prompts[empty]!r}): there is nothing to route on.")
-        lengths = [len(ids) for ids in token_ids]
-        pieces = _pieces(self.tokenizer, texts) if explain else None
         return {
             "prompts": prompts,
             "texts": texts,
-            "turns": [len(texts) for texts in turns],
-            "pieces": pieces,
-            "token_ids": torch.from_numpy(np.fromiter(chain.from_iterable(token_ids), np.int64, sum(lengths))),
-            "lengths": torch.tensor(lengths),
+            "turns": [len(of_prompt) for of_prompt in turns],
+            "pieces": _pieces(self.tokenizer, texts) if explain else None,
+            "batch": Prompts.of(token_ids),
         }
 
     def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> dict[str, Any]:
         """Routes on the model's device. The one of transformers walks through all of the inputs for that, in which a
-        single prompt would spend as long as in its route.
+        single prompt would spend as long as in its route (`overhead` of scripts/bench/speed.py).
         """
-        placed = {key: model_inputs[key].to(self.device) for key in ("token_ids", "lengths")}
         with torch.inference_mode():
-            return self._forward({**model_inputs, **placed}, **forward_params)
+            return self._forward({**model_inputs, "batch": model_inputs["batch"].to(self.device)}, **forward_params)
 
     def _forward(  # type: ignore[override]
         self, inputs: dict[str, Any], explain: bool = False, **choice: Any
     ) -> dict[str, Any]:
         """Routes all turns together: `logits`, and to explain what `forward` says of each token."""
-        token_ids, lengths = inputs["token_ids"], inputs["lengths"]
+        batch: Prompts = inputs["batch"]
         kept = {key: inputs[key] for key in ("prompts", "texts", "turns", "pieces")}
         if not explain:
-            return {**kept, "logits": self.model.route(token_ids, lengths, **choice).cpu()}
-        said = [self.model(ids[None], output_tokens=True, **choice) for ids in token_ids.split(lengths.tolist())]
-        fields = [(each.entropies, each.votes, each.counted, each.contributions) for each in said]
-        tokens = [[field[0].tolist() for field in of_prompt] for of_prompt in fields]
-        return {**kept, "logits": torch.cat([each.logits for each in said]).cpu(), "tokens": tokens}
+            return {**kept, "logits": self.model.route(*batch, **choice).cpu()}
+        one_by_one = batch.token_ids.split(batch.lengths.tolist())
+        outputs = [self.model(ids[None], output_tokens=True, **choice) for ids in one_by_one]
+        logits = torch.cat([output.logits for output in outputs]).cpu()
+        return {**kept, "logits": logits, "tokens": [_said(output) for output in outputs]}
 
     def postprocess(  # type: ignore[override]
         self,
@@ -290,9 +291,9 @@ class IR3DERoutingPipeline(Pipeline):
         generate: bool = True,
         on_error: str = "next",
         batch_size: int | None = None,
-        generation: dict[str, Any] | None = None,
+        generation: Options | None = None,
         **policy: Any,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         """Turns logits into records, in input order, and lets each expert answer its share in one call."""
         config = self.model.config
         names, turns = config.expert_names, outputs["turns"]
@@ -302,18 +303,17 @@ class IR3DERoutingPipeline(Pipeline):
         if self.second_opinion is not None:
             defaults["second_below"] = BELOW
         chosen = Policy(**{**defaults, **policy})
-        asked: list[bool] = []
+        asked = [False] * len(p)
         if chosen.second_below:
             chosen.check(names, costs)  # before an encoder is loaded
             p, asked = self._ask_again(p, chosen.unsure(p, names), outputs["texts"], chosen.experts or names)
         records = chosen.decide(p, names, costs, turns)
-        for record, end in zip(records if asked else (), accumulate(turns), strict=False):
-            if asked[end - 1]:
+        last_turns = [end - 1 for end in accumulate(turns)]
+        for record, turn in zip(records, last_turns, strict=True):
+            if asked[turn]:
                 record["second_opinion"] = True
-        if outputs["pieces"] is not None:
-            last = [end - 1 for end in accumulate(turns)]
-            for record, turn in zip(records, last, strict=True):
-                record["tokens"] = _explain(outputs["pieces"][turn], outputs["tokens"][turn], names, record)
+            if outputs["pieces"] is not None:
+                _explain(record, outputs["pieces"][turn], outputs["tokens"][turn], names)
         if generate:
             self._answer(records, outputs["prompts"], on_error, batch_size, generation or {})
         return records
@@ -334,8 +334,8 @@ class IR3DERoutingPipeline(Pipeline):
         known = [name for name in names if name in second.statistics]
         judged = [name for name in known if name in allowed]
         if len(judged) < 2:
-            return p, []
-        asked = unsure.tolist()
+            return p, [False] * len(p)
+        asked: list[bool] = unsure.tolist()
         q = second.probabilities(list(compress(texts, asked)), known)[:, [known.index(name) for name in judged]]
         places = unsure.nonzero(), torch.tensor([names.index(name) for name in judged])
         p = p.clone()
@@ -344,11 +344,11 @@ class IR3DERoutingPipeline(Pipeline):
 
     def _answer(
         self,
-        records: list[dict[str, Any]],
+        records: list[Record],
         prompts: list[Prompt],
         on_error: str,
         batch_size: int | None,
-        generation: dict[str, Any],
+        generation: Options,
     ) -> None:
         """Adds `generated_text` to each record: a call an expert, then others for the prompts that failed."""
         candidates = [
@@ -360,29 +360,33 @@ class IR3DERoutingPipeline(Pipeline):
             waiting = [index for index in waiting if attempt < len(candidates[index])]
             shares: dict[str, list[int]] = defaultdict(list)
             for index in waiting:
-                records[index].update(candidates[index][attempt])
-                shares[records[index]["expert"]].append(index)
+                candidate = candidates[index][attempt]
+                _set_expert(records[index], candidate)
+                shares[candidate["expert"]].append(index)
             for name, indices in shares.items():
                 answers = self.experts.generate(name, [prompts[i] for i in indices], batch_size, **generation)
                 for index, answer in zip(indices, answers, strict=True):
                     if isinstance(answer, Exception):
-                        _note_failure(records[index], answer, on_error)
+                        _note_failure(records[index], name, answer, on_error)
                     else:
                         records[index]["generated_text"] = answer
                         waiting.remove(index)
         for record, tried in zip(records, candidates, strict=True):
-            if "generated_text" not in record:
-                record.update((tried or [{}])[0], generated_text=None)
+            if "generated_text" in record:
+                continue
+            record["generated_text"] = None
+            if tried:  # all of them failed, and the record names the one that was chosen
+                _set_expert(record, tried[0])
 
     def _candidates(
-        self, record: dict[str, Any], prompt: Prompt, index: int, generation: dict[str, Any], on_error: str
-    ) -> list[dict[str, Any]]:
+        self, record: Record, prompt: Prompt, index: int, generation: Options, on_error: str
+    ) -> list[Ranked]:
         """The experts that may answer a prompt, best first; prompt, options and specs are checked before any loads."""
         check_prompt(prompt, index)
         check_options(generation)
         if record["expert"] is None:
             return []
-        candidates = [{"expert": record["expert"], "score": record["score"]}]
+        candidates: list[Ranked] = [{"expert": record["expert"], "score": record["score"]}]
         for entry in record["ranking"] if on_error == "next" else ():
             if entry["expert"] != record["expert"] and self.experts.can_answer(entry["expert"]):
                 candidates.append({"expert": entry["expert"], "score": entry["score"]})
@@ -400,10 +404,16 @@ class IR3DERoutingPipeline(Pipeline):
         return self.model.push_to_hub(repo_id, **kwargs)
 
 
-def _note_failure(record: dict[str, Any], error: Exception, on_error: str) -> None:
+def _set_expert(record: Record, candidate: Ranked) -> None:
+    """Makes an expert the one that answers."""
+    record["expert"], record["score"] = candidate["expert"], candidate["score"]
+
+
+def _note_failure(record: Record, expert: str, error: Exception, on_error: str) -> None:
+    """Adds to a record that an expert did not answer, or raises what kept it."""
     if on_error == "raise":
-        raise ExpertError(record["expert"], error) from error
-    record.setdefault("failures", []).append({"expert": record["expert"], "error": describe_error(error)})
+        raise ExpertError(expert, error) from error
+    record.setdefault("failures", []).append({"expert": expert, "error": describe_error(error)})
 
 
 def _is_chat(inputs: Any) -> bool:
@@ -438,11 +448,32 @@ def _turns(prompt: Prompt, route_on: str) -> list[str]:
     return texts
 
 
-def _explain(pieces: list[str], fields: list[Any], names: list[str], record: dict[str, Any]) -> list[dict[str, Any]]:
-    """What each token said, and what it added to the chosen expert, or to the first of the ranking if none was."""
-    expert = names.index(record["ranking"][0]["expert"] if record.get("fallback") else record["expert"])
-    record["support"] = sum(row[expert] for row in fields[3])
-    return [
+class _Said(NamedTuple):
+    """What each token of a prompt says: the fields of [`IR3DEOutput`] of those names, as lists."""
+
+    entropies: list[float]
+    votes: list[int]
+    counted: list[bool]
+    contributions: list[list[float]]
+
+
+def _said(output: Any) -> _Said:
+    """What an [`IR3DEOutput`] says of each token, of a batch of one prompt."""
+    fields = (getattr(output, name) for name in _Said._fields)
+    return _Said(*(field[0].tolist() for field in fields))
+
+
+def _explain(record: Record, pieces: list[str], said: _Said, names: list[str]) -> None:
+    """Adds to a record what each token said, and what it added to the chosen expert, or to the first of the ranking if
+    a fallback or nobody stands in its place.
+    """
+    chosen = record["expert"]
+    if chosen is None or "fallback" in record:
+        chosen = record["ranking"][0]["expert"]
+    expert = names.index(chosen)
+    record["support"] = sum(row[expert] for row in said.contributions)
+    # There are more pieces than tokens where a prompt was longer than the router reads.
+    record["tokens"] = [
         {
             "token": piece,
             "entropy": entropy,
@@ -451,7 +482,7 @@ def _explain(pieces: list[str], fields: list[Any], names: list[str], record: dic
             "counted": counted,
             "contribution": row[expert],
         }
-        for piece, entropy, vote, counted, row in zip(pieces, *fields, strict=False)
+        for piece, entropy, vote, counted, row in zip(pieces, *said, strict=False)
     ]
 
 

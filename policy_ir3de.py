@@ -3,9 +3,90 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
+
+
+class Ranked(TypedDict):
+    """
+    An expert in a ranking.
+
+    Args:
+        expert (`str`): its name.
+        score (`float`): its probability.
+    """
+
+    expert: str
+    score: float
+
+
+class TokenRecord(TypedDict):
+    """
+    What a token said.
+
+    Args:
+        token (`str`): its text.
+        entropy (`float`): of its probabilities, in nats.
+        vote (`str`): the expert that it holds most likely.
+        weight (`float`): how far it lifts that expert above the mean of all.
+        counted (`bool`): whether it had a part in the decision.
+        contribution (`float`): to the chosen expert's `support`, which is the sum of them.
+    """
+
+    token: str
+    entropy: float
+    vote: str
+    weight: float
+    counted: bool
+    contribution: float
+
+
+class Failure(TypedDict):
+    """
+    An expert that did not answer.
+
+    Args:
+        expert (`str`): its name.
+        error (`str`): what kept it, in a line.
+    """
+
+    expert: str
+    error: str
+
+
+class _Choice(TypedDict):
+    """What every record has."""
+
+    expert: str | None
+    score: float
+    ranking: list[Ranked]
+
+
+class Record(_Choice, total=False):
+    """
+    What the router says of a prompt, and what the chosen expert answers.
+
+    Args:
+        expert (`str`, *optional*): who was chosen, or after failures the one that answered; None where the score was
+            below the minimum and there is no fallback.
+        score (`float`): the probability of that expert, or where a fallback stands in of the best one.
+        ranking (`list[Ranked]`): the experts, best first.
+        fallback (`bool`): true where the score was below the minimum; else the key is missing, as with all below.
+        second_opinion (`bool`): true where that was asked.
+        tokens (`list[TokenRecord]`): where the call was to explain.
+        support (`float`): likewise, the sum of the tokens' contributions.
+        failures (`list[Failure]`): experts that were asked and did not answer.
+        generated_text (`Any`): the answer; a list of them where several were asked for; a chat or text with the prompt
+            before it where that was asked for; None where nobody answered.
+    """
+
+    fallback: bool
+    second_opinion: bool
+    tokens: list[TokenRecord]
+    support: float
+    failures: list[Failure]
+    generated_text: Any
 
 
 class Policy(NamedTuple):
@@ -60,7 +141,7 @@ class Policy(NamedTuple):
 
     def decide(
         self, p: torch.Tensor, names: Sequence[str], costs: Mapping[str, float], turns: Sequence[int]
-    ) -> list[dict[str, Any]]:
+    ) -> list[Record]:
         """Chooses an expert for each prompt.
 
         Args:
@@ -70,7 +151,7 @@ class Policy(NamedTuple):
             turns (`Sequence[int]`): rows of each prompt; more than one only where stickiness needs the turns before.
 
         Returns:
-            `list[dict]`: for each prompt `expert`, its `score`, the `ranking`, and `fallback` where the score was
+            `list[Record]`: for each prompt `expert`, its `score`, the `ranking`, and `fallback` where the score was
             below the minimum. Scores are probabilities among the experts that may be chosen; with a `cost_weight` the
             ranking is by score less weighted cost.
         """
@@ -114,12 +195,11 @@ class Policy(NamedTuple):
             start += number
         return chosen
 
-    def _record(
-        self, names: Sequence[str], chosen: int, score: float, ranks: list[int], scores: list[float]
-    ) -> dict[str, Any]:
-        ranking = [{"expert": names[i], "score": value} for i, value in zip(ranks, scores, strict=True)]
-        record = {"expert": names[chosen], "score": score, "ranking": ranking}
-        return record | {"expert": self.fallback_expert, "fallback": True} if score < self.min_score else record
+    def _record(self, names: Sequence[str], chosen: int, score: float, ranks: list[int], scores: list[float]) -> Record:
+        ranking: list[Ranked] = [{"expert": names[i], "score": value} for i, value in zip(ranks, scores, strict=True)]
+        if score < self.min_score:
+            return {"expert": self.fallback_expert, "score": score, "ranking": ranking, "fallback": True}
+        return {"expert": names[chosen], "score": score, "ranking": ranking}
 
 
 def _ranks(worth: torch.Tensor, top_n: int | None) -> torch.Tensor:

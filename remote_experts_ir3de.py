@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from huggingface_hub import InferenceClient, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from .options_ir3de import Options
 from .prompts_ir3de import Prompt, as_chat, as_text, with_prompt
+from .specs_ir3de import ExpertSpec
 
 TIMEOUT = 60.0  # seconds, where neither spec nor caller says
 _AT_ONCE = 8  # requests to one expert, where the caller gives no batch_size
@@ -34,16 +36,16 @@ class RemoteModel:
     A model behind a server.
 
     Args:
-        spec (`dict`): of an expert with an `endpoint` or a `provider`.
+        spec ([`ExpertSpec`]): of an expert with an `endpoint` or a `provider`.
         retries (`int`): attempts after the first, where the server is busy, broken or not reached.
     """
 
-    def __init__(self, spec: dict[str, Any], retries: int = 2) -> None:
+    def __init__(self, spec: ExpertSpec, retries: int = 2) -> None:
         self._spec = spec
         self._retries = retries
         self._token = _token(spec)
 
-    def generate(self, prompts: Sequence[Prompt], batch_size: int | None, options: dict[str, Any]) -> list[Any]:
+    def generate(self, prompts: Sequence[Prompt], batch_size: int | None, options: Options) -> list[Any]:
         """Answers prompts, several at once, each with its texts or with the exception that kept it from being answered.
 
         Args:
@@ -66,7 +68,7 @@ class RemoteModel:
         with ThreadPoolExecutor(min(batch_size or _AT_ONCE, len(prompts))) as threads:
             return list(threads.map(answer, prompts))
 
-    def stream(self, prompt: Prompt, options: dict[str, Any]) -> Iterator[str]:
+    def stream(self, prompt: Prompt, options: Options) -> Iterator[str]:
         """Answers a prompt piece by piece; closing the iterator closes the connection.
 
         Raises:
@@ -88,7 +90,7 @@ class RemoteModel:
         finally:
             client.close()
 
-    def _open(self, prompt: Prompt, options: dict[str, Any]) -> tuple[InferenceClient, Iterator[str], str | None]:
+    def _open(self, prompt: Prompt, options: Options) -> tuple[InferenceClient, Iterator[str], str | None]:
         """A stream whose first piece has arrived."""
         client = self._client(self._timeout(options))
         try:
@@ -98,10 +100,10 @@ class RemoteModel:
             client.close()
             raise
 
-    def _pieces(self, client: InferenceClient, prompt: Prompt, options: dict[str, Any]) -> Iterator[str]:
+    def _pieces(self, client: InferenceClient, prompt: Prompt, options: Options) -> Iterator[str]:
         if self._spec.get("task") == "text":
             text = as_text(prompt, self._spec.get("system_prompt"))
-            yield from client.text_generation(text, stream=True, **self._parameters(options))
+            yield from client.text_generation(text, stream=True, **self._parameters(options))  # type: ignore[misc]
             return
         finished = False
         for event in client.chat_completion(
@@ -116,7 +118,7 @@ class RemoteModel:
         if not finished:
             raise ConnectionError("the stream ended before the answer did")
 
-    def _request(self, prompt: Prompt, options: dict[str, Any]) -> list[str]:
+    def _request(self, prompt: Prompt, options: Options) -> list[str]:
         client, parameters = self._client(self._timeout(options)), self._parameters(options)
         if self._spec.get("task") == "text":
             return [str(client.text_generation(as_text(prompt, self._spec.get("system_prompt")), **parameters))]
@@ -130,15 +132,15 @@ class RemoteModel:
     def _client(self, timeout: float) -> InferenceClient:
         if "provider" in self._spec:
             model, provider = self._spec["model"], self._spec["provider"]
-            return InferenceClient(model, provider=provider, token=self._token, timeout=timeout)
+            return InferenceClient(model, provider=provider, token=self._token, timeout=timeout)  # type: ignore[arg-type]
         # The header is always ours: by itself the client would send the Hub's token to any server.
         headers = {"authorization": f"Bearer {self._token}" if self._token else ""}
         return InferenceClient(base_url=self._spec["endpoint"], headers=headers, timeout=timeout)
 
-    def _timeout(self, options: dict[str, Any]) -> float:
+    def _timeout(self, options: Options) -> float:
         return float(options.get("timeout") or self._spec.get("timeout") or TIMEOUT)
 
-    def _parameters(self, options: dict[str, Any]) -> dict[str, Any]:
+    def _parameters(self, options: Options) -> Options:
         """Generation options in the server's names.
 
         Raises:
@@ -201,7 +203,7 @@ def _is_broken_json(error: Exception) -> bool:
     return "JSONDecodeError" in type(error).__name__
 
 
-def _token(spec: dict[str, Any]) -> str | None:
+def _token(spec: ExpertSpec) -> str | None:
     """The token for an expert's server: IR3DE_TOKEN_ and its host's name in the environment, or for the Hub its login.
 
     The name follows from the host, so that no config can have a token sent to a server that it was not meant for.

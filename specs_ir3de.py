@@ -5,33 +5,9 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from typing import Any
+from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
 
-_LOCAL_KEYS = (
-    "revision",
-    "gguf_file",
-    "adapter",
-    "adapter_revision",
-    "dtype",
-    "device_map",
-    "max_memory",
-    "quantization",
-    "trust_remote_code",
-    "use_safetensors",
-)
-EXPERT_KEYS = (
-    "name",
-    "model",
-    *_LOCAL_KEYS,
-    "endpoint",
-    "provider",
-    "task",
-    "timeout",
-    "system_prompt",
-    "generation",
-    "cost",
-)
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "revision", "gguf_file", "adapter", "adapter_revision", "dtype"), (str,)),
     **dict.fromkeys(("endpoint", "provider", "task", "system_prompt"), (str,)),
@@ -47,6 +23,83 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "
 # An expert's name is also the name of its statistics file, so it must be safe on every file system.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
+
+
+class BaseSpec(TypedDict, total=False):
+    """
+    The part of an [`ExpertSpec`] that says which model is loaded, and how; experts on this machine whose parts are
+    equal share one copy of it.
+
+    Args:
+        model (`str`): Hub id or folder of a causal LM; with an `endpoint` or a `provider`, the model's name there.
+        revision (`str`, *optional*): of the model.
+        gguf_file (`str`, *optional*): the model's GGUF file, where its weights are GGUF.
+        dtype (`str`, *optional*): of the weights, or `"auto"`.
+        device_map (`str` or `dict`, *optional*): of `from_pretrained`.
+        max_memory (`dict`, *optional*): with a `device_map`, a size a device; what is beyond all of them stays on disk.
+        quantization (`dict`, *optional*): transformers' `quantization_config`, such as `{"load_in_4bit": true}`.
+        trust_remote_code (`bool`, *optional*): true counts only where the caller allows it too.
+        use_safetensors (`bool`, *optional*): false counts only where the caller allows it too.
+    """
+
+    model: str
+    revision: str
+    gguf_file: str
+    dtype: str
+    device_map: str | dict[str, Any]
+    max_memory: dict[str, int | str]
+    quantization: dict[str, Any]
+    trust_remote_code: bool
+    use_safetensors: bool
+
+
+class _Named(TypedDict):
+    """What every spec has."""
+
+    name: str
+
+
+class ExpertSpec(_Named, BaseSpec, total=False):
+    """
+    An expert, as config.json has it: beside the keys of [`BaseSpec`] these. Its source of answers is on this machine a
+    `model`, an `adapter` or both, elsewhere an `endpoint` or a `provider`; without one it only routes.
+
+    Args:
+        name (`str`): of the expert; see `check_expert_name`.
+        adapter (`str`, *optional*): Hub id or folder of a PEFT adapter on `model`, or on the base that it names.
+        adapter_revision (`str`, *optional*): of the adapter.
+        endpoint (`str`, *optional*): URL of an OpenAI-compatible server.
+        provider (`str`, *optional*): of Hub inference, for `model`.
+        task (`str`, *optional*): `"chat"`, or `"text"` for a server of plain text generation.
+        timeout (`float`, *optional*): seconds that an answer may take.
+        system_prompt (`str`, *optional*): put before a prompt that has none of its own.
+        generation (`dict`, *optional*): default options of its generation.
+        cost (`float`, *optional*): of an answer, in any unit that all experts share.
+    """
+
+    adapter: str
+    adapter_revision: str
+    endpoint: str
+    provider: str
+    task: str
+    timeout: float
+    system_prompt: str
+    generation: dict[str, Any]
+    cost: float
+
+
+EXPERT_KEYS = tuple(ExpertSpec.__annotations__)
+_LOCAL_KEYS = {*BaseSpec.__annotations__, "adapter", "adapter_revision"} - {"model"}
+
+
+def has_source(spec: ExpertSpec) -> bool:
+    """Whether an expert has a source of answers; else it only routes."""
+    return bool(spec.keys() & {"model", "adapter", "endpoint"})
+
+
+def is_remote(spec: ExpertSpec) -> bool:
+    """Whether an expert answers elsewhere, where its prompts go."""
+    return bool(spec.keys() & {"endpoint", "provider"})
 
 
 def check_expert_name(name: Any) -> str:
@@ -67,11 +120,11 @@ def check_expert_name(name: Any) -> str:
     return name
 
 
-def check_expert(spec: Any) -> dict[str, Any]:
+def check_expert(spec: Any) -> ExpertSpec:
     """Returns a copy of an expert's spec without its empty entries, or raises.
 
     Args:
-        spec (`Any`): a mapping with `name` and, where the expert is to generate, its source; see [`IR3DEConfig`].
+        spec (`Any`): a mapping with `name` and, where the expert is to generate, its source; see [`ExpertSpec`].
 
     Raises:
         ValueError: a key is unknown (the nearest valid one is named), a value is of the wrong kind, or there are two
@@ -97,14 +150,14 @@ def check_expert(spec: Any) -> dict[str, Any]:
         if not is_number(clean.get(key, 1)) or clean.get(key, 1) < 0:
             raise ValueError(f"`{key}` of expert {name!r} must be a number of at least 0, got {clean[key]!r}.")
     _check_source(name, clean)
-    return clean
+    return cast(ExpertSpec, clean)
 
 
 def _check_source(name: str, spec: dict[str, Any]) -> None:
     """Raises ValueError unless the spec names one source of answers, or none: then the expert only routes."""
     keys = spec.keys()
     remote = sorted(keys & {"endpoint", "provider"})
-    local = sorted(keys & set(_LOCAL_KEYS))
+    local = sorted(keys & _LOCAL_KEYS)
     if len(remote) == 2 or (remote and local):
         raise ValueError(
             f"Expert {name!r} has two sources: {' and '.join([*remote, *local])}. It answers either on this machine"

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,8 @@ def update_card(path: Path, config: Any, statistics: Mapping[str, Any], change: 
     before, mark, rest = card.text.partition(BEGIN)
     generated, _, after = rest.partition(END)
     history = _history(generated, now, change[1] if change else None)
-    plotted = plot_confusion(path.with_name(PLOT_NAME), config)
+    confusion = (config.evaluation or {}).get("confusion")
+    plotted = bool(confusion) and plot_confusion(path.with_name(PLOT_NAME), confusion)
     body = "\n".join([_about(config, statistics, plotted), _LOAD, _ADD, _STATISTICS, *history])
     part = f"{BEGIN}\n\n{body.replace('THIS_REPOSITORY', change[0]) if change else body}\n{END}"
     card.text = before + part + after if mark else f"{card.text.rstrip()}\n\n{part}\n"
@@ -133,16 +134,8 @@ def _history(old: str, now: str, change: str | None) -> list[str]:
     if not lines:
         return []
     about = "A state names the experts and their statistics: the same state is the same router."
-    return [
-        "## History of edits",
-        "",
-        about,
-        "",
-        "| date | change | state |",
-        "|---|---|---|",
-        *lines[-_MOST_CHANGES:],
-        "",
-    ]
+    rows = [line.strip("| ").split(" | ") for line in lines[-_MOST_CHANGES:]]
+    return ["## History of edits", "", about, "", markdown_table(["date", "change", "state"], rows), ""]
 
 
 def _metadata(config: Any) -> dict[str, Any]:
@@ -191,13 +184,13 @@ def _method(config: Any) -> str:
 
 
 def _experts(config: Any, statistics: Mapping[str, Any]) -> str:
-    lines = ["## Experts", "", "| expert | answers | revision | prompts seen | tokens seen | contributions |"]
-    lines.append("|---|---|---|---:|---:|---:|")
+    rows = []
     for expert in config.experts:
         domain = statistics[expert["name"]]
-        rows = f"{domain.rows('prompts'):,} | {domain.rows('tokens'):,} | {len(domain.contributions)}"
-        source, revision = _source(expert)
-        lines.append(f"| {expert['name']} | {source} | {revision} | {rows} |")
+        seen = (f"{domain.rows('prompts'):,}", f"{domain.rows('tokens'):,}", str(len(domain.contributions)))
+        rows.append([expert["name"], *_source(expert), *seen])
+    head = ["expert", "answers", "revision", "prompts seen", "tokens seen", "contributions"]
+    lines = ["## Experts", "", markdown_table(head, rows, numbers=3)]
     if any(_on_hub(expert.get("model")) and not _pinned(expert.get("revision")) for expert in config.experts):
         lines += ["", "What is not pinned to a commit may answer differently tomorrow."]
     return "\n".join(lines) + "\n"
@@ -235,6 +228,10 @@ def _evaluation(config: Any, plotted: bool) -> str:
     if not evaluation:
         return ""
     edited = " **The set of experts has been edited since: these figures describe the router before.**"
+    rows = [
+        [name, f"{100 * domain['recall']:.1f} %", f"{domain['prompts']:,}"]
+        for name, domain in evaluation["domains"].items()
+    ]
     lines = [
         "## Measured",
         "",
@@ -244,32 +241,52 @@ def _evaluation(config: Any, plotted: bool) -> str:
         f" {evaluation['calibration_error']:.3f}. The choice was made on the same prompts."
         f"{edited if config.measured_on else ''}",
         "",
-        "| domain | recall | held-out prompts |",
-        "|---|---:|---:|",
+        markdown_table(["domain", "recall", "held-out prompts"], rows, numbers=2),
     ]
-    for name, domain in evaluation["domains"].items():
-        lines.append(f"| {name} | {100 * domain['recall']:.1f} % | {domain['prompts']:,} |")
     if plotted:
         lines += ["", f"![Where prompts of each domain were sent, in percent]({PLOT_NAME})"]
     return "\n".join(lines) + "\n"
 
 
-def plot_confusion(path: Path, config: Any) -> bool:
-    """Draws where held-out prompts of each domain were sent, if that was measured and matplotlib is installed."""
-    confusion = (config.evaluation or {}).get("confusion")
-    if not confusion:
-        return False
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:
+    """A table in Markdown.
+
+    Args:
+        head (`Sequence[str]`): the columns' names.
+        rows (`Iterable[Sequence[str]]`): the cells of each row.
+        numbers (`int`): how many of the last columns are set to the right.
+
+    Returns:
+        `str`: the table's lines; empty without rows.
+    """
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    if not lines:
+        return ""
+    rule = "|---" * (len(head) - numbers) + "|---:" * numbers + "|"
+    return "\n".join([f"| {' | '.join(head)} |", rule, *lines])
+
+
+def plot_confusion(path: Path, confusion: Mapping[str, Mapping[str, int]]) -> bool:
+    """Draws where prompts of each domain were sent, in percent.
+
+    Args:
+        path (`Path`): of the PNG.
+        confusion (`Mapping`): by domain, and then by expert, a number of prompts.
+
+    Returns:
+        `bool`: whether it was drawn, for which matplotlib must be installed.
+    """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    domains, side = list(confusion), 2.2 + 0.45 * len(confusion)
-    shares = [[100 * row[to] / max(1, sum(row.values())) for to in domains] for row in confusion.values()]
-    canvas = Figure(layout="constrained", figsize=(side + 0.6, side))
+    domains, experts = list(confusion), list(next(iter(confusion.values())))
+    shares = [[100 * routes[to] / max(1, sum(routes.values())) for to in experts] for routes in confusion.values()]
+    canvas = Figure(layout="constrained", figsize=(2.2 + 0.45 * len(experts) + 0.6, 2.2 + 0.45 * len(domains)))
     axes = canvas.subplots()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    axes.set_xticks(range(len(domains)), domains, rotation=45, ha="right")
+    axes.set_xticks(range(len(experts)), experts, rotation=45, ha="right")
     axes.set_yticks(range(len(domains)), domains)
     axes.set_xlabel("expert chosen")
     axes.set_ylabel("domain of the prompt")

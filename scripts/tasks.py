@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ir3de.card_ir3de import markdown_table
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
 from ir3de.scripts.fit import read_experts
 from ir3de.scripts.metrics.normalised import normalised_scores
-from ir3de.scripts.reports.report import markdown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +164,7 @@ def describe(figures: dict[str, Any]) -> str:
         rows.append([domain, tasks, f"{of['routed']:.4f}", f"{of['own']:.4f}", _percent(of["normalised"])])
     rows.append(["mean", "", "", "", _percent(figures["normalised"])])
     limit = f"\n\nA trial with {figures['limit']} items a task: no results." if figures["limit"] else ""
-    return markdown(["domain", "tasks", "by routing", "by the domain's expert", "normalised (%)"], rows) + limit
+    return markdown_table(["domain", "tasks", "by routing", "by the domain's expert", "normalised (%)"], rows) + limit
 
 
 def _percent(value: float) -> str:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
+from ir3de.card_ir3de import markdown_table
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 from ir3de.specs_ir3de import check_expert_name
@@ -218,12 +219,11 @@ def _perplexity(model: Any, blocks: Blocks) -> float:
 
 def describe(table: dict[str, dict[str, float]]) -> str:
     """The perplexities as a table in Markdown, and for each domain how far its own adapter is below the base."""
-    domains = sorted(table["base"])
-    lines = ["| held-out text of | " + " | ".join(table) + " | own below base |", "|---|" + "---:|" * (len(table) + 1)]
-    for domain in domains:
-        cells = " | ".join(f"{row[domain]:.2f}" for row in table.values())
-        lines.append(f"| {domain} | {cells} | {1 - table[domain][domain] / table['base'][domain]:.1%} |")
-    return "\n".join(lines)
+    rows = []
+    for domain in sorted(table["base"]):
+        below = 1 - table[domain][domain] / table["base"][domain]
+        rows.append([domain, *(f"{row[domain]:.2f}" for row in table.values()), f"{below:.1%}"])
+    return markdown_table(["held-out text of", *table, "own below base"], rows, numbers=len(table) + 1)
 
 
 main = command("train-experts", __doc__, add_arguments, run)

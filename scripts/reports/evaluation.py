@@ -10,8 +10,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard
 
-from ir3de.card_ir3de import CARD_NAME, STATE_KEY
-from ir3de.scripts.reports.report import draw, markdown
+from ir3de.card_ir3de import CARD_NAME, STATE_KEY, markdown_table
+from ir3de.scripts.reports.drawing import draw
 from ir3de.scripts.reports.rows import AVERAGE
 
 RESULTS = "results.json"
@@ -58,14 +58,14 @@ def rows_table(results: dict[str, Any]) -> str:
         seconds = "" if row.get("seconds") is None else _percent(row["seconds"], 0)
         lines.append([row["row"], *mean, *by_domain, accuracy, seconds, row.get("choice", "")])
     head = ["expert chosen by", *(["normalised", "95 % interval", *domains] if scored else [])]
-    return markdown([*head, "routing accuracy", "seconds", "fitted with"], lines)
+    return markdown_table([*head, "routing accuracy", "seconds", "fitted with"], lines)
 
 
 def perplexity_table(results: dict[str, Any]) -> str:
     """A row a way to choose the expert, a column a domain."""
     domains = list(results["routing"]["domains"])
     rows = [row for row in results["rows"] if not row.get("error")]
-    return markdown(
+    return markdown_table(
         ["expert chosen by", *domains],
         [[row["row"], *(_percent(row["domains"][name]["perplexity"], 2) for name in domains)] for row in rows],
     )
@@ -75,13 +75,13 @@ def confusion_table(results: dict[str, Any]) -> str:
     """A row a domain, a column an expert, in numbers of prompts."""
     confusion = results["routing"]["confusion"]
     rows = [[name, *(str(number) for number in routes.values())] for name, routes in confusion.items()]
-    return markdown(["domain", *results["settings"]["experts"]], rows)
+    return markdown_table(["domain", *results["settings"]["experts"]], rows)
 
 
 def over_k_table(results: dict[str, Any]) -> str:
     """A column a k, and a column another variant."""
     over_k = results["over_k"]
-    return markdown(list(over_k), [[_percent(100 * value) for value in over_k.values()]])
+    return markdown_table(list(over_k), [[_percent(100 * value) for value in over_k.values()]])
 
 
 def write_card(folder: Path, results: dict[str, Any], state: str) -> None:

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ir3de.card_ir3de import PLOT_NAME, plot_confusion
+from ir3de.scripts.reports.drawing import save_plot
+
+DPI = 110
 OURS, OTHER, BOUND = "#1f5fa8", "#9aa7b5", "#d9dee4"
 
 
-def plot(results: dict[str, Any], folder: Path) -> list[str]:
+def plot(results: Mapping[str, Any], folder: Path) -> list[str]:
     """Draws what there are figures of as PNG, and returns the file names."""
-    drawings = {"accuracy-over-k.png": _over_k, "confusion.png": _confusion}
+    names = []
     rows = [row for row in results["rows"] if not row.get("error") and np.isfinite(row["normalised"])]
     if rows:
-        drawings = {"normalised.png": lambda _: _normalised(rows), **drawings}
-    for name, draw in drawings.items():
-        figure = draw(results)
-        FigureCanvasAgg(figure)
-        figure.savefig(folder / name, dpi=110, bbox_inches="tight")
-    return list(drawings)
+        save_plot(_normalised(rows), folder / "normalised.png", DPI)
+        names.append("normalised.png")
+    save_plot(_over_k(results["over_k"]), folder / "accuracy-over-k.png", DPI)
+    plot_confusion(folder / PLOT_NAME, results["routing"]["confusion"])
+    return [*names, "accuracy-over-k.png", PLOT_NAME]
 
 
 def _color(row: str) -> str:
@@ -31,7 +34,7 @@ def _color(row: str) -> str:
     return BOUND if row.startswith(("only", "own", "best")) else OTHER
 
 
-def _normalised(rows: list[dict[str, Any]]) -> Figure:
+def _normalised(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """A bar a row, the best on top, with its interval; from the worst up, since all are far from 0."""
     rows = sorted(rows, key=lambda row: row["normalised"])
     figure = Figure(layout="constrained", figsize=(7, 0.8 + 0.26 * len(rows)))
@@ -49,38 +52,20 @@ def _normalised(rows: list[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _over_k(results: dict[str, Any]) -> Figure:
+def _over_k(over_k: Mapping[str, float]) -> Figure:
     """Accuracy of top-k against k, the other variants as lines across."""
     figure = Figure(layout="constrained", figsize=(5.5, 3.4))
     axes = figure.subplots()
-    votes = {int(k): value for k, value in results["over_k"].items() if k.isdigit()}
+    votes = {int(k): value for k, value in over_k.items() if k.isdigit()}
     axes.plot(list(votes), [100 * value for value in votes.values()], marker="o", color=OURS, label="top-k")
     styles = {"all": ("0.45", ":"), "avg": ("#c77d2e", "--"), "prompt": ("#2e8b57", "-")}
     for variant, (color, style) in styles.items():
-        if variant in results["over_k"]:
-            axes.axhline(100 * results["over_k"][variant], color=color, linestyle=style, label=variant)
+        if variant in over_k:
+            axes.axhline(100 * over_k[variant], color=color, linestyle=style, label=variant)
     axes.set_xscale("log")
     axes.set_xticks(list(votes), [str(k) for k in votes])
     axes.minorticks_off()
     axes.set_xlabel("k, the tokens that vote")
     axes.set_ylabel("macro accuracy (%)")
     axes.legend(fontsize=8)
-    return figure
-
-
-def _confusion(results: dict[str, Any]) -> Figure:
-    """Shares of each domain's prompts by the expert that they are sent to."""
-    confusion, experts = results["routing"]["confusion"], results["settings"]["experts"]
-    counts = np.array([[routes[name] for name in experts] for routes in confusion.values()], dtype=float)
-    shares = 100 * counts / counts.sum(axis=1, keepdims=True)
-    figure = Figure(layout="constrained", figsize=(1.8 + 0.7 * len(experts), 1.4 + 0.5 * len(confusion)))
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    for (i, j), share in np.ndenumerate(shares):
-        if share:
-            axes.text(j, i, f"{share:.0f}", ha="center", va="center", fontsize=8, color="w" if share > 60 else "k")
-    axes.set_xticks(range(len(experts)), experts, rotation=30, ha="right", fontsize=8)
-    axes.set_yticks(range(len(confusion)), list(confusion), fontsize=8)
-    axes.set_xlabel("sent to (%)")
-    axes.set_ylabel("domain")
     return figure

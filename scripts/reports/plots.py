@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ir3de.scripts.reports.report import columns, figure
+from ir3de.scripts.reports.comparison import Results
+from ir3de.scripts.reports.drawing import save_plot
+from ir3de.scripts.reports.report import columns, figures_of
+
+Colour = tuple[float, float, float, float]
 
 
-def plot(results: dict[str, Any], folder: Path) -> list[str]:
+def plot(results: Results, folder: Path) -> list[str]:
     """Draws all plots as PNG, and returns their file names."""
     drawings = {"accuracy.png": _accuracy, "latency.png": _latency, "reliability.png": _reliability}
     for name, draw in drawings.items():
-        canvas = draw(results)
-        FigureCanvasAgg(canvas)
-        canvas.savefig(folder / name, dpi=150, bbox_inches="tight")
+        save_plot(draw(results), folder / name, dpi=150)
     return list(drawings)
 
 
-def _color(results: dict[str, Any], router: str) -> Any:
+def _color(results: Results, router: str) -> Colour:
     """Ours in shades of blue, the others in colours of their own."""
     ours = [name for name in results["settings"]["routers"] if name.startswith("ir3de")]
     if router in ours:
@@ -33,7 +33,7 @@ def _color(results: dict[str, Any], router: str) -> Any:
     return colormaps["Set2"](others.index(router) % 8)
 
 
-def _accuracy(results: dict[str, Any]) -> Figure:
+def _accuracy(results: Results) -> Figure:
     """A group of bars a split, a bar a router, with standard errors; from the worst of the trained routers up."""
     splits = columns(results)
     routers = [name for name in results["settings"]["routers"] if name != "random"] or ["random"]
@@ -41,23 +41,22 @@ def _accuracy(results: dict[str, Any]) -> Figure:
     axes = canvas.subplots()
     width, low = 0.85 / len(routers), 1.0
     for i, router in enumerate(routers):
-        cells = [
-            [figure(results, router, d, s, key) for d, s, _ in splits] for key in ("macro_accuracy", "standard_error")
-        ]
-        values, errors = (np.array(row, dtype=float) for row in cells)  # None becomes NaN, which is not drawn
+        measured = [figures_of(results, router, column) for column in splits]  # NaN where it was not, and no bar
+        values = np.array([figures["macro_accuracy"] if figures else np.nan for figures in measured])
+        errors = np.array([figures["standard_error"] if figures else np.nan for figures in measured])
         low = min(low, np.nanmin(values))
         places = np.arange(len(splits)) + i * width
         axes.bar(
             places, 100 * values, width, yerr=100 * errors, label=router, color=_color(results, router), ecolor="0.4"
         )
-    axes.set_xticks(np.arange(len(splits)) + 0.425 - width / 2, [heading for *_, heading in splits], rotation=20)
+    axes.set_xticks(np.arange(len(splits)) + 0.425 - width / 2, [column.heading for column in splits], rotation=20)
     axes.set_ylim(max(0, 100 * low - 5), 100)
     axes.set_ylabel("macro accuracy (%)")
     axes.legend(fontsize=7, ncols=2, loc="upper left", bbox_to_anchor=(1, 1))
     return canvas
 
 
-def _latency(results: dict[str, Any]) -> Figure:
+def _latency(results: Results) -> Figure:
     """Mean accuracy over all splits against the cost of a prompt in a batch, geometric mean over the data sets."""
     canvas = Figure(layout="constrained", figsize=(6.5, 4))
     axes = canvas.subplots()
@@ -78,21 +77,22 @@ def _latency(results: dict[str, Any]) -> Figure:
     return canvas
 
 
-def _reliability(results: dict[str, Any]) -> Figure:
+def _reliability(results: Results) -> Figure:
     """Accuracy against confidence, a panel a split."""
     splits = columns(results)
     canvas = Figure(layout="constrained", figsize=(3 * min(4, len(splits)), 3 * -(-len(splits) // 4)))
     panels = list(
         canvas.subplots(-(-len(splits) // 4), min(4, len(splits)), squeeze=False, sharex=True, sharey=True).flat
     )
-    for axes, (data, split, heading) in zip(panels, splits, strict=False):
+    for axes, column in zip(panels, splits, strict=False):
         axes.plot([0, 1], [0, 1], color="0.7", linestyle="--")
         for router in results["settings"]["routers"]:
-            bins = figure(results, router, data, split, "reliability")
-            if bins and router != "random":
-                points = [(b["confidence"], b["accuracy"]) for b in bins if b["prompts"] >= 0.02]
-                axes.plot(*zip(*points, strict=True), marker=".", color=_color(results, router), label=router)
-        axes.set_title(heading, fontsize=9)
+            figures = figures_of(results, router, column)
+            if figures and router != "random":
+                bins = [b for b in figures["reliability"] if b["prompts"] >= 0.02]
+                x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+                axes.plot(x, y, marker=".", color=_color(results, router), label=router)
+        axes.set_title(column.heading, fontsize=9)
     for axes in panels[len(splits) :]:
         axes.set_visible(False)
     canvas.supxlabel("confidence")

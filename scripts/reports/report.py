@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
+from typing import NamedTuple
 
-Cell = Callable[[dict[str, Any]], str]
+from ir3de.card_ir3de import markdown_table
+from ir3de.scripts.reports.comparison import Results, SplitFigures
+from ir3de.scripts.reports.drawing import draw
 
 
-def write_report(results: dict[str, Any], folder: Path) -> str:
+def write_report(results: Results, folder: Path) -> str:
     """Writes `results.md` and the plots.
 
     Args:
-        results (`dict`): of a run; see `results.json`.
+        results ([`Results`]): of a run.
         folder (`Path`): that exists.
 
     Returns:
@@ -26,8 +26,11 @@ def write_report(results: dict[str, Any], folder: Path) -> str:
     accuracy = accuracy_table(results)
     sections = [
         ("Macro accuracy (%), by split", accuracy),
-        ("Expected calibration error (%), 15 bins", split_table(results, "calibration_error")),
-        ("Out-of-scope AUROC (%), by largest probability", split_table(results, "out_of_scope_auroc")),
+        ("Expected calibration error (%), 15 bins", split_table(results, lambda split: split["calibration_error"])),
+        (
+            "Out-of-scope AUROC (%), by largest probability",
+            split_table(results, lambda split: split.get("out_of_scope_auroc")),
+        ),
         ("Cost", cost_table(results)),
         ("Few training prompts: macro accuracy (%), mean ± standard deviation over samples", few_shot_table(results)),
         *((f"{name}: accuracy (%) by source", table) for name, table in source_tables(results)),
@@ -39,58 +42,79 @@ def write_report(results: dict[str, Any], folder: Path) -> str:
     return f"{accuracy}\n\nTables, plots and figures are in {folder}."
 
 
-def columns(results: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Data set, split and heading of each split that was measured."""
+class Column(NamedTuple):
+    """
+    A split that was measured, as a column of a table.
+
+    Args:
+        data (`str`): name of the data set.
+        split (`str`): name of the split.
+        heading (`str`): for people.
+    """
+
+    data: str
+    split: str
+    heading: str
+
+
+def columns(results: Results) -> list[Column]:
+    """The splits that were measured."""
     return [
-        (data["name"], split, data["name"] + split.removeprefix("test").replace("_", " "))
+        Column(data["name"], split, data["name"] + split.removeprefix("test").replace("_", " "))
         for data in results["data"]
         for split in data["splits"]
     ]
 
 
-def figure(results: dict[str, Any], router: str, data: str, split: str, key: str) -> float | None:
-    """A figure of a router on a split; None where there is none."""
+def figures_of(results: Results, router: str, column: Column) -> SplitFigures | None:
+    """The figures of a router on a split; None where it was not measured there."""
     for run in results["runs"]:
-        if (run["router"], run["data"]) == (router, data) and split in run["splits"]:
-            return run["splits"][split].get(key)
+        if run["router"] == router and run["data"] == column.data:
+            return run["splits"].get(column.split)
     return None
 
 
-def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; empty without rows."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) if lines else ""
-
-
-def accuracy_table(results: dict[str, Any]) -> str:
+def accuracy_table(results: Results) -> str:
     """A row a router, a column a split; standard errors come from the number of test prompts."""
     splits = columns(results)
     rows = []
     for router in results["settings"]["routers"]:
-        values = [figure(results, router, data, split, "macro_accuracy") for data, split, _ in splits]
-        errors = [figure(results, router, data, split, "standard_error") for data, split, _ in splits]
-        known = [value for value in values if value is not None]
-        cells = [
-            "" if value is None or error is None else f"{100 * value:.1f} ± {100 * error:.1f}"
-            for value, error in zip(values, errors, strict=True)
-        ]
-        rows.append([router, *cells, f"{100 * mean(known):.1f}" if known else ""])
-    return markdown(["router", *(heading for *_, heading in splits), "mean"], rows)
+        row, accuracies = [router], []
+        for column in splits:
+            figures = figures_of(results, router, column)
+            if figures is None:
+                row.append("")
+                continue
+            row.append(f"{100 * figures['macro_accuracy']:.1f} ± {100 * figures['standard_error']:.1f}")
+            accuracies.append(figures["macro_accuracy"])
+        row.append(f"{100 * mean(accuracies):.1f}" if accuracies else "")
+        rows.append(row)
+    return markdown_table(["router", *(column.heading for column in splits), "mean"], rows)
 
 
-def split_table(results: dict[str, Any], key: str) -> str:
-    """A row a router, a column a split that has the figure, in percent."""
+def split_table(results: Results, read: Callable[[SplitFigures], float | None]) -> str:
+    """A row a router, a column a split that has the figure, in percent.
+
+    Args:
+        results ([`Results`]): of a run.
+        read (`Callable`): takes the figure, 0 to 1, out of those of a split; None where there is none.
+    """
     routers = results["settings"]["routers"]
-    splits = [
-        (data, split, heading)
-        for data, split, heading in columns(results)
-        if any(figure(results, router, data, split, key) is not None for router in routers)
-    ]
-    rows = [[router, *(_percent(figure(results, router, d, s, key)) for d, s, _ in splits)] for router in routers]
-    return markdown(["router", *(heading for *_, heading in splits)], rows if splits else [])
+    head, cells = ["router"], []
+    for column in columns(results):
+        values = []
+        for router in routers:
+            figures = figures_of(results, router, column)
+            values.append(None if figures is None else read(figures))
+        if any(value is not None for value in values):
+            head.append(column.heading)
+            cells.append([_percent(value) for value in values])
+    if not cells:
+        return ""
+    return markdown_table(head, [[router, *row] for router, *row in zip(routers, *cells, strict=True)])
 
 
-def cost_table(results: dict[str, Any]) -> str:
+def cost_table(results: Results) -> str:
     """What routing costs: times tokenizing alone, tokenizing included, and microseconds."""
     rows = []
     for run in results["runs"]:
@@ -100,49 +124,53 @@ def cost_table(results: dict[str, Any]) -> str:
         ]
         rows.append([run["data"], run["router"], *ways, f"{run['fit_seconds']:.1f} s", f"{run['bytes'] / 1e6:.1f} MB"])
     head = ["data", "router", "one prompt (× tokenizing)", "a prompt of a batch (× tokenizing)", "fit", "memory"]
-    return markdown(head, rows)
+    return markdown_table(head, rows)
 
 
-def few_shot_table(results: dict[str, Any]) -> str:
+def few_shot_table(results: Results) -> str:
     """A row a router, a column a number of training prompts a domain and a split."""
     runs = results["few_shot"]
-    heads = [(n, *column) for column in columns(results) for n in sorted({run["shots"] for run in runs})]
-    heads = [h for h in heads if any(run["data"] == h[1] for run in runs)]
+    if not runs:
+        return ""
+    measured = {run["data"] for run in runs}
+    shots = sorted({run["shots"] for run in runs})
+    heads = [(column, n) for column in columns(results) if column.data in measured for n in shots]
     rows = []
     for router in results["settings"]["routers"]:
-        cells = []
-        for n, data, split, _ in heads:
-            key = (router, data, n)
-            values = [
-                100 * run["macro_accuracy"][split] for run in runs if (run["router"], run["data"], run["shots"]) == key
-            ]
+        row = [router]
+        for column, n in heads:
+            of_cell = [run for run in runs if (run["router"], run["data"], run["shots"]) == (router, column.data, n)]
+            values = [100 * run["macro_accuracy"][column.split] for run in of_cell]
             spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{mean(values):.1f}{spread}" if values else "")
-        rows.append([router, *cells])
-    return markdown(["router", *(f"{heading}, {n}" for n, *_, heading in heads)], rows if runs else [])
+            row.append(f"{mean(values):.1f}{spread}" if values else "")
+        rows.append(row)
+    return markdown_table(["router", *(f"{column.heading}, {n}" for column, n in heads)], rows)
 
 
-def source_tables(results: dict[str, Any]) -> Iterable[tuple[str, str]]:
+def source_tables(results: Results) -> Iterator[tuple[str, str]]:
     """For each split a row a domain and source, a column a router."""
     for data, split, heading in columns(results):
         runs = [run for run in results["runs"] if run["data"] == data and split in run["splits"]]
+        if not runs:
+            continue
         rows = []
-        for source, of_first in (runs[0]["splits"][split]["sources"] if runs else {}).items():
-            values = (run["splits"][split]["sources"][source]["accuracy"] for run in runs)
-            rows.append([source, str(of_first["prompts"]), *(f"{100 * value:.1f}" for value in values)])
-        yield heading, markdown(["domain/source", "prompts", *(run["router"] for run in runs)], rows)
+        for source, of_first in runs[0]["splits"][split]["sources"].items():
+            accuracies = [run["splits"][split]["sources"][source]["accuracy"] for run in runs]
+            rows.append([source, str(of_first["prompts"]), *(_percent(accuracy) for accuracy in accuracies)])
+        yield heading, markdown_table(["domain/source", "prompts", *(run["router"] for run in runs)], rows)
 
 
-def choice_table(results: dict[str, Any]) -> str:
+def choice_table(results: Results) -> str:
     """The hyper-parameters of each router."""
-    return markdown(["data", "router", "choice"], [[r["data"], r["router"], r["choice"]] for r in results["runs"]])
+    rows = [[run["data"], run["router"], run["choice"]] for run in results["runs"]]
+    return markdown_table(["data", "router", "choice"], rows)
 
 
 def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _about(results: dict[str, Any]) -> str:
+def _about(results: Results) -> str:
     settings = results["settings"]
     few = f" Every router was given at most {settings['max_train']} a domain." if settings["max_train"] else ""
     lines = [
@@ -164,13 +192,3 @@ def _about(results: dict[str, Any]) -> str:
                 f" {part['prompts']:,} test prompts{outside}{left}"
             )
     return "\n".join(lines)
-
-
-def draw(module: str, results: dict[str, Any], folder: Path) -> list[str]:
-    """Draws the plots of a module of `scripts` where matplotlib is installed, and returns their file names."""
-    try:
-        plots = importlib.import_module(f"ir3de.scripts.reports.{module}")
-    except ImportError:
-        print("No plots: they need matplotlib, `pip install ir3de[benchmark]`.", file=sys.stderr)
-        return []
-    return plots.plot(results, folder)  # type: ignore[no-any-return]

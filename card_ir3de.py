@@ -91,7 +91,7 @@ def update_card(path: Path, config: Any, statistics: Mapping[str, Any], change: 
     generated, _, after = rest.partition(END)
     history = _history(generated, now, change[1] if change else None)
     confusion = (config.evaluation or {}).get("confusion")
-    plotted = bool(confusion) and plot_confusion(path.with_name(PLOT_NAME), confusion)
+    plotted = plot_confusion(path.with_name(PLOT_NAME), confusion) if confusion else False
     body = "\n".join([_about(config, statistics, plotted), _LOAD, _ADD, _STATISTICS, *history])
     part = f"{BEGIN}\n\n{body.replace('THIS_REPOSITORY', change[0]) if change else body}\n{END}"
     card.text = before + part + after if mark else f"{card.text.rstrip()}\n\n{part}\n"

@@ -8,8 +8,8 @@ import sys
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import RowSource, add_text_arguments, read_texts
+from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.publishing.targets import add_spec_arguments, add_target_arguments, apply_edit, expert_spec
-from ir3de.scripts.routers.baselines import sample_per_domain
 from ir3de.scripts.second import MOST_TEXTS
 from ir3de.second_opinion_ir3de import SecondOpinion
 

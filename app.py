@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import gradio as gr
+import psutil  # type: ignore[import-untyped]
+import torch
 from gradio.events import api
 from starlette.routing import Mount
 from transformers.utils import logging
 
+from ir3de.addresses_ir3de import check_public
 from ir3de.completions import Limits
 from ir3de.endpoint import endpoint
 from ir3de.modeling_ir3de import IR3DEModel
@@ -173,9 +176,19 @@ def load(
         revision (`str`, *optional*): of the router.
         samples (`str`, *optional*): JSON Lines of `text` and `domain`; by default those of the embedded router.
         second_opinion (`bool`): ask the router's second opinion on prompts that it is unsure of.
+
+    Raises:
+        ValueError: an expert of a router on the Hub answers from an address that is not public. The environment
+            variable `IR3DE_ALLOW_HOSTS` names hosts that may.
     """
     model = IR3DEModel.from_pretrained(router or build(), revision=revision)
-    pipe = IR3DERoutingPipeline(model, second_opinion=second_opinion)
+    if router and not os.path.isdir(router):
+        allowed = os.environ.get("IR3DE_ALLOW_HOSTS", "").replace(",", " ").lower().split()
+        for spec in model.config.experts or []:
+            if "endpoint" in spec:
+                check_public(spec["endpoint"], allowed)
+    budget = os.environ.get("IR3DE_MAX_MEMORY") or _half_of_memory(model.device)
+    pipe = IR3DERoutingPipeline(model, second_opinion=second_opinion, max_memory=budget)
     rows: Sequence[Row] = list(read_file(samples or str(FOLDER / "sample.jsonl")))
 
     def stream(prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
@@ -184,6 +197,16 @@ def load(
 
     allow_edit = os.environ.get("IR3DE_ALLOW_EDIT") == "1"
     return Site(pipe, _on_lent_hardware(stream), Limits(), rows, allow_edit, "" if router else SMALL)
+
+
+def _half_of_memory(device: torch.device) -> int:
+    """Bytes that experts may take where the owner does not say: visitors may ask for any model of the Hub."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory) // 2
+    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
+    own = limit.read_text().strip() if limit.is_file() else "max"
+    total: int = psutil.virtual_memory().total
+    return min(total, int(own) if own.isdigit() else total) // 2
 
 
 def _on_lent_hardware(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from .local_sources_ir3de import LocalSource, base_spec
 from .options_ir3de import Options, generation_options, nearest
 from .prompts_ir3de import Prompt
 from .remote_experts_ir3de import RemoteModel
-from .specs_ir3de import BaseSpec, ExpertSpec, has_source, in_bytes, is_remote
+from .specs_ir3de import BaseSpec, ExpertSpec, check_strangers_spec, has_source, in_bytes, is_remote
 
 
 class ExpertError(RuntimeError):
@@ -75,6 +75,7 @@ class ExpertPool:
         self._retries = retries
         self._allow = {"trust_remote_code": trust_remote_code, "unsafe_weights": not use_safetensors}
         self._model_kwargs = model_kwargs
+        self._trusted: list[ExpertSpec] | None = None  # specs; None: all
         self._sources: dict[str, LocalSource] = {}
         self._loaded: OrderedDict[str, LocalModel] = OrderedDict()  # the least recently used first
         self._sizes: dict[str, int] = {}  # expected ones while loading, then true ones
@@ -87,9 +88,26 @@ class ExpertPool:
         pool._config = config
         return pool
 
+    def for_strangers(self) -> ExpertPool:
+        """This pool, for configs that strangers edit: it trusts the present specs alone.
+
+        Other experts are fetched from the Hub without this machine's login, and from nowhere else.
+        """
+        pool = self.for_config(self._config)
+        pool._trusted = copy.deepcopy(self._config.experts or [])
+        return pool
+
     def spec(self, name: str) -> ExpertSpec:
-        """The present spec of an expert."""
-        return next(spec for spec in self._config.experts or [] if spec["name"] == name)
+        """The present spec of an expert; a stranger's has `token: False`.
+
+        Raises:
+            ValueError: the spec is a stranger's, and names something else than repositories on the Hub.
+        """
+        spec = next(spec for spec in self._config.experts or [] if spec["name"] == name)
+        if self._trusted is None or spec in self._trusted:
+            return spec
+        check_strangers_spec(spec)
+        return {**spec, "token": False}
 
     def can_answer(self, name: str) -> bool:
         """Whether the expert has a source of answers; else it only routes."""
@@ -127,9 +145,9 @@ class ExpertPool:
             `list`: a text a prompt, or a list of them with `num_return_sequences` above 1, or the exception that kept
             the prompt from being answered. With `return_full_text` the prompt comes with it, as in text-generation.
         """
-        spec = self.spec(name)
-        options = _with_defaults(spec, options)
         try:
+            spec = self.spec(name)
+            options = _with_defaults(spec, options)
             if is_remote(spec):
                 return RemoteModel(spec, self._retries).generate(prompts, batch_size, options)
             source = self._source(spec)
@@ -334,13 +352,14 @@ class ExpertPool:
 
     def _experts_of(self, source: str, model: LocalModel) -> list[str]:
         """Names of the experts that a loaded model serves; of adapters those that are loaded."""
+        specs = [self.spec(name) for name in self._config.expert_names]
         bare = [
             spec["name"]
-            for spec in self._config.experts or []
+            for spec in specs
             if "model" in spec and "adapter" not in spec and not is_remote(spec)
             if _key(base_spec(spec)) == source
         ]
-        return sorted([*bare, *(spec["name"] for spec in self._config.experts or [] if model.has_adapter(spec))])
+        return sorted([*bare, *(spec["name"] for spec in specs if model.has_adapter(spec))])
 
 
 def describe_error(error: BaseException) -> str:

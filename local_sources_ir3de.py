@@ -18,7 +18,7 @@ from transformers.utils.hub import cached_file
 
 from .options_ir3de import Options
 from .prompts_ir3de import Prompt, as_chat, as_text
-from .specs_ir3de import BaseSpec, ExpertSpec, in_bytes
+from .specs_ir3de import BaseSpec, ExpertSpec, check_hub_id, in_bytes
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -32,8 +32,10 @@ def base_spec(spec: ExpertSpec) -> BaseSpec:
     """
     base = cast(BaseSpec, {key: value for key, value in spec.items() if key in BaseSpec.__annotations__})
     if "adapter" in spec:
-        trained_on = _adapter_config(spec["adapter"], spec.get("adapter_revision"))
+        trained_on = _adapter_config(spec["adapter"], spec.get("adapter_revision"), spec.get("token"))
         name = trained_on.get("base_model_name_or_path") or ""
+        if spec.get("token") is False:  # a stranger's adapter may name no folder of this machine
+            check_hub_id(f"The base of the adapter {spec['adapter']}", name)
         model = base.setdefault("model", name)
         if model != name and not Path(model).is_dir():  # with a folder the shapes are compared
             raise ValueError(
@@ -53,13 +55,14 @@ def adapter_folder(spec: ExpertSpec) -> Path:
     Raises:
         OSError: one cannot be found.
     """
-    files = (cached_file(spec["adapter"], file, revision=spec.get("adapter_revision")) for file in _ADAPTER_FILES)
+    where = {"revision": spec.get("adapter_revision"), "token": spec.get("token")}
+    files = (cached_file(spec["adapter"], file, **where) for file in _ADAPTER_FILES)
     return Path(*{str(Path(str(file)).parent) for file in files})
 
 
 @lru_cache(maxsize=1024)  # asked at each call, and on the Hub each answer is a request
-def _adapter_config(adapter: str, revision: str | None) -> dict[str, Any]:
-    file = str(cached_file(adapter, _ADAPTER_FILES[0], revision=revision))
+def _adapter_config(adapter: str, revision: str | None, token: bool | None) -> dict[str, Any]:
+    file = str(cached_file(adapter, _ADAPTER_FILES[0], revision=revision, token=token))
     return dict(json.loads(Path(file).read_text(encoding="utf-8")))
 
 
@@ -191,7 +194,7 @@ def _gguf_size(base: BaseSpec) -> int:
     from gguf.quants import _type_traits
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-    path = str(cached_file(base["model"], base["gguf_file"], revision=base.get("revision")))
+    path = str(cached_file(base["model"], base["gguf_file"], revision=base.get("revision"), token=base.get("token")))
     try:
         reader = GGUFReader(path)
     except ValueError as error:
@@ -217,7 +220,7 @@ def _loading(
     base: BaseSpec, device: torch.device | None, allow: dict[str, bool], model_kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments for tokenizer, config and model, and those for the model alone."""
-    where: dict[str, Any] = {key: value for key, value in base.items() if key in ("revision", "gguf_file")}
+    where: dict[str, Any] = {key: value for key, value in base.items() if key in ("revision", "gguf_file", "token")}
     where["trust_remote_code"] = base.get("trust_remote_code", False)  # False, so that nobody is asked
     if where["trust_remote_code"]:
         _require(allow["trust_remote_code"], base["model"], "trust_remote_code", True, "runs code of its repository")

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
-from huggingface_hub import InferenceClient, constants, get_token
+from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+from .addresses_ir3de import hub_token, token_for
 from .options_ir3de import Options
 from .prompts_ir3de import Prompt, as_chat, as_text, with_prompt
 from .specs_ir3de import ExpertSpec
@@ -20,7 +19,6 @@ from .specs_ir3de import ExpertSpec
 TIMEOUT = 60.0  # seconds, where neither spec nor caller says
 _AT_ONCE = 8  # requests to one expert, where the caller gives no batch_size
 _LONGEST_WAIT = 20.0  # seconds between two attempts, whatever Retry-After says
-_HUB_HOSTS = ("huggingface.co", "hf.co")  # not those where anyone may run a server, such as endpoints.huggingface.cloud
 
 # Names of `generate` -> names of chat and of text requests. What is in neither goes as it is to servers that know it.
 _CHAT_NAMES = {"max_new_tokens": "max_tokens", "num_return_sequences": "n", "stop_strings": "stop"}
@@ -204,19 +202,5 @@ def _is_broken_json(error: Exception) -> bool:
 
 
 def _token(spec: ExpertSpec) -> str | None:
-    """The token for an expert's server: IR3DE_TOKEN_ and its host's name in the environment, or for the Hub its login.
-
-    The name follows from the host, so that no config can have a token sent to a server that it was not meant for.
-    """
-    if "provider" in spec:
-        return get_token()  # goes to the Hub's router, which pays the provider
-    host = urlsplit(spec["endpoint"]).hostname or ""
-    name = "IR3DE_TOKEN_" + re.sub(r"[^A-Z0-9]", "_", host.upper())
-    if name in os.environ:
-        return os.environ[name]
-    hub = urlsplit(constants.ENDPOINT).hostname
-    if urlsplit(spec["endpoint"]).scheme == "https" and (
-        host == hub or any(host == known or host.endswith(f".{known}") for known in _HUB_HOSTS)
-    ):
-        return get_token()
-    return None
+    """The token for an expert's server, or none."""
+    return hub_token(spec["provider"]) if "provider" in spec else token_for(spec["endpoint"])

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from typing import Any, TypedDict, cast
-from urllib.parse import urlsplit
+
+from .addresses_ir3de import server_of
 
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "revision", "gguf_file", "adapter", "adapter_revision", "dtype"), (str,)),
@@ -19,6 +21,8 @@ _KIND_NAMES = {str: "a string", bool: "true or false", dict: "a mapping"}
 _DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 _TASKS = ("chat", "text")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)  # of a model or router
 
 # An expert's name is also the name of its statistics file, so it must be safe on every file system.
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
@@ -40,6 +44,7 @@ class BaseSpec(TypedDict, total=False):
         quantization (`dict`, *optional*): transformers' `quantization_config`, such as `{"load_in_4bit": true}`.
         trust_remote_code (`bool`, *optional*): true counts only where the caller allows it too.
         use_safetensors (`bool`, *optional*): false counts only where the caller allows it too.
+        token (`bool`, *optional*): in no config; false where a stranger's expert is fetched, without the Hub's login.
     """
 
     model: str
@@ -51,6 +56,7 @@ class BaseSpec(TypedDict, total=False):
     quantization: dict[str, Any]
     trust_remote_code: bool
     use_safetensors: bool
+    token: bool
 
 
 class _Named(TypedDict):
@@ -88,7 +94,7 @@ class ExpertSpec(_Named, BaseSpec, total=False):
     cost: float
 
 
-EXPERT_KEYS = tuple(ExpertSpec.__annotations__)
+EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key != "token")
 _LOCAL_KEYS = {*BaseSpec.__annotations__, "adapter", "adapter_revision"} - {"model"}
 
 
@@ -181,13 +187,37 @@ def _check_source(name: str, spec: dict[str, Any]) -> None:
         raise ValueError(f"Expert {name!r} gives details of a model but no `model`: add its Hub id or folder.")
     if keys & {"task", "timeout"} and not keys & {"model", "adapter", "endpoint"}:
         raise ValueError(f"Expert {name!r} has no source: add `model`, `adapter` or `endpoint`.")
-    if "endpoint" in keys:
-        url = urlsplit(spec["endpoint"])
-        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
-            raise ValueError(
-                f"`endpoint` of expert {name!r} must be a URL such as https://host/v1, without user, password or query:"
-                " a token comes from the environment, never from the config."
-            )
+    _check_elsewhere(name, spec)
+
+
+def _check_elsewhere(name: str, spec: dict[str, Any]) -> None:
+    """Raises ValueError where an endpoint is no URL, or a provider is asked for no model of the Hub."""
+    if "endpoint" in spec:
+        try:
+            server_of(spec["endpoint"])
+        except ValueError as error:
+            raise ValueError(f"`endpoint` of expert {name!r} must be a URL such as https://host/v1; {error}.") from None
+    if "provider" in spec:
+        _check_provider(name, spec["model"], spec["provider"])
+
+
+def _check_provider(name: str, model: str, provider: str) -> None:
+    """Raises ValueError unless the Hub's router would be asked for one of its own models.
+
+    Of a URL as `model` huggingface_hub makes the server that it sends the Hub's token to.
+    """
+    from huggingface_hub.inference._providers import PROVIDERS
+
+    if not HUB_ID.fullmatch(model):
+        raise ValueError(
+            f"`model` of expert {name!r} has a `provider`, so it must be the id of a model on the Hub, such as"
+            f" org/name; got {model!r}. A server of your own is an `endpoint`."
+        )
+    if provider not in ("auto", *PROVIDERS):
+        raise ValueError(
+            f"`provider` of expert {name!r} is {provider!r}, which this huggingface_hub does not know. It knows auto,"
+            f" {', '.join(sorted(PROVIDERS))}; a later version may know more."
+        )
 
 
 def _check_quantization(name: str, quantization: dict[str, Any]) -> None:
@@ -202,6 +232,37 @@ def _check_quantization(name: str, quantization: dict[str, Any]) -> None:
             " `quantization_config`, such as {'load_in_4bit': true}, or a `quant_method` and its options. Methods:"
             f" {', '.join(sorted(AUTO_QUANTIZATION_CONFIG_MAPPING))}."
         )
+
+
+def check_strangers_spec(spec: ExpertSpec) -> None:
+    """Raises ValueError unless an expert answers from public repositories of the Hub, without code of their own.
+
+    Args:
+        spec (`dict`): of an expert that a stranger added.
+    """
+    name = spec["name"]
+    if sent := sorted(spec.keys() & {"endpoint", "provider"}):
+        raise ValueError(f"Expert {name!r} sends prompts elsewhere, by its `{sent[0]}`: strangers' experts may not.")
+    for key in ("model", "adapter"):
+        if key in spec:
+            check_hub_id(f"`{key}` of expert {name!r}", spec[key])
+    if spec.get("trust_remote_code") or spec.get("use_safetensors") is False:
+        raise ValueError(f"Expert {name!r} runs code of its repository: strangers' experts may not.")
+
+
+def check_hub_id(what: str, name: Any) -> str:
+    """Returns the id of a repository on the Hub, which must not be a folder of this machine too.
+
+    Args:
+        what (`str`): names it in the message.
+        name (`Any`): such as `"org/name"`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(name, str) or not HUB_ID.fullmatch(name) or os.path.lexists(name):
+        raise ValueError(f"{what} must be the id of a repository on the Hub, such as org/name; got {name!r}.")
+    return name
 
 
 def in_bytes(what: str, size: Any) -> int:

@@ -9,8 +9,9 @@ from typing import Any
 import gradio as gr
 
 from ir3de.space import views
-from ir3de.space.sharing import check_hub_id, packed, public_words, push, stranger
+from ir3de.space.sharing import packed, public_words, push, stranger
 from ir3de.space.site import Site, Visitor
+from ir3de.specs_ir3de import check_hub_id
 
 _PASTED = 200_000  # characters of example texts
 _OFF = (
@@ -73,7 +74,11 @@ def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
             from_hub = gr.Button("Add", variant="primary", elem_id="add-hub")
 
     def spec(name: str, model: str, revision: str, cost: str) -> dict[str, Any]:
-        fields = {"name": name.strip(), "model": model.strip() and check_hub_id(model), "revision": revision.strip()}
+        fields = {
+            "name": name.strip(),
+            "model": model.strip() and check_hub_id("The model", model.strip()),
+            "revision": revision.strip(),
+        }
         return {**{key: value for key, value in fields.items() if value}, **({"cost": float(cost)} if cost else {})}
 
     def add_texts(visitor: Visitor | None, texts: str, name: str, *fields: str) -> Edited:

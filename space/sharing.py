@@ -13,21 +13,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.publishing.targets import check_permission
 from ir3de.scripts.quickstart import as_published
+from ir3de.specs_ir3de import check_hub_id, check_strangers_spec
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FOLDERS = re.compile(r"(?<!\w)(?:/[\w.@-]+)+/")
-
-
-def check_hub_id(name: str) -> str:
-    """Returns the id of a repository, which must not be a folder of this machine too.
-
-    Raises:
-        ValueError: it is something else.
-    """
-    name = name.strip()
-    if not _HUB_ID.fullmatch(name) or Path(name).exists():
-        raise ValueError(f"Expected the id of a repository on the Hub, such as org/name; got {name!r}.")
-    return name
 
 
 def stranger(repo: str) -> IR3DEModel:
@@ -37,12 +25,10 @@ def stranger(repo: str) -> IR3DEModel:
         ValueError: it is named otherwise than by its id, or an expert answers from elsewhere.
         OSError: it is not public, or the Hub cannot be reached.
     """
-    router: IR3DEModel = IR3DEModel.from_pretrained(check_hub_id(repo), token=False)
+    repo = check_hub_id("The router", repo.strip())
+    router: IR3DEModel = IR3DEModel.from_pretrained(repo, token=False)
     for spec in router.config.experts or []:
-        if spec.keys() & {"endpoint", "provider"}:
-            raise ValueError(f"Expert {spec['name']!r} of {repo} sends prompts elsewhere: not added.")
-        for place in (spec[key] for key in ("model", "adapter") if key in spec):
-            check_hub_id(place)
+        check_strangers_spec(spec)
     return router
 
 
@@ -72,7 +58,7 @@ def push(model: IR3DEModel, repo: str, token: str, as_pr: bool) -> tuple[bool, s
     if not token:
         return False, "Give a token that may write."
     try:
-        repo = check_hub_id(repo)
+        repo = check_hub_id("The router", repo.strip())
         commit = _portable(model).push_to_hub(repo, token=token, create_pr=as_pr)
         return True, f"Pushed: {commit.pr_url or commit.commit_url}"
     except HfHubHTTPError as error:

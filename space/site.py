@@ -77,6 +77,8 @@ class Site:
         """The visitor with one more edit, which is done on a copy and so done wholly or not at all."""
         here = self.router_of(visitor)
         after = here.copy()
+        if visitor is None:
+            after.experts = after.experts.for_strangers()
         edit(after.model)
         before = [*(visitor.before if visitor else []), here][-UNDO_STEPS:]
         return Visitor(after, before)

@@ -16,6 +16,7 @@ from ir3de import IR3DEModel
 from ir3de.scripts.quickstart import as_published
 from ir3de.space import chat, experts, measured, route, sharing, views
 from ir3de.space.site import Site
+from ir3de.specs_ir3de import check_hub_id
 
 from . import tiny
 from .live_app import make_site, running
@@ -188,11 +189,11 @@ def test_published_specs_keep_what_others_can_reach() -> None:
     assert as_published(spec) == {"name": "a", "model": "org/a"}
 
 
-@pytest.mark.parametrize("name", ["../etc", "/etc/passwd", "tests", "a/b/c", "tests/tiny.py", "http://x/y", ""])
+@pytest.mark.parametrize("name", ["../etc", "/etc/passwd", "tests", "a/b/c", "tests/tiny.py", "http://x/y", "", "a/.."])
 def test_a_hub_id_is_no_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parent.parent)
     with pytest.raises(ValueError, match="id of a repository"):
-        sharing.check_hub_id(name)
+        check_hub_id("The model", name)
 
 
 def test_a_push_that_fails_does_not_tell_the_token(site: Site) -> None:

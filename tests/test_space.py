@@ -1,6 +1,7 @@
 """A Space: what is published starts by itself, from its own files."""
 
 import importlib.machinery
+import json
 import os
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from ir3de.space import sharing
 
 from . import tiny
 from .hub_server import READ_TOKEN, WRITE_TOKEN, serve
+from .live_app import make_site
 
 
 def test_the_files_of_a_space_start_the_app(tmp_path: Path) -> None:
@@ -143,3 +145,68 @@ def test_publish_takes_statistics_or_a_space(capsys: pytest.CaptureFixture[str])
     for arguments in ([], ["x.safetensors"], ["x.safetensors", "--space", "a/b", "--router", "c/d"]):
         assert cli.main(["publish", *arguments]) == 2
         assert "either a statistics file" in capsys.readouterr().err
+
+
+def test_a_visitors_expert_is_fetched_without_the_owners_login(
+    api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    folder = tiny.expert(tmp_path / "model", seed=1, chat=True)
+    for repo, private in (("user/secret", True), ("user/open", False)):
+        api.create_repo(repo, private=private)
+        api.upload_folder(repo_id=repo, folder_path=folder)
+    site = make_site({name: {"model": "user/secret"} for name in tiny.DOMAINS})
+    site.router("the court", max_new_tokens=1, on_error="raise")
+    for model, works in (("user/open", True), ("user/secret", False)):
+        spec = {"name": "art", "model": model}
+        visitor = site.edited(None, lambda router, spec=spec: router.add_expert(spec, texts=["python court"]))
+        visitor.router("the court", max_new_tokens=1, experts=["law"], on_error="raise")  # the owner's own still answer
+        record = visitor.router("the court", max_new_tokens=1, experts=["art"])
+        assert (record["generated_text"] is not None) == works
+        assert ("failures" in record) != works
+
+
+def test_a_strangers_expert_sends_nothing_elsewhere_and_reads_no_folder(
+    api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
+    base = tiny.expert(tmp_path / "base", seed=1, chat=True)
+    api.create_repo("user/adapter")
+    adapter = json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}).encode()
+    api.upload_file(repo_id="user/adapter", path_or_fileobj=adapter, path_in_repo="adapter_config.json")
+    pool = make_site({name: {"model": base} for name in tiny.DOMAINS}).router.copy()
+    pool.experts = pool.experts.for_strangers()
+    for spec, reason in (
+        ({"endpoint": "https://93.184.216.34/v1"}, "sends prompts elsewhere"),
+        ({"provider": "auto", "model": "org/a"}, "sends prompts elsewhere"),
+        ({"model": base}, "must be the id of a repository"),
+        ({"adapter": base}, "must be the id of a repository"),
+        ({"model": "user/x", "trust_remote_code": True}, "runs code"),
+        ({"adapter": "user/adapter"}, "The base of the adapter user/adapter must be the id"),
+    ):
+        pool.model.replace_expert("math", {"name": "math", **spec})
+        [answer] = pool.experts.generate("math", ["the court"], 1, max_new_tokens=1)
+        assert isinstance(answer, ValueError), answer
+        assert reason in str(answer)
+        with pytest.raises(ValueError, match=reason):
+            list(pool.experts.stream("math", "the court", max_new_tokens=1))
+
+
+def test_the_app_gives_experts_no_more_than_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = {"model": tiny.expert(tmp_path / "base", seed=1, chat=False)}
+    tiny.router({"law": spec}).save_pretrained(tmp_path / "router")
+    assert app.load(str(tmp_path / "router")).router.experts._budget > 2**20
+    monkeypatch.setenv("IR3DE_MAX_MEMORY", "100")
+    record = app.load(str(tmp_path / "router")).router("the court", max_new_tokens=1)
+    assert "max_memory is 100" in record["failures"][0]["error"]
+
+
+def test_the_app_sends_prompts_into_no_private_network_for_a_router_of_the_hub(
+    api: HfApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router = tiny.router({"law": {"endpoint": "http://127.0.0.1:9/v1"}})
+    router.push_to_hub("user/inside", token=WRITE_TOKEN)
+    with pytest.raises(ValueError, match=r"127\.0\.0\.1.*not public.*IR3DE_ALLOW_HOSTS"):
+        app.load("user/inside")
+    monkeypatch.setenv("IR3DE_ALLOW_HOSTS", "10.0.0.1, 127.0.0.1")
+    assert app.load("user/inside").router("the court", generate=False)["expert"] == "law"

@@ -22,7 +22,7 @@ from ir3de.endpoint import endpoint
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row, read_file
-from ir3de.scripts.quickstart import FOLDER, build
+from ir3de.scripts.fitting.embedded import FOLDER, build
 from ir3de.space import chat, experts, measured, route, views
 from ir3de.space.site import Site
 

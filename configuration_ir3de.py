@@ -7,11 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from .choices_ir3de import FEATURE_MAPS, VARIANTS
 from .specs_ir3de import ExpertSpec, check_expert, is_number
 from .token_router_ir3de import FeatureMap
-
-VARIANTS = ("top-k", "all", "avg", "prompt")
-FEATURE_MAPS = ("identity", "unit", "rff")
 
 
 def check_choice(variant: Any, num_votes: Any) -> None:

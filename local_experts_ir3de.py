@@ -19,7 +19,7 @@ import torch
 from accelerate.hooks import remove_hook_from_module  # type: ignore[import-untyped]
 from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import AutoModelForCausalLM, TextGenerationPipeline, TextStreamer, set_seed
+from transformers import AutoModelForCausalLM, TextGenerationPipeline, TextStreamer
 
 from .local_sources_ir3de import LocalSource, adapter_folder
 from .options_ir3de import Options
@@ -137,6 +137,8 @@ class LocalModel:
         with self._lock:
             self._activate(spec)
             if seed is not None:
+                from transformers import set_seed  # brings peft and all that peft brings, which takes a second
+
                 set_seed(seed)
             outputs = self._run(inputs, batch_size or len(inputs), timeout, options)
         return [

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import RowSource, add_text_arguments, read_texts
-from ir3de.scripts.data.sampling import sample_per_domain
-from ir3de.scripts.publishing.targets import add_spec_arguments, add_target_arguments, apply_edit, expert_spec
-from ir3de.scripts.second import MOST_TEXTS
-from ir3de.second_opinion_ir3de import SecondOpinion
+from ir3de.scripts.publishing.options import TargetRouter, add_spec_arguments, add_target_arguments, expert_spec
+
+if TYPE_CHECKING:
+    from ir3de.modeling_ir3de import IR3DEModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,33 +26,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Adds an expert."""
+    from ir3de.scripts.fitting.second import introduce
+    from ir3de.scripts.publishing.targets import apply_edit
+
     if bool(args.statistics) == bool(args.data) and not args.replace:
         raise ValueError("Give the domain's text with --data, or its statistics with --statistics.")
+    spec = expert_spec(args.name, args.model, args.model_revision, args.system_prompt, args.cost)
 
     def edit(model: IR3DEModel) -> None:
         """Adds the expert, or puts it in the place of another."""
-        source = {"texts": read_texts(RowSource.from_args(args)) if args.data else None, "statistics": args.statistics}
+        texts = read_texts(RowSource.from_args(args)) if args.data else None
         if args.replace:
-            model.replace_expert(args.replace, expert_spec(args), **source)
+            model.replace_expert(args.replace, spec, texts=texts, statistics=args.statistics)
         else:
-            model.add_expert(expert_spec(args), **source)
+            model.add_expert(spec, texts=texts, statistics=args.statistics)
         opinion = model.second_opinion
         if args.data and opinion is not None and args.name not in opinion.statistics:
             introduce(opinion, args.name, list(read_texts(RowSource.from_args(args))))
 
     message = f"Replace {args.replace} by {args.name}" if args.replace else f"Add {args.name}"
-    place = apply_edit(args.router, edit, message, args.output, args.create_pr)
+    place = apply_edit(TargetRouter(args.router, args.output, args.create_pr), edit, message)
     print(f"{message}: {place}")
     return 0
-
-
-def introduce(opinion: SecondOpinion, name: str, texts: list[str]) -> None:
-    """Adds an expert to a second opinion too, with a sample of its text; without the encoder it stays unknown there."""
-    sample = [texts[i] for i in sample_per_domain([name] * len(texts), MOST_TEXTS, 0)]
-    try:
-        opinion.add_expert(name, sample)
-    except (ImportError, OSError) as error:
-        print(f"Not added to the second opinion: {error}", file=sys.stderr)
 
 
 main = command("add", __doc__, add_arguments, run)

@@ -1,57 +1,54 @@
-"""The `ir3de` command: one subcommand a file."""
+"""The `ir3de` command: one subcommand a file, of which only the one that is asked for is imported."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
+from pathlib import Path
+from types import ModuleType
 
-from huggingface_hub.errors import HTTPError
+import ir3de
 
-from ir3de.scripts import (
-    add,
-    benchmark,
-    collect,
-    evaluate,
-    fit,
-    merge,
-    publish,
-    quickstart,
-    remove,
-    route,
-    second,
-    serve,
-    tasks,
-    train_experts,
+COMMANDS = (
+    "fit",
+    "route",
+    "evaluate",
+    "tasks",
+    "add",
+    "remove",
+    "collect",
+    "publish",
+    "merge",
+    "second",
+    "serve",
+    "train-experts",
+    "benchmark",
+    "quickstart",
 )
-
-COMMANDS = {
-    "fit": fit,
-    "route": route,
-    "evaluate": evaluate,
-    "tasks": tasks,
-    "add": add,
-    "remove": remove,
-    "collect": collect,
-    "publish": publish,
-    "merge": merge,
-    "second": second,
-    "serve": serve,
-    "train-experts": train_experts,
-    "benchmark": benchmark,
-    "quickstart": quickstart,
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a subcommand; bad input ends with one line on standard error and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="ir3de", description="A linear router for domain-expert language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, module in COMMANDS.items():
-        summary = (module.__doc__ or "").strip().split("\n")[0].split(": ", 1)[1]
-        module.add_arguments(commands.add_parser(name, help=summary, description=summary))
+    for name in COMMANDS:
+        summary = _summary(name)
+        of_command = commands.add_parser(name, help=summary, description=summary)
+        if arguments[:1] == [name]:  # to list the others, their options are not needed
+            _import(name).add_arguments(of_command)
     args = parser.parse_args(arguments)
+    ir3de.register()
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    """Runs the subcommand that was asked for."""
+    from huggingface_hub.errors import HTTPError
+
     try:
-        return COMMANDS[args.command].run(args)
+        return int(_import(args.command).run(args))
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"ir3de {args.command}: {error}", file=sys.stderr)
         return 2
@@ -60,6 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _import(name: str) -> ModuleType:
+    """The module of a command."""
+    return importlib.import_module(f"ir3de.scripts.{name.replace('-', '_')}")
+
+
+def _summary(name: str) -> str:
+    """What a command says of itself in the first line of its file, which may take seconds to import."""
+    with open(Path(__file__).with_name(f"{name.replace('-', '_')}.py"), encoding="utf-8") as file:
+        return file.readline().split(": ", 1)[1].strip().removesuffix('"""')
 
 
 if __name__ == "__main__":

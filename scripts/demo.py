@@ -10,8 +10,8 @@ from transformers import pipeline
 from transformers.utils import logging
 
 import ir3de  # noqa: F401 (registers the task)
-from ir3de.scripts.quickstart import build
-from ir3de.scripts.route import deciding_tokens
+from ir3de.scripts.fitting.embedded import build
+from ir3de.scripts.reports.route import deciding_tokens
 
 PROMPTS = (
     "Write a Python function that reverses a linked list.",

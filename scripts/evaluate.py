@@ -18,9 +18,9 @@ from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
+from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.selection import Selection, of_experts, to_score
-from ir3de.scripts.fit import read_experts
 from ir3de.scripts.metrics.accuracy import accuracy_over_k, describe, routing_accuracy
 from ir3de.scripts.metrics.normalised import Losses
 from ir3de.scripts.metrics.perplexity import score_experts

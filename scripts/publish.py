@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.command import command
-from ir3de.scripts.publishing.space import publish_space
-from ir3de.scripts.publishing.targets import add_spec_arguments, apply_edit, expert_spec
+from ir3de.scripts.publishing.options import TargetRouter, add_spec_arguments, expert_spec
+
+if TYPE_CHECKING:
+    from ir3de.modeling_ir3de import IR3DEModel
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,28 +30,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Publishes statistics, or a Space."""
+    from ir3de.scripts.publishing.space import publish_space
+    from ir3de.scripts.publishing.targets import apply_edit
+
     if bool(args.file) == bool(args.space) or (args.file and not args.router):
         raise ValueError("Give either a statistics file and its --router, or --space.")
     if args.space:
         print(publish_space(args.space, args.router, args.revision, args.samples, args.private))
         return 0
-    args.name = args.name or Path(args.file).stem
-    spec = expert_spec(args)
+    name = args.name or Path(args.file).stem
+    spec = expert_spec(name, args.model, args.model_revision, args.system_prompt, args.cost)
 
     def edit(model: IR3DEModel) -> None:
         """Adds the contribution, to a domain that is there or as a new one."""
-        if args.name not in model.config.expert_names:
+        if name not in model.config.expert_names:
             model.add_expert(spec, statistics=args.file)
         elif len(spec) == 1:
-            model.merge({args.name: args.file})
+            model.merge({name: args.file})
         else:
             raise ValueError(
-                f"{args.router} has an expert {args.name!r} already: leave out --model and the like to add to its"
+                f"{args.router} has an expert {name!r} already: leave out --model and the like to add to its"
                 " domain, or choose another --name."
             )
 
-    message = f"Contribute to {args.name}"
-    print(f"{message}: {apply_edit(args.router, edit, message, create_pr=args.create_pr)}")
+    message = f"Contribute to {name}"
+    target = TargetRouter(args.router, create_pr=args.create_pr)
+    print(f"{message}: {apply_edit(target, edit, message)}")
     return 0
 
 

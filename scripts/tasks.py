@@ -14,7 +14,7 @@ from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
-from ir3de.scripts.fit import read_experts
+from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.metrics.normalised import normalised_scores
 
 

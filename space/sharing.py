@@ -11,8 +11,8 @@ from gradio.utils import get_upload_folder
 from huggingface_hub.errors import HfHubHTTPError
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.fitting.embedded import as_published
 from ir3de.scripts.publishing.targets import check_permission
-from ir3de.scripts.quickstart import as_published
 from ir3de.specs_ir3de import check_hub_id, check_strangers_spec
 
 _FOLDERS = re.compile(r"(?<!\w)(?:/[\w.@-]+)+/")

@@ -13,7 +13,7 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 import pytest
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline
-from ir3de.scripts.quickstart import build
+from ir3de.scripts.fitting.embedded import build
 
 from . import tiny
 

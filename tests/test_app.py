@@ -13,7 +13,7 @@ import torch
 from gradio_client import Client
 
 from ir3de import IR3DEModel
-from ir3de.scripts.quickstart import as_published
+from ir3de.scripts.fitting.embedded import as_published
 from ir3de.space import chat, experts, measured, route, sharing, views
 from ir3de.space.site import Site
 from ir3de.specs_ir3de import check_hub_id

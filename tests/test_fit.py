@@ -15,7 +15,7 @@ from ir3de.configuration_ir3de import VARIANTS, IR3DEConfig
 from ir3de.scripts.cli import main
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
-from ir3de.scripts.fit import splits
+from ir3de.scripts.fitting.fit import splits
 from ir3de.scripts.fitting.search import Candidate, best_of, search
 
 from . import tiny
@@ -149,7 +149,7 @@ def test_what_half_of_the_random_features_chose_is_measured_with_all(fit: Fit, m
         tried.append((arguments[4:], grids, search(*arguments, **grids)))
         return tried[-1][2]
 
-    monkeypatch.setattr("ir3de.scripts.fit.search", spy)
+    monkeypatch.setattr("ir3de.scripts.fitting.fit.search", spy)
     chosen = config(fit("--variant", "prompt", "--feature-map", "rff"))
     (half, _, candidates), (all_of_them, grids, (measured,)) = tried
     assert (half, all_of_them) == ((8,), ())

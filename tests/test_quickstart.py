@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.sources import quickstart_source
-from ir3de.scripts.quickstart import FOLDER
+from ir3de.scripts.fitting.embedded import FOLDER
 
 PROMPTS = {
     "coding": "Write a Python function that reverses a linked list.",

@@ -11,10 +11,11 @@ import torch
 from ir3de import IR3DEModel, IR3DERoutingPipeline, SecondOpinion
 from ir3de.app import load
 from ir3de.route_selector_ir3de import probabilities
-from ir3de.scripts import second as command
 from ir3de.scripts.cli import main
 from ir3de.scripts.data.rows import read_file
+from ir3de.scripts.fitting import second as fitting
 from ir3de.scripts.routers.encoders import MINILM
+from ir3de.scripts.second import OPTIMISTIC
 from ir3de.second_opinion_ir3de import SecondOpinion as Class
 from ir3de.space import views
 
@@ -51,11 +52,11 @@ def test_it_is_fitted_measured_and_saved(
     opinion = SecondOpinion.from_pretrained(folder, "second", encode=encoder)
     assert {name: domain.rows("prompts") for name, domain in opinion.statistics.items()} == dict.fromkeys(NAMES, 20)
     assert opinion.encoder == MINILM
-    assert opinion.regularization in command.LAMBDAS
+    assert opinion.regularization in fitting.LAMBDAS
     assert opinion.calibration.keys() == {"temperature", "spread"}
 
     rows = [row for row in read_file(json_lines) if row.source == "b"]
-    router = command.IR3DEModel.from_pretrained(folder)
+    router = IR3DEModel.from_pretrained(folder)
     router.second_opinion = opinion
     pipe = IR3DERoutingPipeline(router, device="cpu", second_opinion=True)
     table = {}
@@ -72,7 +73,7 @@ def test_it_is_fitted_measured_and_saved(
         assert accuracy == pytest.approx(100 * np.mean(recalls), abs=0.006)
     assert 0 < table[0.9][0] < 100
     assert (tmp_path / "out" / "second.md").read_text().strip() in printed
-    assert command.OPTIMISTIC not in printed
+    assert OPTIMISTIC not in printed
     assert (tmp_path / "out" / "second.png").stat().st_size > 5000
 
 
@@ -81,7 +82,7 @@ def test_every_prompt_is_left_out_in_turn_without_fitting_again() -> None:
     labels = torch.arange(3).repeat_interleave(10)[5:]
     X = Class("words", encode=WordEncoder()).encode(texts)
     rows = torch.cat([X, torch.ones(25, 1)], dim=1)
-    found = command.left_out(rows, labels, 3, 0.1)
+    found = fitting.left_out(rows, labels, 3, 0.1)
     w = torch.tensor([1 / 5] * 5 + [1 / 10] * 20).double()
     penalty = 0.1 * (w @ rows.square())[:-1].mean() * torch.eye(rows.shape[1])
     for i in range(25):  # by fitting again
@@ -96,13 +97,13 @@ def test_the_choice_sees_prompts_left_out_and_the_fit_sees_all() -> None:
     labels = torch.arange(3).repeat_interleave(10)
     opinion = Class("words", encode=WordEncoder())
     X = opinion.encode(texts)
-    q = command.choose(opinion, X, labels, NAMES)
+    q = fitting.choose(opinion, X, labels, NAMES)
     rows = opinion.rows(X)
     right = {
-        value: (command.left_out(rows, labels, 3, value).argmax(dim=1) == labels).sum() for value in command.LAMBDAS
+        value: (fitting.left_out(rows, labels, 3, value).argmax(dim=1) == labels).sum() for value in fitting.LAMBDAS
     }
     assert right[opinion.regularization] == max(right.values())
-    logits = command.left_out(rows, labels, 3, opinion.regularization)
+    logits = fitting.left_out(rows, labels, 3, opinion.regularization)
     torch.testing.assert_close(q, probabilities(logits, **opinion.calibration))
     alone = Class("words", encode=WordEncoder(), regularization=opinion.regularization)
     for i, name in enumerate(NAMES):
@@ -116,7 +117,7 @@ def test_without_other_rows_it_says_that_they_are_the_routers_own(
     assert run(folder, "--data", json_lines, "--max-train-per-domain", 10, "--encoder", "org/words") == 0
     printed = capsys.readouterr().out
     assert "On 30 prompts" in printed
-    assert command.OPTIMISTIC in printed
+    assert OPTIMISTIC in printed
     assert SecondOpinion.from_pretrained(folder, "second").encoder == "org/words"
     assert len(encoder.texts) == 30 + 2  # and the probe, to take it down and to compare
 

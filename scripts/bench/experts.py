@@ -28,7 +28,7 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel, feature_space
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.prompts_ir3de import as_chat
-from ir3de.scripts.quickstart import build
+from ir3de.scripts.fitting.embedded import build
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
 QUESTIONS = (

@@ -17,7 +17,8 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.sources import load_source, quickstart_source
 from ir3de.scripts.data.spool import Spool
-from ir3de.scripts.fit import add_choice_arguments, fit_router
+from ir3de.scripts.fitting.fit import fit_router
+from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments
 
 _BATCH = 1024
 
@@ -56,7 +57,7 @@ def measure(args: argparse.Namespace, tokens: int) -> str:
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder))
         spool.fill(corpus(), tokenizer, args.max_length)
-        fit_router(IR3DEConfig(experts=experts), tokenizer, embeddings, spool, args)
+        fit_router(IR3DEConfig(experts=experts), tokenizer, embeddings, spool, FitOptions.from_args(args))
     fit = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return f"{repeats * sum(lengths):10,d} {alone:13.1f} {fit:7.1f} {fit / alone:6.2f} {peak:15.0f}"

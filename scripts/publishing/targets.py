@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.publishing.options import TargetRouter
 
 Edit = Callable[[IR3DEModel], None]
 
@@ -21,27 +21,26 @@ _PAUSE = 0.2  # seconds before the second attempt; it grows up to _LONGEST_PAUSE
 _LONGEST_PAUSE = 10.0
 
 
-def apply_edit(router: str, edit: Edit, message: str, output: str | None = None, create_pr: bool = False) -> str:
+def apply_edit(target: TargetRouter, edit: Edit, message: str) -> str:
     """Edits a router where it lives.
 
     Args:
-        router (`str`): folder or Hub id.
+        target ([`TargetRouter`]): which router, and where the result goes.
         edit (`Callable`): changes the loaded router, or raises.
         message (`str`): says what it does, in the imperative.
-        output (`str`, *optional*): folder for the result, instead of the router's own place.
-        create_pr (`bool`): on the Hub, open a pull request.
 
     Returns:
         `str`: where the result is.
     """
-    if output is None and not Path(router).is_dir():
-        return publish(router, edit, message, create_pr)
-    if create_pr:
-        raise ValueError(f"--create-pr opens a pull request on the Hub, but the result goes to {output or router}.")
-    model = IR3DEModel.from_pretrained(router)
+    if target.output is None and not Path(target.router).is_dir():
+        return publish(target.router, edit, message, target.create_pr)
+    place = target.output or target.router
+    if target.create_pr:
+        raise ValueError(f"--create-pr opens a pull request on the Hub, but the result goes to {place}.")
+    model = IR3DEModel.from_pretrained(target.router)
     edit(model)
-    model.save_pretrained(output or router)
-    return output or router
+    model.save_pretrained(place)
+    return place
 
 
 def publish(
@@ -95,26 +94,3 @@ def check_permission(error: HfHubHTTPError, repo_id: str) -> None:
             f"You may not write to {repo_id} ({error.response.status_code}). Your files are unchanged. Log in with"
             " `hf auth login` and a token that may write, or propose the change with --create-pr."
         ) from error
-
-
-def expert_spec(args: Any) -> dict[str, Any]:
-    """The spec that the options of `add_spec_arguments` describe."""
-    values = {key: getattr(args, key) for key in ("name", "model", "system_prompt", "cost")}
-    return {key: value for key, value in {**values, "revision": args.model_revision}.items() if value is not None}
-
-
-def add_spec_arguments(parser: Any) -> None:
-    """Adds the options that describe an expert, but for its name."""
-    parser.add_argument(
-        "--model", help="Hub id or folder of the causal LM that answers; without it the domain only routes"
-    )
-    parser.add_argument("--model-revision", help="its revision")
-    parser.add_argument("--system-prompt", help="its system prompt")
-    parser.add_argument("--cost", type=float, help="what an answer costs, in any unit")
-
-
-def add_target_arguments(parser: Any) -> None:
-    """Adds the options that say which router is edited and where the result goes."""
-    parser.add_argument("router", metavar="DIR_OR_ID", help="folder or Hub id of a router")
-    parser.add_argument("--output", metavar="DIR", help="folder for the result, instead of the router's own place")
-    parser.add_argument("--create-pr", action="store_true", help="on the Hub: propose it as a pull request")

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import tempfile
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS, IR3DEConfig
+from ir3de.choices_ir3de import FEATURE_MAPS, VARIANTS
+from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.sampling import sample_per_domain
-from ir3de.scripts.data.spool import Spool
-from ir3de.scripts.fit import add_choice_arguments, check_domains, fit_router
+from ir3de.scripts.fitting.fit import fit_rows
+from ir3de.scripts.fitting.options import FitOptions
+from ir3de.scripts.fitting.second import choose
 from ir3de.scripts.routers.base import Options
-from ir3de.scripts.second import choose
 from ir3de.second_opinion_ir3de import SecondOpinion
 
 AUTO, CHAIN = "ir3de", "ir3de-chain"
@@ -33,14 +29,14 @@ class IR3DERouter:
     Our router, behind the interface of the baselines.
 
     Args:
-        options (`Sequence[str]`): of `ir3de fit`, those that decide how a router is fitted.
+        options ([`FitOptions`]): how it is fitted.
         tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings.
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
     """
 
     encoded = 0
 
-    def __init__(self, options: Sequence[str], tokenizer: Any, embeddings: torch.Tensor) -> None:
+    def __init__(self, options: FitOptions, tokenizer: Any, embeddings: torch.Tensor) -> None:
         self.options = options
         self.tokenizer, self.embeddings = tokenizer, embeddings
         self.domains: list[str] = []
@@ -48,18 +44,11 @@ class IR3DERouter:
         self.pipeline: Any = None
 
     def fit(self, texts: Sequence[str], domains: Sequence[str]) -> IR3DERouter:
-        """Fits as `ir3de fit` does, without its printing."""
+        """Fits as `ir3de fit` does."""
         self.domains = sorted(set(domains))
-        parser = argparse.ArgumentParser()
-        add_choice_arguments(parser)
-        args = parser.parse_args(self.options)
-        config = IR3DEConfig(experts=[{"name": name} for name in self.domains], num_features=args.num_features)
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-            spool = Spool(Path(folder))
-            rows = (Row(text, domain) for text, domain in zip(texts, domains, strict=True))
-            spool.fill(rows, self.tokenizer, config.max_length)
-            check_domains(spool)
-            model = fit_router(config, self.tokenizer, self.embeddings, spool, args)
+        config = IR3DEConfig(experts=[{"name": name} for name in self.domains], **self.options.config_fields())
+        rows = (Row(text, domain) for text, domain in zip(texts, domains, strict=True))
+        model = fit_rows(config, self.tokenizer, self.embeddings, rows, self.options).model
         self.choice = ", ".join(f"{key} {value}" for key, value in _chosen(model.config).items())
         self.pipeline = IR3DERoutingPipeline(model, device="cpu")
         return self
@@ -84,7 +73,7 @@ class ChainRouter(IR3DERouter):
     """Our router with a second opinion on the sentence encoder, for prompts below its default bound."""
 
     def __init__(self, run: Options, tokenizer: Any, embeddings: torch.Tensor) -> None:
-        super().__init__([], tokenizer, embeddings)
+        super().__init__(FitOptions(), tokenizer, embeddings)
         self.run = run
         self.encoder = run.sentence_encoder
         self.cached = True
@@ -123,14 +112,15 @@ class ChainRouter(IR3DERouter):
 
 def ours(tokenizer: Any, embeddings: torch.Tensor) -> dict[str, Any]:
     """A factory by name: the automatic choice, also with a second opinion, each variant, and `prompt` on each map."""
-    options: dict[str, list[str]] = {AUTO: [], f"{AUTO}-best": ["--standard-errors", "0"]}
-    options |= {f"{AUTO}-{variant}": ["--variant", variant] for variant in VARIANTS}
-    options |= {name: ["--variant", "prompt", "--feature-map", name.split("-")[-1]] for name in FEATURE_MAP_ROUTERS}
+    options = {AUTO: FitOptions(), f"{AUTO}-best": FitOptions(standard_errors=0)}
+    options |= {f"{AUTO}-{variant}": FitOptions(variant=variant) for variant in VARIANTS}
+    for name in FEATURE_MAP_ROUTERS:
+        options[name] = FitOptions(variant="prompt", feature_map=name.split("-")[-1])
     made: dict[str, Any] = {name: partial(_make, given, tokenizer, embeddings) for name, given in options.items()}
     return made | {CHAIN: partial(ChainRouter, tokenizer=tokenizer, embeddings=embeddings)}
 
 
-def _make(options: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, _: Any) -> IR3DERouter:
+def _make(options: FitOptions, tokenizer: Any, embeddings: torch.Tensor, _: Any) -> IR3DERouter:
     return IR3DERouter(options, tokenizer, embeddings)
 
 

@@ -1,0 +1,237 @@
+"""Fitting a router: tokenized once, chosen on held-out prompts, and fitted on all of them."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ir3de.choices_ir3de import FEATURE_MAPS, VARIANTS
+from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.data.rows import Row
+from ir3de.scripts.data.spool import Spool
+from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
+from ir3de.scripts.fitting.options import AUTO, FitOptions
+from ir3de.scripts.fitting.search import Candidate, Grids, Split, best_of, describe, search
+from ir3de.scripts.reports.progress import progress
+from ir3de.specs_ir3de import check_expert_name
+from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
+
+FOLDS = 5  # of each domain's prompts, one of which is held out at a time
+HELD_OUT_WANTED, HELD_OUT_MOST = 200, 400  # prompts of each domain: of all folds, and of one
+SAMPLE_MOST = 1600  # prompts of each domain that candidates are fitted on
+HELD_OUT_LEAST = 30  # prompts in all, below which a choice would be noise
+RFF_MOST_BYTES = 4 << 30  # of sums, above which random features are not tried
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """
+    A router that was fitted, and what was measured on the way.
+
+    Args:
+        model ([`IR3DEModel`]): the router.
+        candidates (`list[Candidate]`): all that were tried.
+        chosen ([`Candidate`]): one of them.
+        skipped (`int`): rows without a token, which were left out.
+    """
+
+    model: IR3DEModel
+    candidates: list[Candidate]
+    chosen: Candidate
+    skipped: int
+
+    def describe(self) -> str:
+        """The best candidate of each kind and the one chosen, as a table."""
+        number = sum(len(rows) for rows in self.chosen.logits.values())
+        return f"On {number:,} held-out prompts:\n{describe(self.candidates, self.chosen)}"
+
+
+def fit_rows(
+    config: IR3DEConfig, tokenizer: Any, embeddings: torch.Tensor, rows: Iterable[Row], options: FitOptions
+) -> Fitted:
+    """Fits a router to labelled prompts, which are tokenized to a temporary folder first.
+
+    Args:
+        config ([`IR3DEConfig`]): with one expert a domain, or none, which gives each domain one that only routes.
+        tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings.
+        embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
+        rows (`Iterable[Row]`): read once, in a stream.
+        options ([`FitOptions`]): how it is fitted.
+
+    Raises:
+        ValueError: the rows make no router, or their domains are not the experts.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        spool = Spool(Path(folder))
+        spool.fill(rows, tokenizer, config.max_length)
+        check_domains(spool)
+        _match_experts(config, spool.domains)
+        return fit_router(config, tokenizer, embeddings, spool, options)
+
+
+def fit_router(
+    config: IR3DEConfig, tokenizer: Any, embeddings: torch.Tensor, spool: Spool, options: FitOptions
+) -> Fitted:
+    """Chooses on held-out prompts what the options leave open, and fits on all prompts.
+
+    Args:
+        config ([`IR3DEConfig`]): with the experts; the choice is written into it.
+        tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings.
+        embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
+        spool ([`Spool`]): the tokenized prompts.
+        options ([`FitOptions`]): how it is fitted.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    if not options.standard_errors >= 0:
+        raise ValueError(f"--standard-errors must be a number of at least 0, got {options.standard_errors}.")
+    candidates = _candidates(config, embeddings, spool, options)
+    best = _choose(candidates, options.standard_errors)
+    if best.config["feature_map"] == "rff":
+        best = _with_all_features(config, embeddings, spool, best)
+        candidates.append(best)
+    for key, value in best.config.items():
+        setattr(config, key, value)
+    labels = torch.cat([torch.full((len(rows),), i) for i, rows in enumerate(best.logits.values())])
+    logits = torch.cat(list(best.logits.values()))
+    config.calibration = fit_calibration(logits, labels)
+    config.evaluation = evaluation(best, calibration_error(logits, labels, config.calibration))
+    model = IR3DEModel.from_embeddings(config, embeddings, tokenizer)
+    model.fit(collect(model, spool))
+    return Fitted(model, candidates, best, spool.skipped)
+
+
+def _choose(candidates: list[Candidate], standard_errors: float) -> Candidate:
+    """The best candidate, or the simplest one where there are too few held-out prompts to tell."""
+    number = sum(len(rows) for rows in candidates[0].logits.values())
+    if number >= HELD_OUT_LEAST or len(candidates) == 1:
+        return best_of(candidates, standard_errors)
+    warnings.warn(
+        f"Only {number} held-out prompts, fewer than {HELD_OUT_LEAST}: too few to choose on. Taking the simplest.",
+        stacklevel=3,
+    )
+    return max(candidates, key=lambda candidate: candidate.simplicity)
+
+
+def collect(model: IR3DEModel, spool: Spool) -> dict[str, DomainStatistics]:
+    """The statistics of each domain over all of its prompts, in the router's feature space."""
+    empty = model.collector()
+    statistics = {}
+    for domain in progress(spool.domains, "Summing", "domains"):
+        collector = StatisticsCollector(empty.features, empty.fingerprint)
+        for prompts in spool.parts(domain):
+            collector.add(prompts)
+        statistics[domain] = collector.statistics
+    return statistics
+
+
+def splits(spool: Spool) -> Iterator[Split]:
+    """Prompts to try candidates on, and held-out ones to measure them: a fifth, spread evenly. Where a fifth of the
+    smallest domain is little, one fifth after another, if need be until every prompt has been held out once.
+    """
+    fewest = min(len(spool.lengths(domain)) for domain in spool.domains)
+    number = min(FOLDS, fewest, math.ceil(HELD_OUT_WANTED * FOLDS / fewest))
+    yield from (_split(spool, fold) for fold in range(number))
+
+
+def _split(spool: Spool, fold: int) -> Split:
+    """Holds out every fifth prompt of each domain."""
+    sample, held_out = {}, {}
+    for domain in spool.domains:
+        rows = torch.arange(len(spool.lengths(domain)))
+        held = (rows + fold) % FOLDS == 1
+        sample[domain] = spool.take(domain, _spread(rows[~held], SAMPLE_MOST))
+        held_out[domain] = spool.take(domain, _spread(rows[held], HELD_OUT_MOST))
+    return Split(sample, held_out)
+
+
+def _spread(rows: torch.Tensor, most: int) -> torch.Tensor:
+    """At most so many of the rows, evenly spaced."""
+    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
+
+
+def check_domains(spool: Spool) -> None:
+    """Raises ValueError unless there are two domains or more, of two rows or more, whose names can name experts."""
+    if len(spool.domains) < 2:
+        raise ValueError(f"A router chooses between at least two domains; the data have {spool.domains or 'no rows'}.")
+    for domain in spool.domains:
+        check_expert_name(domain)
+        if len(spool.lengths(domain)) < 2:
+            raise ValueError(f"Domain {domain!r} has a single row: at least two are needed, one of them held out.")
+
+
+def _candidates(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, options: FitOptions) -> list[Candidate]:
+    """Every combination of variant and feature map that the options leave open."""
+    grids: Grids = {
+        "num_votes": _given(options.num_votes),
+        "lambdas": _given(options.regularization),
+        "token_noises": _given(options.token_noise),
+        "lexical_weights": _given(options.lexical_weight),
+    }
+    half = config.num_features // 4 * 2  # an even number, and an eighth of the work
+    candidates: list[Candidate] = []
+    for feature_map, variants in _plan(options, len(spool.domains), config.num_features).items():
+        config.feature_map = feature_map
+        candidates += search(config, embeddings, splits(spool), variants, half, **grids)
+    return candidates
+
+
+def _given(value: float | None) -> list[float] | None:
+    """What is tried instead of the default values: a value that is given, alone."""
+    return None if value is None else [value]
+
+
+def _plan(options: FitOptions, domains: int, num_features: int) -> dict[str, list[str]]:
+    """The variants that are tried on each feature map."""
+    if options.variant != AUTO:
+        maps = list(FEATURE_MAPS) if options.feature_map == AUTO else [options.feature_map or "identity"]
+        return {name: [options.variant] for name in maps}
+    if options.feature_map is not None and options.feature_map != AUTO:
+        return {options.feature_map: list(VARIANTS)}
+    plan = {"identity": [variant for variant in VARIANTS if variant != "prompt"], "unit": ["prompt"]}
+    if domains * 8 * num_features**2 <= RFF_MOST_BYTES:
+        plan["rff"] = ["prompt"]
+    return plan
+
+
+def _with_all_features(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, best: Candidate) -> Candidate:
+    """What was chosen with fewer random features, measured with all."""
+    config.feature_map = "rff"
+    fields = {"num_votes": "num_votes", "token_noises": "token_noise", "lexical_weights": "lexical_weight"}
+    fields["lambdas"] = "prompt_regularization" if best.config["variant"] == "prompt" else "regularization"
+    grids = {name: [best.config[field]] for name, field in fields.items() if field in best.config}
+    return search(config, embeddings, splits(spool), [best.config["variant"]], **grids)[0]
+
+
+def evaluation(best: Candidate, error: float) -> dict[str, Any]:
+    """What config and card say of the choice."""
+    domains = {name: {"recall": recall, "prompts": len(best.logits[name])} for name, recall in best.recalls.items()}
+    routes = {name: rows.argmax(dim=1).bincount(minlength=len(domains)).tolist() for name, rows in best.logits.items()}
+    return {
+        "macro_accuracy": best.macro_accuracy,
+        "standard_error": best.standard_error,
+        "calibration_error": error,
+        "prompts": sum(domain["prompts"] for domain in domains.values()),
+        "domains": domains,
+        "confusion": {name: dict(zip(domains, numbers, strict=True)) for name, numbers in routes.items()},
+    }
+
+
+def _match_experts(config: IR3DEConfig, domains: list[str]) -> None:
+    """Sets one expert a domain, or checks that the experts given are the domains of the data."""
+    if not config.experts:
+        config.set_experts([{"name": domain} for domain in domains])
+    elif set(config.expert_names) != set(domains):
+        raise ValueError(
+            f"The data have the domains {domains} and the experts are {config.expert_names}: each domain needs one"
+            " expert of its name. Leave rows out with --where, or mend the list of experts."
+        )

@@ -1,0 +1,107 @@
+"""The options that decide how a router is fitted. Light: the command line reads them before it loads torch."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+from ir3de.choices_ir3de import FEATURE_MAPS, VARIANTS
+
+AUTO = "auto"
+MOST_TEXTS = 500  # of a domain, that the encoder of a second opinion reads
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """
+    How a router is fitted. What is None or "auto" is chosen on held-out prompts.
+
+    Args:
+        variant (`str`): one of `VARIANTS`, or "auto".
+        feature_map (`str`, *optional*): one of `FEATURE_MAPS`, or "auto" for each of them. By default those that suit
+            the variants that are tried, or identity where a variant is given.
+        num_features (`int`): F, of random features.
+        num_votes (`int`, *optional*): k of top-k.
+        regularization (`float`, *optional*): lambda.
+        token_noise (`float`, *optional*): rho of prompt rows.
+        lexical_weight (`float`, *optional*): of naive Bayes in prompt rows.
+        standard_errors (`float`): of its distance to the best choice, that a simpler choice may be behind.
+        balance (`bool`): divide each domain's sums by its number of rows.
+        bias (`bool`): append a column of ones to the token rows.
+        normalize_columns (`bool`): divide each column of W by its norm.
+        max_length (`int`): tokens of a prompt that count.
+    """
+
+    variant: str = AUTO
+    feature_map: str | None = None
+    num_features: int = 4096
+    num_votes: int | None = None
+    regularization: float | None = None
+    token_noise: float | None = None
+    lexical_weight: float | None = None
+    standard_errors: float = 1.0
+    balance: bool = True
+    bias: bool = True
+    normalize_columns: bool = False
+    max_length: int = 1024
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> FitOptions:
+        """What the options of `add_choice_arguments` say."""
+        return cls(
+            variant=args.variant,
+            feature_map=args.feature_map,
+            num_features=args.num_features,
+            num_votes=args.num_votes,
+            regularization=args.regularization,
+            token_noise=args.token_noise,
+            lexical_weight=args.lexical_weight,
+            standard_errors=args.standard_errors,
+            balance=not args.no_balance,
+            bias=not args.no_bias,
+            normalize_columns=args.normalize_columns,
+            max_length=args.max_length,
+        )
+
+    def config_fields(self) -> dict[str, Any]:
+        """The fields of the config that are set by hand; giving them to the config checks them before any work."""
+        lambda_field = "prompt_regularization" if self.variant == "prompt" else "regularization"
+        by_hand = {
+            "variant": None if self.variant == AUTO else self.variant,
+            "feature_map": None if self.feature_map == AUTO else self.feature_map,
+            "num_votes": self.num_votes,
+            lambda_field: self.regularization,
+            "token_noise": self.token_noise,
+            "lexical_weight": self.lexical_weight,
+        }
+        return {
+            "balance": self.balance,
+            "bias": self.bias,
+            "normalize_columns": self.normalize_columns,
+            "num_features": self.num_features,
+            "max_length": self.max_length,
+            **{field: value for field, value in by_hand.items() if value is not None},
+        }
+
+
+def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of [`FitOptions`]; what they leave open is chosen on held-out prompts."""
+    parser.add_argument("--variant", choices=(AUTO, *VARIANTS), default=AUTO, help="default: on held-out prompts")
+    parser.add_argument("--feature-map", choices=(AUTO, *FEATURE_MAPS), help="default: identity, or with auto: chosen")
+    parser.add_argument("--num-features", type=int, default=4096, help="of rff (default: 4096)")
+    parser.add_argument("--num-votes", type=int, help="k of top-k; default: chosen on held-out prompts")
+    parser.add_argument("--regularization", type=float, help="lambda; default: chosen on held-out prompts")
+    parser.add_argument("--token-noise", type=float, help="rho of prompt rows; default: chosen on held-out prompts")
+    parser.add_argument("--lexical-weight", type=float, help="of naive Bayes in prompt rows; default: chosen likewise")
+    parser.add_argument(
+        "--standard-errors",
+        type=float,
+        default=1.0,
+        help="of its distance to the best choice, that a simpler choice may be behind; 0 suits prompts from the data's"
+        " own sources (default: 1)",
+    )
+    parser.add_argument("--no-balance", action="store_true", help="sum domains as they are: larger ones weigh more")
+    parser.add_argument("--no-bias", action="store_true", help="no column of ones in the token rows")
+    parser.add_argument("--normalize-columns", action="store_true", help="divide the columns of W by their norms")
+    parser.add_argument("--max-length", type=int, default=1024, help="tokens of a prompt that count (default: 1024)")

@@ -1,0 +1,158 @@
+"""A second opinion's fit: lambda and calibration chosen on prompts left out in turn, and what a bound on it gives."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.route_selector_ir3de import probabilities
+from ir3de.scripts.data.rows import Row
+from ir3de.scripts.data.sampling import sample_per_domain
+from ir3de.scripts.data.selection import Selection, of_experts
+from ir3de.scripts.fitting.calibration import fit_calibration
+from ir3de.scripts.fitting.options import MOST_TEXTS
+from ir3de.scripts.metrics.measures import macro_accuracy
+from ir3de.scripts.reports.progress import Steps
+from ir3de.second_opinion_ir3de import BELOW, SecondOpinion, combined
+from ir3de.token_router_ir3de import mean_diagonal, ridge
+
+LAMBDAS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # over the mean of A's diagonal
+BOUNDS = (0.0, 0.5, 0.7, BELOW, 0.97, 1.0)
+_AT_ONCE = 256  # texts that are encoded
+
+
+@dataclass(frozen=True)
+class AtBound:
+    """
+    What a bound on the router's score costs and gives.
+
+    Args:
+        bound (`float`): a probability, below which the second opinion is asked.
+        share (`float`): of the prompts, that are encoded.
+        accuracy (`float`): macro accuracy, 0 to 1.
+    """
+
+    bound: float
+    share: float
+    accuracy: float
+
+
+def rows_to_fit(rows: Iterable[Row], names: Sequence[str], most: int | None) -> Selection:
+    """The prompts that an encoder reads: a sample of each expert's.
+
+    Args:
+        rows (`Iterable[Row]`): labelled prompts.
+        names (`Sequence[str]`): of the experts.
+        most (`int`, *optional*): prompts of each; by default all.
+
+    Raises:
+        ValueError: an expert has fewer than two prompts.
+    """
+    selection = of_experts(rows, names, "--data")
+    domains = [row.domain for row in selection.rows]
+    few = [name for name in names if domains.count(name) < 2]
+    if few:
+        raise ValueError(f"--data has fewer than two prompts for {few}: a second opinion must know every expert.")
+    kept = [selection.rows[i] for i in sample_per_domain(domains, most, 0)]
+    return replace(selection, rows=kept)
+
+
+def choose(opinion: SecondOpinion, X: torch.Tensor, labels: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+    """Chooses lambda and calibration on every prompt in turn, each left out of the fit, and fits on all.
+
+    Args:
+        opinion ([`SecondOpinion`]): that is fitted.
+        X (`torch.Tensor` of shape `(N, dim)`): vectors of the prompts.
+        labels (`torch.Tensor` of shape `(N,)`): indices of their domains.
+        names (`Sequence[str]`): of the D domains.
+
+    Returns:
+        `torch.Tensor` of shape `(N, D)`: probabilities of each prompt, by the fit without it.
+    """
+    rows = opinion.rows(X)
+    logits = {value: left_out(rows, labels, len(names), value) for value in LAMBDAS}
+    best = max(LAMBDAS, key=lambda value: macro_accuracy(labels.numpy(), logits[value].numpy()))
+    opinion.regularization, opinion.calibration = best, fit_calibration(logits[best], labels)
+    opinion.fit({name: opinion.summed(X[labels == i]) for i, name in enumerate(names)})
+    return probabilities(logits[best], **opinion.calibration)
+
+
+def left_out(X: torch.Tensor, labels: torch.Tensor, number: int, regularization: float) -> torch.Tensor:
+    """What each prompt would score if the fit had not seen it, without fitting again: Allen's PRESS (1974).
+
+    If W minimises sum_i w_i |x_i W - y_i|^2 + lambda |W|^2, a fit without row i leaves the residual (y_i - x_i W) /
+    (1 - h_i) there, where h_i = w_i x_i (A + lambda I)^-1 x_i^T. The weights, 1 over the domain's prompts, stay.
+
+    Args:
+        X (`torch.Tensor` of shape `(N, F + 1)`): rows of the prompts.
+        labels (`torch.Tensor` of shape `(N,)`): indices of their domains.
+        number (`int`): D, of domains.
+        regularization (`float`): lambda over the mean of A's diagonal.
+
+    Returns:
+        `torch.Tensor` of shape `(N, D)`, float64.
+    """
+    Y = F.one_hot(labels, number).double()
+    w = (1 / labels.bincount())[labels].double().unsqueeze(1)
+    A = X.T @ (w * X)
+    Z = ridge(A, X.T, regularization * mean_diagonal(A)).T  # rows (A + lambda I)^-1 x
+    h = (w * X * Z).sum(dim=1, keepdim=True)
+    return Y - (Y - X @ (Z.T @ (w * Y))) / (1 - h)
+
+
+def over_bounds(p: torch.Tensor, q: torch.Tensor, labels: torch.Tensor) -> list[AtBound]:
+    """What each bound on the router's score costs and gives.
+
+    Args:
+        p (`torch.Tensor` of shape `(N, D)`): the router's probabilities.
+        q (`torch.Tensor` of shape `(N, D)`): the second opinion's.
+        labels (`torch.Tensor` of shape `(N,)`): indices of the domains.
+
+    Returns:
+        `list[AtBound]`: one for each of `BOUNDS`.
+    """
+    figures = []
+    for bound in BOUNDS:
+        unsure = p.amax(dim=1) < bound
+        both = torch.where(unsure.unsqueeze(1), combined(p, q), p)
+        accuracy = macro_accuracy(labels.numpy(), both.numpy())
+        figures.append(AtBound(bound, float(unsure.double().mean()), accuracy))
+    return figures
+
+
+def encoded(opinion: SecondOpinion, texts: Sequence[str]) -> torch.Tensor:
+    """The vectors of texts, `(N, dim)`, part by part, saying how far it is."""
+    parts = []
+    with Steps("Encoding", "texts", len(texts)) as steps:
+        for start in range(0, len(texts), _AT_ONCE):
+            parts.append(opinion.encode(texts[start : start + _AT_ONCE]))
+            steps.update(len(parts[-1]))
+    return torch.cat(parts)
+
+
+def introduce(opinion: SecondOpinion, name: str, texts: Sequence[str]) -> None:
+    """Adds an expert to a second opinion, with a sample of its text; without the encoder it stays unknown there."""
+    sample = [texts[i] for i in sample_per_domain([name] * len(texts), MOST_TEXTS, 0)]
+    try:
+        opinion.add_expert(name, sample)
+    except (ImportError, OSError) as error:
+        print(f"Not added to the second opinion: {error}", file=sys.stderr)
+
+
+def labels_of(rows: Sequence[Row], names: Sequence[str]) -> torch.Tensor:
+    """The index of each prompt's expert, `(N,)`."""
+    return torch.tensor([names.index(row.domain) for row in rows])
+
+
+def router_scores(model: IR3DEModel, rows: Sequence[Row]) -> torch.Tensor:
+    """The router's probabilities, `(N, D)`, without the second opinion."""
+    records = IR3DERoutingPipeline(model, device="cpu")([row.text for row in rows], generate=False, min_score=0)
+    scores = [{entry["expert"]: entry["score"] for entry in record["ranking"]} for record in records]
+    names = model.config.expert_names
+    return torch.tensor([[of_prompt[name] for name in names] for of_prompt in scores], dtype=torch.float64)

@@ -1,0 +1,52 @@
+"""The options of commands that edit a router: which one, and what its new expert is. Light, as no edit is made here."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TargetRouter:
+    """
+    The router that is edited, and where the result goes.
+
+    Args:
+        router (`str`): folder or Hub id.
+        output (`str`, *optional*): folder for the result, instead of the router's own place.
+        create_pr (`bool`): on the Hub, open a pull request.
+    """
+
+    router: str
+    output: str | None = None
+    create_pr: bool = False
+
+
+def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of [`TargetRouter`]."""
+    parser.add_argument("router", metavar="DIR_OR_ID", help="folder or Hub id of a router")
+    parser.add_argument("--output", metavar="DIR", help="folder for the result, instead of the router's own place")
+    parser.add_argument("--create-pr", action="store_true", help="on the Hub: propose it as a pull request")
+
+
+def add_spec_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that describe an expert, but for its name."""
+    parser.add_argument(
+        "--model", help="Hub id or folder of the causal LM that answers; without it the domain only routes"
+    )
+    parser.add_argument("--model-revision", help="its revision")
+    parser.add_argument("--system-prompt", help="its system prompt")
+    parser.add_argument("--cost", type=float, help="what an answer costs, in any unit")
+
+
+def expert_spec(
+    name: str,
+    model: str | None = None,
+    revision: str | None = None,
+    system_prompt: str | None = None,
+    cost: float | None = None,
+) -> dict[str, Any]:
+    """An expert's spec of what is known of it."""
+    fields = {"name": name, "model": model, "system_prompt": system_prompt, "cost": cost, "revision": revision}
+    return {key: value for key, value in fields.items() if value is not None}

@@ -1,0 +1,188 @@
+"""The four shapes of a request, as far as they are read: who said what, what is needed, and where defaults go."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from ir3de.prompts_ir3de import text_of
+
+from .body import Body
+from .errors import GatewayError, anthropic_error, openai_error
+
+Turn = tuple[str, Any]  # a role, "user" among them, and what was said: text, or a list of parts
+
+_IMAGES = ("image_url", "input_image", "image")
+
+
+class Api:
+    """One of the shapes; what they share is that of OpenAI's chat completions."""
+
+    path = "chat/completions"
+    conversation = "messages"  # the field that holds it
+    length_fields: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
+    names: ClassVar[dict[str, str]] = {
+        "max_new_tokens": "max_tokens",
+        "num_return_sequences": "n",
+        "stop_strings": "stop",
+    }
+
+    def error(self, error: GatewayError) -> dict[str, Any]:
+        """An error in the form that clients of this API read."""
+        return openai_error(error)
+
+    def error_event(self, error: GatewayError) -> bytes:
+        """The same as the last event of a stream."""
+        return f"data: {json.dumps(self.error(error))}\n\n".encode()
+
+    def turns(self, fields: dict[str, Any]) -> Iterator[Turn]:
+        """The conversation, as far as it is of the expected kind."""
+        for message in _dicts(fields.get("messages")):
+            yield str(message.get("role")), message.get("content")
+
+    def wants_json(self, fields: dict[str, Any]) -> bool:
+        """Whether the answer must be JSON, perhaps of a schema."""
+        return _type_of(fields.get("response_format")) in ("json_object", "json_schema")
+
+    def wants_logprobs(self, fields: dict[str, Any]) -> bool:
+        """Whether the answer must come with log probabilities."""
+        return bool(fields.get("logprobs")) or bool(fields.get("top_logprobs"))
+
+    def has_images(self, fields: dict[str, Any]) -> bool:
+        """Whether there is something to see in the conversation."""
+        return any(part.get("type") in _IMAGES for _, content in self.turns(fields) for part in _dicts(content))
+
+    def new_tokens(self, fields: dict[str, Any]) -> int:
+        """Tokens of the answer that are asked for; 0 where the request does not say."""
+        values = (fields.get(field) for field in self.length_fields)
+        return next((value for value in values if isinstance(value, int)), 0)
+
+    def with_system_prompt(self, body: Body, prompt: str) -> dict[str, str | None]:
+        """The change that puts a system prompt first, unless the request has one of its own."""
+        turns = self.turns(body.fields)
+        if next(turns, ("", None))[0] in ("system", "developer"):
+            return {}
+        message = json.dumps({"role": "system", "content": prompt})
+        return {"messages": f"[{message},{body.raw('messages')[1:]}"}
+
+    def with_defaults(self, body: Body, generation: dict[str, Any]) -> dict[str, str | None]:
+        """The changes that add an expert's generation defaults where the request says nothing."""
+        options = {self.names.get(key, key): value for key, value in generation.items()}
+        if options.pop("do_sample", True) is False:
+            options["temperature"] = 0
+        given = body.fields
+        if any(given.get(field) is not None for field in self.length_fields):
+            options.pop(self.names["max_new_tokens"], None)
+        return {key: json.dumps(value) for key, value in options.items() if given.get(key) is None}
+
+
+class Completions(Api):
+    """OpenAI's completions of plain text."""
+
+    path = "completions"
+    conversation = "prompt"
+    length_fields = ("max_tokens",)
+
+    def turns(self, fields: dict[str, Any]) -> Iterator[Turn]:
+        """The prompt as a user's; several are read together, and token ids say nothing here."""
+        prompt = fields.get("prompt")
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
+            yield "user", "\n".join(texts)
+
+    def with_system_prompt(self, body: Body, prompt: str) -> dict[str, str | None]:
+        """Plain text has none."""
+        return {}
+
+
+class Responses(Api):
+    """OpenAI's responses."""
+
+    path = "responses"
+    conversation = "input"
+    length_fields = ("max_output_tokens",)
+    names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_output_tokens"}
+
+    def error_event(self, error: GatewayError) -> bytes:
+        """An event of the type that these streams have."""
+        data = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        return f"event: error\ndata: {json.dumps(data)}\n\n".encode()
+
+    def turns(self, fields: dict[str, Any]) -> Iterator[Turn]:
+        """The input, whose items are messages, calls of tools and their results."""
+        given = fields.get("input")
+        if isinstance(given, str):
+            yield "user", given
+        for item in _dicts(given):
+            kind = item.get("type", "message")
+            if kind == "message":
+                yield str(item.get("role")), item.get("content")
+            else:
+                yield ("tool" if str(kind).endswith("_output") else "assistant"), item.get("output")
+
+    def wants_json(self, fields: dict[str, Any]) -> bool:
+        """Whether the answer must be JSON, perhaps of a schema."""
+        text = fields.get("text")
+        return isinstance(text, dict) and _type_of(text.get("format")) in ("json_object", "json_schema")
+
+    def wants_logprobs(self, fields: dict[str, Any]) -> bool:
+        """Whether the answer must come with log probabilities."""
+        return bool(fields.get("top_logprobs"))
+
+    def with_system_prompt(self, body: Body, prompt: str) -> dict[str, str | None]:
+        """The change that gives instructions where there are none."""
+        return {} if body.fields.get("instructions") is not None else {"instructions": json.dumps(prompt)}
+
+
+class Messages(Api):
+    """Anthropic's messages."""
+
+    path = "messages"
+    length_fields = ("max_tokens",)
+    names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_tokens", "stop_strings": "stop_sequences"}
+
+    def error(self, error: GatewayError) -> dict[str, Any]:
+        """An error in Anthropic's form."""
+        return anthropic_error(error)
+
+    def error_event(self, error: GatewayError) -> bytes:
+        """An event of the type that these streams have."""
+        return f"event: error\ndata: {json.dumps(self.error(error))}\n\n".encode()
+
+    def turns(self, fields: dict[str, Any]) -> Iterator[Turn]:
+        """The conversation; a user's message that holds nothing but results of tools is a tool's."""
+        for role, content in super().turns(fields):
+            parts = list(_dicts(content))
+            results = bool(parts) and all(part.get("type") == "tool_result" for part in parts)
+            yield ("tool" if results else role), content
+
+    def wants_json(self, fields: dict[str, Any]) -> bool:
+        """Whether the answer must be JSON of a schema."""
+        return isinstance(fields.get("output_format"), dict)
+
+    def wants_logprobs(self, fields: dict[str, Any]) -> bool:
+        """Never: this API has none."""
+        return False
+
+    def with_system_prompt(self, body: Body, prompt: str) -> dict[str, str | None]:
+        """The change that gives a system prompt where there is none."""
+        return {} if body.fields.get("system") is not None else {"system": json.dumps(prompt)}
+
+
+CHAT, COMPLETIONS, RESPONSES, MESSAGES = Api(), Completions(), Responses(), Messages()
+
+
+def characters(api: Api, body: Body) -> int:
+    """The size of a conversation and of its tools as text, without its images."""
+    size = sum(len(text_of(content)) for _, content in api.turns(body.fields))
+    return size + (len(body.raw("tools")) if body.fields.get("tools") else 0)
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, list):
+        yield from (item for item in value if isinstance(item, dict))
+
+
+def _type_of(value: Any) -> Any:
+    return value.get("type") if isinstance(value, dict) else None

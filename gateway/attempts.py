@@ -1,0 +1,137 @@
+"""From the experts that may answer to an answer that has begun: a few tries, then the next expert."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from .breaker import Breaker, BreakerOptions
+from .choice import Choice
+from .exchange import Exchange
+from .forward import ExpertFailed, Forwarder, RemoteExpert, unavailable
+from .metrics import Metrics
+from .relay import Reply
+from .requests import Ask
+from .serving import Serving
+
+
+class Patience(NamedTuple):
+    """
+    How long a request is tried.
+
+    Args:
+        retries (`int`): further tries with an expert that may do better a moment later.
+        experts (`int`): that are tried at most.
+        wait (`float`): seconds before the first retry; doubled before the next.
+        most_wait (`float`): seconds that a server may ask for before it is tried again; else the next one is asked.
+    """
+
+    retries: int = 1
+    experts: int = 3
+    wait: float = 0.2
+    most_wait: float = 2.0
+
+
+class Attempts:
+    """
+    Asks experts until one begins to answer.
+
+    Args:
+        forwarder ([`Forwarder`]): that sends requests to servers.
+        patience ([`Patience`]): how often.
+        breaker ([`BreakerOptions`]): when an expert is left alone.
+        metrics ([`Metrics`]): where failures are counted.
+    """
+
+    def __init__(self, forwarder: Forwarder, patience: Patience, breaker: BreakerOptions, metrics: Metrics) -> None:
+        self._forwarder = forwarder
+        self._patience = patience
+        self._options = breaker
+        self._metrics = metrics
+        self._breakers: dict[str, Breaker] = {}
+
+    async def first_reply(
+        self, ask: Ask, choice: Choice, serving: Serving, headers: Mapping[str, str], exchange: Exchange
+    ) -> Reply:
+        """The reply of the first expert that gives one; `exchange.expert` names it.
+
+        Args:
+            ask ([`Ask`]): the request.
+            choice ([`Choice`]): who may answer, best first.
+            serving ([`Serving`]): the experts.
+            headers (`Mapping[str, str]`): of the client.
+            exchange ([`Exchange`]): where failures are noted.
+
+        Raises:
+            GatewayError: nobody answers.
+        """
+        failures: dict[str, str] = {}
+        waits: list[float] = []
+        busy = True
+        tried = 0
+        for name in choice.candidates:
+            breaker = self.breaker(name, serving)
+            if tried == self._patience.experts:
+                break
+            if not breaker.admit():
+                failures[name] = "left alone for a while after it failed"
+                waits.append(breaker.wait)
+                busy = False
+                continue
+            tried += 1
+            try:
+                reply = await self._ask(serving.experts[name], breaker, ask, headers, exchange)
+            except ExpertFailed as failure:
+                failures[name] = failure.why
+                exchange.failures.append(f"{name}: {failure.why}")
+                busy = busy and failure.status == 429
+                if failure.status in (429, 503) and failure.retry_after is not None:
+                    waits.append(failure.retry_after)
+                continue
+            exchange.expert = name
+            return reply
+        complete = len(waits) == len(failures)
+        raise unavailable(failures, min(waits) if complete else None, busy)
+
+    def breaker(self, name: str, serving: Serving) -> Breaker:
+        """The breaker of an expert; an expert that is at another place after a swap has another."""
+        key = f"{name} {serving.experts[name].base}"
+        return self._breakers.setdefault(key, Breaker(self._options))
+
+    async def _ask(
+        self, expert: RemoteExpert, breaker: Breaker, ask: Ask, headers: Mapping[str, str], exchange: Exchange
+    ) -> Reply:
+        """The reply of one expert, after some patience with it."""
+        for attempt in range(self._patience.retries + 1):
+            started = time.perf_counter()
+            try:
+                reply = await self._open(expert, ask, headers, exchange)
+            except ExpertFailed as failure:
+                if failure.broken:
+                    breaker.failed()
+                else:
+                    breaker.succeeded()
+                self._metrics.failed(expert.name, breaker.is_open)
+                wait = failure.retry_after or self._patience.wait * 2**attempt
+                last = attempt == self._patience.retries or breaker.is_open
+                if last or not failure.again or wait > self._patience.most_wait:
+                    raise
+                await asyncio.sleep(wait)
+            except BaseException:
+                breaker.left()
+                raise
+            else:
+                if breaker.is_open:
+                    self._metrics.answered(expert.name)
+                breaker.succeeded()
+                exchange.expert_seconds = time.perf_counter() - started
+                return reply
+        raise AssertionError("unreachable")
+
+    async def _open(self, expert: RemoteExpert, ask: Ask, headers: Mapping[str, str], exchange: Exchange) -> Reply:
+        sent = expert.headers(headers, exchange.id, ask.api)
+        if ask.details:
+            sent["accept-encoding"] = "identity"  # or the route could not be put into the answer
+        return await self._forwarder.open(expert, ask.api.path, expert.body(ask), sent)

@@ -1,0 +1,123 @@
+"""A request's JSON as it came: read for a few fields, and sent on with nothing else changed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any, NamedTuple, NoReturn
+
+from .errors import GatewayError, short
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if math.isinf(value):
+        raise ValueError(f"The number {digits[:40]} is beyond what a float holds.")
+    return value
+
+
+def _refuse(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON.")
+
+
+_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse)
+
+
+class _Member(NamedTuple):
+    """Where a field of the object is in its text."""
+
+    start: int
+    value: int
+    end: int
+
+
+class Body:
+    """
+    A JSON object together with the text that it was read from.
+
+    Args:
+        data (`bytes`): the body of a request.
+
+    Raises:
+        GatewayError: it is not a JSON object in UTF-8, names a field twice, or holds a number that no float holds.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        self.fields: dict[str, Any] = {}
+        self._members: dict[str, _Member] = {}
+        try:
+            self._text = data.decode()
+            self._read()
+        except GatewayError:
+            raise
+        except RecursionError:
+            raise _invalid("it is nested too deeply") from None
+        except UnicodeDecodeError as error:
+            raise _invalid(f"it is not UTF-8 at byte {error.start}") from None
+        except ValueError as error:
+            raise _invalid(str(error)[:200].rstrip(".")) from None
+
+    def _read(self) -> None:
+        """Walks through the object's own members; what is inside of them is left to the standard library."""
+        text = self._text
+        place = self._after_space(0)
+        if text[place : place + 1] != "{":
+            value, _ = _DECODER.raw_decode(text, place)
+            raise GatewayError(400, "invalid_json", f"The body must be a JSON object, got {short(value)}.")
+        place = self._after_space(place + 1)
+        while text[place : place + 1] != "}":
+            start = place
+            key, place = _DECODER.raw_decode(text, place)
+            if not isinstance(key, str):
+                raise ValueError(f"a field has no name in quotes at character {start}")
+            if key in self.fields:
+                raise ValueError(f"the field {short(key)} is there twice")
+            place = self._expect(":", place)
+            self.fields[key], end = _DECODER.raw_decode(text, place)
+            self._members[key] = _Member(start, place, end)
+            place = self._after_space(end)
+            if text[place : place + 1] != "}":
+                place = self._expect(",", place)
+                if text[place : place + 1] == "}":
+                    raise ValueError(f"a field is expected at character {place}")
+        if self._after_space(place + 1) != len(text):
+            raise ValueError(f"more follows the object at character {place + 1}")
+
+    def _after_space(self, place: int) -> int:
+        found = _SPACE.match(self._text, place)
+        return found.end() if found else place
+
+    def _expect(self, sign: str, place: int) -> int:
+        place = self._after_space(place)
+        if self._text[place : place + 1] != sign:
+            raise ValueError(f"{sign!r} is expected at character {place}")
+        return self._after_space(place + 1)
+
+    def raw(self, key: str) -> str:
+        """The text of a field's value, as it came."""
+        member = self._members[key]
+        return self._text[member.value : member.end]
+
+    def with_changes(self, changes: dict[str, str | None]) -> bytes:
+        """The object with some fields changed; every other one keeps the text that it came with.
+
+        Args:
+            changes (`dict[str, str | None]`): JSON text for a field's value, or None to take the field out.
+        """
+        parts = []
+        for key, member in self._members.items():
+            if key not in changes:
+                parts.append(self._text[member.start : member.end])
+            elif (value := changes[key]) is not None:
+                parts.append(self._text[member.start : member.value] + value)
+        for key, value in changes.items():
+            if key not in self._members and value is not None:
+                parts.append(f"{json.dumps(key)}:{value}")
+        return f"{{{','.join(parts)}}}".encode()
+
+
+def _invalid(why: str) -> GatewayError:
+    return GatewayError(400, "invalid_json", f"The body is not the JSON that is expected: {why}.")

@@ -1,0 +1,77 @@
+"""A circuit breaker: an expert that failed several times in a row is left alone for a while, then tried once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class BreakerOptions(NamedTuple):
+    """
+    When a breaker opens, and for how long.
+
+    Args:
+        failures (`int`): in a row that open it.
+        seconds (`float`): until one request may try again; doubled each time that one fails.
+        most_seconds (`float`): at most.
+    """
+
+    failures: int = 5
+    seconds: float = 5.0
+    most_seconds: float = 60.0
+
+
+class Breaker:
+    """
+    Lets requests through to an expert, or not.
+
+    Args:
+        options ([`BreakerOptions`]): when it opens.
+        clock (`Callable`): gives the time in seconds.
+    """
+
+    def __init__(self, options: BreakerOptions, clock: Callable[[], float] = time.monotonic) -> None:
+        self._options = options
+        self._clock = clock
+        self._failures = 0
+        self._opened = 0  # times in a row
+        self._until = 0.0
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is more than closed: open, or half open while one request tries."""
+        return self._opened > 0
+
+    @property
+    def wait(self) -> float:
+        """Seconds until it lets a request through."""
+        return max(0.0, self._until - self._clock())
+
+    def admit(self) -> bool:
+        """Whether a request may go to the expert now; who is admitted must say how it went."""
+        if not self.is_open:
+            return True
+        if self._probing or self.wait > 0:
+            return False
+        self._probing = True
+        return True
+
+    def succeeded(self) -> None:
+        """The expert answered."""
+        self._failures = self._opened = 0
+        self._probing = False
+
+    def failed(self) -> None:
+        """The expert did not answer."""
+        self._failures += 1
+        if self._probing or (not self.is_open and self._failures >= self._options.failures):
+            pause = min(self._options.most_seconds, self._options.seconds * 2**self._opened)
+            self._opened += 1
+            self._until = self._clock() + pause
+        self._probing = False
+
+    def left(self) -> None:
+        """The client went away before it was known how the expert does."""
+        self._probing = False

@@ -1,0 +1,63 @@
+"""What an expert can do, as its spec says or its files show, and which experts can do what a request needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from .requests import Needs
+
+_CHARACTERS_A_TOKEN = 4  # of English; a window is refused only where even this estimate is beyond it
+
+
+class Capabilities(NamedTuple):
+    """
+    What an expert can do. None stands for unknown, and what is unknown is tried.
+
+    Args:
+        context (`int`, *optional*): tokens of its window, those of the answer included.
+        tools (`bool`, *optional*): calls tools.
+        images (`bool`, *optional*): sees.
+        json (`bool`, *optional*): answers in JSON of a given schema.
+        logprobs (`bool`, *optional*): tells the log probabilities of its tokens.
+    """
+
+    context: int | None = None
+    tools: bool | None = None
+    images: bool | None = None
+    json: bool | None = None
+    logprobs: bool | None = None
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any]) -> Capabilities:
+        """What a spec says."""
+        return cls(**{key: spec[key] for key in cls._fields if key in spec})
+
+    def missing(self, needs: Needs) -> list[str]:
+        """What a request needs and this expert lacks, in words."""
+        lacks = [
+            name
+            for name in ("tools", "images", "json", "logprobs")
+            if getattr(needs, name) and getattr(self, name) is False
+        ]
+        tokens = needs.characters // _CHARACTERS_A_TOKEN + needs.new_tokens
+        if self.context is not None and tokens > self.context:
+            lacks.append(f"a context of about {tokens:,} tokens")
+        return lacks
+
+    def described(self) -> dict[str, Any]:
+        """What is known, for a list of models."""
+        return {key: value for key, value in self._asdict().items() if value is not None}
+
+
+def capable(names: Iterable[str], capabilities: Mapping[str, Capabilities], needs: Needs) -> tuple[list[str], str]:
+    """Those of `names` that have what a request needs, and what the others lack, in words."""
+    able: list[str] = []
+    lacking: dict[str, list[str]] = {}
+    for name in names:
+        missing = capabilities[name].missing(needs)
+        if not missing:
+            able.append(name)
+        for what in missing:
+            lacking.setdefault(what, []).append(name)
+    return able, "; ".join(f"{what}: not with {', '.join(who)}" for what, who in lacking.items())

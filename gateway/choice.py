@@ -1,0 +1,175 @@
+"""Who shall answer: the experts that can, ranked by the router, and for an agent the one that it began with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+from .capabilities import capable
+from .errors import GatewayError
+from .requests import ROUTER, Ask
+from .serving import Serving
+from .words import Words
+
+_REMEMBERED = 50_000  # conversations of agents
+
+
+class Choice(NamedTuple):
+    """
+    Who shall answer.
+
+    Args:
+        record (`dict`): of the pipeline: the chosen `expert`, its `score`, the `ranking`.
+        candidates (`list[str]`): those that may answer, the chosen one first.
+        kept (`bool`): whether the first is who answered this conversation before.
+    """
+
+    record: dict[str, Any]
+    candidates: list[str]
+    kept: bool = False
+
+
+class Conversations:
+    """Who answered which conversation of an agent; the one asked longest ago is forgotten first."""
+
+    def __init__(self, most: int = _REMEMBERED) -> None:
+        self._most = most
+        self._experts: OrderedDict[str, str] = OrderedDict()
+
+    def expert(self, conversation: str) -> str | None:
+        """Who answered it last, if that is known."""
+        if conversation in self._experts:
+            self._experts.move_to_end(conversation)
+        return self._experts.get(conversation)
+
+    def remember(self, conversation: str, expert: str) -> None:
+        """Notes who answered it."""
+        self._experts[conversation] = expert
+        self._experts.move_to_end(conversation)
+        if len(self._experts) > self._most:
+            self._experts.popitem(last=False)
+
+
+class Chooser:
+    """
+    Chooses who answers a request.
+
+    Args:
+        words ([`Words`]): what takes a harness's wrappers off a message.
+    """
+
+    def __init__(self, words: Words) -> None:
+        self._words = words
+        self.conversations = Conversations()
+
+    async def choose(self, ask: Ask, serving: Serving) -> Choice:
+        """The experts that may answer, best first.
+
+        Args:
+            ask ([`Ask`]): the request.
+            serving ([`Serving`]): the router and its experts.
+
+        Raises:
+            GatewayError: none can do what it needs, the router would have nobody answer, or its options are wrong.
+        """
+        if ask.model != ROUTER:
+            self._check_able([ask.model], ask, serving)
+            only = {"expert": ask.model, "score": 1.0, "ranking": [{"expert": ask.model, "score": 1.0}]}
+            return Choice(only, [ask.model])
+        names = serving.router.model.config.expert_names
+        allowed = self._allowed(ask, names)
+        unable = self._check_able([name for name in allowed if name in serving.experts], ask, serving)
+        options = dict(ask.options)
+        if unable:
+            options["experts"] = [name for name in allowed if name not in unable]
+        record = await self._route(ask, serving, options)
+        return self._kept(ask, record, _candidates(record, ask, serving), unable)
+
+    def _allowed(self, ask: Ask, names: list[str]) -> list[str]:
+        """The experts that a request lets answer; a list that makes no sense is left to the pipeline's own check."""
+        asked = ask.options.get("experts")
+        return [name for name in names if name in asked] if isinstance(asked, list) else names
+
+    def _check_able(self, names: list[str], ask: Ask, serving: Serving) -> set[str]:
+        """Those that cannot do what a request needs.
+
+        Raises:
+            GatewayError: none can.
+        """
+        able, lacking = capable(names, serving.capabilities, ask.needs)
+        if names and not able:
+            others, _ = capable(set(serving.experts).difference(names), serving.capabilities, ask.needs)
+            hint = f" These could: {', '.join(sorted(others))}." if others else ""
+            code = "context_length_exceeded" if lacking.startswith("a context") else "unsupported_value"
+            raise GatewayError(400, code, f"No expert has what this request needs ({lacking}).{hint}")
+        return set(names).difference(able)
+
+    async def _route(self, ask: Ask, serving: Serving, options: dict[str, Any]) -> dict[str, Any]:
+        """The pipeline's record.
+
+        Raises:
+            GatewayError: there is nothing to route on, or an option is out of range.
+        """
+        router = serving.router
+        prompt = self._prompt(ask, 32 * router.model.config.max_length)  # characters enough for all tokens that count
+        if prompt is None:
+            message = f"`{ask.api.conversation}` holds no text of a user to route on: add one, or name an expert."
+            raise GatewayError(400, "nothing_to_route_on", message, ask.api.conversation)
+        try:
+            if router.second_opinion is None:
+                record: dict[str, Any] = router(prompt, generate=False, **options)
+            else:  # a sentence encoder takes too long for the loop
+                record = await asyncio.to_thread(lambda: router(prompt, generate=False, **options))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise GatewayError(400, "invalid_value", str(error)[:500], "ir3de") from None
+        return record
+
+    def _prompt(self, ask: Ask, most: int) -> Any:
+        """What is routed on: the person's last words; an agent's first, so that it stays with its expert; or by option
+        each turn. None where nobody said anything.
+        """
+        if "stickiness" in ask.options or "route_on" in ask.options:
+            turns = [text for text in map(self._words.of, ask.said) if text] or ask.said
+            return [{"role": "user", "content": _clean(text, most)} for text in turns if text.strip()] or None
+        order = ask.said if ask.agent else ask.said[::-1]
+        text = next((words for words in map(self._words.of, order) if words), None)
+        if text is None:
+            text = next((said for said in order if said.strip()), None)
+        return None if text is None else _clean(text, most)
+
+    def _kept(self, ask: Ask, record: dict[str, Any], candidates: list[str], unable: set[str]) -> Choice:
+        """The choice, with the expert first that an agent's conversation has had, where it may still answer."""
+        before = self.conversations.expert(ask.conversation) if ask.agent else None
+        if "stickiness" in ask.options or before not in candidates or before in unable:
+            return Choice(record, candidates)
+        assert before is not None
+        score = next((entry["score"] for entry in record["ranking"] if entry["expert"] == before), record["score"])
+        record = {**record, "expert": before, "score": score}
+        return Choice(record, [before, *(name for name in candidates if name != before)], kept=True)
+
+
+def _candidates(record: dict[str, Any], ask: Ask, serving: Serving) -> list[str]:
+    """The chosen expert, and after it those that score at least the minimum, then the fallback.
+
+    Raises:
+        GatewayError: the router has nobody answer, or somebody who only routes.
+    """
+    config = serving.router.model.config
+    minimum = ask.options.get("min_score", config.min_score)
+    fallback = ask.options.get("fallback_expert", config.fallback_expert)
+    chosen = record["expert"]
+    if chosen is None:
+        message = "No expert scores at least `min_score` on this prompt, and there is no `fallback_expert`."
+        raise GatewayError(422, "no_expert", message, "ir3de", details=record)
+    if chosen not in serving.experts:
+        message = f"Expert {chosen!r} only routes: its spec has no `model`, `adapter` or `endpoint` to answer with."
+        raise GatewayError(422, "no_answer", message, "ir3de", details=record)
+    others = [entry["expert"] for entry in record["ranking"] if entry["score"] >= minimum]
+    names = dict.fromkeys([chosen, *([] if record.get("fallback") else others), *([fallback] if fallback else [])])
+    return [name for name in names if name in serving.experts]
+
+
+def _clean(text: str, most: int) -> str:
+    """The beginning of a text, without the halves of characters that tokenizers refuse."""
+    return text[:most].encode("utf-8", "replace").decode()

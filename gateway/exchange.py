@@ -1,0 +1,93 @@
+"""What became of one request: noted while it is served, then counted and logged, without its text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+logger = logging.getLogger("ir3de.requests")
+
+_USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_COUNTED = 8192  # bytes at either end of an answer in which its usage is looked for
+_DECODER = json.JSONDecoder()
+
+
+@dataclass
+class Exchange:
+    """
+    One request and its answer.
+
+    Args:
+        id (`str`): of the request.
+        api (`str`): the path that it came to.
+        caller (`str`): the name of its key; empty without keys.
+    """
+
+    id: str
+    api: str
+    caller: str = ""
+    model: str = ""
+    expert: str = ""
+    score: float | None = None
+    status: int = 0
+    outcome: str = ""
+    stream: bool = False
+    started: float = field(default_factory=time.perf_counter)
+    route_seconds: float | None = None
+    expert_seconds: float | None = None  # from the request to the expert to the first byte of its answer
+    first_byte_seconds: float | None = None
+    failures: list[str] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the request came."""
+        return time.perf_counter() - self.started
+
+    def read_usage(self, part: bytes) -> None:
+        """Notes the tokens that an answer says it took, if this part of it says so."""
+        for part_end in (part[:_COUNTED], part[-_COUNTED:]) if len(part) > _COUNTED else (part,):
+            for found in _USAGE.finditer(part_end):
+                self._note_usage(part_end, found.end() - 1)
+
+    def _note_usage(self, part: bytes, place: int) -> None:
+        try:
+            usage, _ = _DECODER.raw_decode(part[place:].decode("utf-8", "replace"))
+        except ValueError:  # cut off
+            return
+        for names, field_name in (
+            (("prompt_tokens", "input_tokens"), "prompt_tokens"),
+            (("completion_tokens", "output_tokens"), "completion_tokens"),
+        ):
+            for name in names:
+                if isinstance(usage.get(name), int):
+                    setattr(self, field_name, usage[name])
+
+    def log(self) -> None:
+        """One line of JSON: nothing in it was said by the client or by an expert, but names that the router knows."""
+        if not logger.isEnabledFor(logging.INFO):
+            return
+        line: dict[str, Any] = {
+            "id": self.id,
+            "api": self.api,
+            "caller": self.caller,
+            "model": self.model,
+            "expert": self.expert,
+            "score": self.score,
+            "status": self.status,
+            "outcome": self.outcome,
+            "stream": self.stream,
+            "seconds": self.seconds,
+            "route_seconds": self.route_seconds,
+            "first_byte_seconds": self.first_byte_seconds,
+            "failures": self.failures,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+        }
+        kept = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
+        logger.info(json.dumps({key: value for key, value in kept.items() if value not in (None, "", [])}))

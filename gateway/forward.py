@@ -1,0 +1,262 @@
+"""Experts behind a server: a request goes on as it came, and the bytes of the answer come back as they are."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+
+import aiohttp
+
+from ir3de.addresses_ir3de import hub_token, token_for
+from ir3de.specs_ir3de import ExpertSpec
+
+from .apis import MESSAGES, Api
+from .clock import timeout
+from .errors import GatewayError
+from .limits import Timeouts
+from .requests import Ask
+
+Headers = list[tuple[bytes, bytes]]
+
+# Of a client's headers those that an answer may depend on. Keys, cookies and addresses stay here.
+_PASSED_ON = frozenset(
+    ("accept", "accept-encoding", "accept-language", "baggage", "idempotency-key", "openai-beta", "traceparent")
+) | frozenset(("tracestate", "user-agent", "x-session-id"))
+_PASSED_ON_PREFIXES = ("anthropic-", "x-stainless-")
+# Of a server's headers those that concern the connection to it alone, or that are ours to set.
+_NOT_PASSED_BACK = frozenset(
+    (b"alt-svc", b"connection", b"content-length", b"date", b"keep-alive", b"proxy-authenticate", b"server")
+) | frozenset((b"set-cookie", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"x-request-id"))
+# What a server says of its own state, or of how it was set up, and not of the request: another one may do better.
+_FAILURES = frozenset((401, 402, 403, 404, 405, 407, 408, 421, 425, 429))
+_ASK_AGAIN = frozenset((425, 429, 500, 502, 503, 504, 529))
+_WHOLE = 64 << 20  # bytes of an answer in one piece that are held until it is complete
+
+
+class ExpertFailed(Exception):
+    """
+    An expert did not begin to answer, or broke off.
+
+    Args:
+        why (`str`): in a word or two, without anything that the server said.
+        again (`bool`): whether the same expert may do better a moment later.
+        broken (`bool`): whether it counts for the circuit breaker.
+        status (`int`): of its answer, if there was one.
+        retry_after (`float`, *optional*): seconds that it asks to be left alone for.
+    """
+
+    def __init__(
+        self, why: str, again: bool = False, broken: bool = True, status: int = 0, retry_after: float | None = None
+    ) -> None:
+        super().__init__(why)
+        self.why = why
+        self.again = again
+        self.broken = broken
+        self.status = status
+        self.retry_after = retry_after
+
+
+class RemoteExpert:
+    """
+    An expert behind a server.
+
+    Args:
+        spec (`dict`): with an `endpoint` or a `provider`.
+    """
+
+    def __init__(self, spec: ExpertSpec) -> None:
+        self.name = spec["name"]
+        self.timeout: float | None = spec.get("timeout")
+        self._spec = spec
+        if "provider" in spec:
+            self.base = "https://router.huggingface.co/v1"
+            suffix = "" if spec["provider"] == "auto" else f":{spec['provider']}"
+            self.model = f"{spec['model']}{suffix}"
+            self._token = hub_token(spec["provider"])
+        else:
+            base = spec["endpoint"].rstrip("/").removesuffix("/chat/completions")
+            self.base = base if base.endswith("/v1") else f"{base}/v1"
+            self.model = spec.get("model", self.name)
+            self._token = token_for(spec["endpoint"])
+
+    def headers(self, client: Mapping[str, str], request_id: str, api: Api | None) -> dict[str, str]:
+        """Headers of a request: of the client's those that may matter to the answer, and the server's own token."""
+        headers = {
+            name: value for name, value in client.items() if name in _PASSED_ON or name.startswith(_PASSED_ON_PREFIXES)
+        }
+        headers |= {"content-type": "application/json", "x-request-id": request_id}
+        if self._token:
+            headers["authorization"] = f"Bearer {self._token}"
+            if api is MESSAGES:
+                headers["x-api-key"] = self._token
+        return headers
+
+    def body(self, ask: Ask) -> bytes:
+        """The request's body, with the server's name for the model, and with what the spec adds where it is silent."""
+        changes: dict[str, str | None] = {"model": json.dumps(self.model), "ir3de": None}
+        if "system_prompt" in self._spec:
+            changes |= ask.api.with_system_prompt(ask.body, self._spec["system_prompt"])
+        if "generation" in self._spec:
+            changes |= ask.api.with_defaults(ask.body, self._spec["generation"])
+        return ask.body.with_changes(changes)
+
+
+class Upstream:
+    """
+    A server's answer that has begun.
+
+    Args:
+        response (`aiohttp.ClientResponse`): whose head has arrived.
+        idle (`float`): seconds that it may pause.
+    """
+
+    def __init__(self, response: aiohttp.ClientResponse, idle: float) -> None:
+        self._response = response
+        self._idle = idle
+        self.status = response.status
+        self.headers: Headers = [
+            (name.lower(), value) for name, value in response.raw_headers if name.lower() not in _NOT_PASSED_BACK
+        ]
+        self.is_events = response.content_type == "text/event-stream"
+        self.is_coded = response.headers.get("content-encoding", "identity") != "identity"
+        self.first = b""
+        self.complete = False
+
+    async def begin(self) -> None:
+        """Waits for the first piece, or of an answer that is no stream of events for all of it."""
+        parts: list[bytes] = []
+        size = 0
+        while not self.complete and (not parts or not self.is_events) and size < _WHOLE:
+            part = await self._response.content.readany()
+            self.complete = not part
+            parts.append(part)
+            size += len(part)
+        self.first = b"".join(parts)
+
+    async def read(self) -> bytes:
+        """The next piece; empty at the end.
+
+        Raises:
+            ExpertFailed: the server broke off, or paused for too long.
+        """
+        if self.complete:
+            return b""
+        try:
+            async with timeout(self._idle):
+                part = await self._response.content.readany()
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise _failed(error) from None
+        self.complete = not part
+        return part
+
+    def close(self) -> None:
+        """Closes the connection, unless the answer is complete."""
+        self._response.close()
+
+
+class Forwarder:
+    """
+    Sends requests to servers, over connections that all share.
+
+    Args:
+        timeouts ([`Timeouts`]): of a server.
+    """
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self._timeouts = timeouts
+        self._session: aiohttp.ClientSession | None = None
+
+    async def open(
+        self, expert: RemoteExpert, path: str, body: bytes | None, headers: Mapping[str, str], method: str = "POST"
+    ) -> Upstream:
+        """Sends a request and waits until the answer begins.
+
+        Args:
+            expert ([`RemoteExpert`]): whose server it goes to.
+            path (`str`): after `/v1/`.
+            body (`bytes`, *optional*): of the request.
+            headers (`Mapping[str, str]`): of the request.
+            method (`str`): of HTTP.
+
+        Raises:
+            ExpertFailed: there is no answer, or one that says that the server cannot answer.
+        """
+        session = self._session or self._start()
+        response: aiohttp.ClientResponse | None = None
+        try:
+            async with timeout(expert.timeout or self._timeouts.first_byte):
+                response = await session.request(
+                    method, f"{expert.base}/{path}", data=body, headers=headers, allow_redirects=False
+                )
+                if _is_failure(response.status):
+                    raise _refused(response)
+                upstream = Upstream(response, self._timeouts.idle)
+                await upstream.begin()
+            return upstream
+        except BaseException as error:
+            if response is not None:
+                response.close()
+            if isinstance(error, (aiohttp.ClientError, OSError, asyncio.TimeoutError)):
+                raise _failed(error) from None
+            raise
+
+    def _start(self) -> aiohttp.ClientSession:
+        """Makes the session, which belongs to the loop that runs."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("accept", "accept-encoding", "user-agent"),
+        )
+        return self._session
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+
+def _is_failure(status: int) -> bool:
+    return status in _FAILURES or status >= 500 or 300 <= status < 400
+
+
+def _refused(response: aiohttp.ClientResponse) -> ExpertFailed:
+    status = response.status
+    after = response.headers.get("retry-after", "")
+    return ExpertFailed(
+        f"status {status}",
+        again=status in _ASK_AGAIN,
+        broken=status >= 500,
+        status=status,
+        retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
+    )
+
+
+def _failed(error: BaseException) -> ExpertFailed:
+    """What went wrong, without the server's words or address."""
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return ExpertFailed("no connection in time")
+    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+        return ExpertFailed("no answer in time")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return ExpertFailed("no connection", again=True)
+    return ExpertFailed("broken connection", again=True)
+
+
+def unavailable(failures: Mapping[str, str], retry_after: float | None, busy: bool) -> GatewayError:
+    """The error of a request that no expert answered.
+
+    Args:
+        failures (`Mapping[str, str]`): why each did not, by name.
+        retry_after (`float`, *optional*): seconds until one may.
+        busy (`bool`): whether all of them were busy, and nothing else.
+    """
+    said = "; ".join(f"{name}: {why}" for name, why in failures.items())
+    if busy:
+        return GatewayError(429, "busy", f"No expert has room ({said}): try again in a moment.", None, retry_after or 1)
+    if retry_after is not None:
+        return GatewayError(503, "expert_unavailable", f"No expert is available ({said}).", None, retry_after)
+    return GatewayError(502, "expert_failed", f"No expert answered ({said}).")

@@ -1,0 +1,149 @@
+"""The gateway: a router, its experts, and what all requests share; and the handler of a request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from .apis import Api
+from .attempts import Attempts
+from .choice import Choice, Chooser
+from .errors import GatewayError
+from .exchange import Exchange
+from .forward import ExpertFailed, Forwarder, Headers
+from .limits import read_body
+from .metrics import Metrics
+from .presence import Presence
+from .relay import relay
+from .requests import ROUTER, read_ask
+from .serving import Serving
+from .settings import Settings
+from .words import Words
+
+logger = logging.getLogger(__name__)
+
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_DETAILS = ("expert", "score", "ranking", "fallback", "second_opinion", "support", "tokens")
+
+
+class Gateway:
+    """
+    What the requests share.
+
+    Args:
+        serving ([`Serving`]): the router and its experts; another one may take its place between two requests.
+        settings ([`Settings`]): how it serves.
+    """
+
+    def __init__(self, serving: Serving, settings: Settings) -> None:
+        self.serving = serving
+        self.settings = settings
+        self.metrics = Metrics()
+        self.started = int(time.time())
+        self.chooser = Chooser(Words(settings.more_wrappers))
+        self.forwarder = Forwarder(settings.timeouts)
+        self.attempts = Attempts(self.forwarder, settings.patience, settings.breaker, self.metrics)
+
+    async def close(self) -> None:
+        """Closes the connections to the experts."""
+        await self.forwarder.close()
+
+
+class Answer:
+    """
+    The handler of the requests of one API, as an ASGI application.
+
+    Args:
+        gateway ([`Gateway`]): that they come to.
+        api ([`Api`]): the shape of the requests.
+    """
+
+    def __init__(self, gateway: Gateway, api: Api) -> None:
+        self._gateway = gateway
+        self._api = api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers one request, and notes how it went."""
+        request = Request(scope, receive)
+        exchange = Exchange(request_id(request), self._api.path)
+        self._gateway.metrics.came_in()
+        try:
+            await self._answer(request, send, exchange)
+        except GatewayError as error:
+            exchange.outcome, exchange.status = error.code, error.status
+            await refusal(error, self._api, exchange.id)(scope, receive, send)
+        except ExpertFailed as failure:  # in the middle of an answer in one piece: the connection is closed
+            exchange.outcome = "broken"
+            exchange.failures.append(f"{exchange.expert}: {failure.why} in the middle of its answer")
+        finally:
+            exchange.outcome = exchange.outcome or "left"
+            self._gateway.metrics.went_out(exchange)
+            exchange.log()
+
+    async def _answer(self, request: Request, send: Send, exchange: Exchange) -> None:
+        gateway, headers = self._gateway, dict(request.headers)
+        serving = gateway.serving
+        data = await read_body(request, gateway.settings.limits)
+        async with Presence(request.receive) as presence:
+            known = [ROUTER, *serving.experts]
+            ask = read_ask(self._api, data, headers, gateway.settings.limits, known, exchange.caller)
+            exchange.model, exchange.stream = ask.model, ask.stream
+            began = time.perf_counter()
+            choice = await gateway.chooser.choose(ask, serving)
+            exchange.route_seconds = time.perf_counter() - began
+            reply = await gateway.attempts.first_reply(ask, choice, serving, headers, exchange)
+            if ask.agent:
+                gateway.chooser.conversations.remember(ask.conversation, exchange.expert)
+            exchange.score = _score(choice, exchange.expert)
+            exchange.status = reply.status
+            details = None
+            if ask.details or gateway.settings.details:
+                details = _details(choice, exchange)
+            try:
+                await relay(reply, self._api, _head(exchange), details, send, presence, exchange)
+            finally:
+                reply.close()
+            exchange.outcome = exchange.outcome or ("answered" if reply.status < 400 else "refused")
+
+
+def request_id(request: Request) -> str:
+    """The client's name for its request, if it is a short and plain one, or a new one."""
+    given = request.headers.get("x-request-id", "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def refusal(error: GatewayError, api: Api, id_: str) -> Response:
+    """The response that tells a client of an error."""
+    headers = {**error.headers, "x-request-id": id_}
+    return Response(json.dumps(api.error(error)), error.status, headers, "application/json")
+
+
+def _head(exchange: Exchange) -> Headers:
+    head = [(b"x-ir3de-expert", exchange.expert.encode()), (b"x-request-id", exchange.id.encode())]
+    if exchange.score is not None:
+        head.append((b"x-ir3de-score", f"{exchange.score:.6g}".encode()))
+    return head
+
+
+def _score(choice: Choice, expert: str) -> float | None:
+    entries = [choice.record, *choice.record["ranking"]]
+    return next((entry["score"] for entry in entries if entry["expert"] == expert), None)
+
+
+def _details(choice: Choice, exchange: Exchange) -> dict[str, Any]:
+    """What the field `ir3de` of an answer holds."""
+    record: Mapping[str, Any] = choice.record
+    details = {key: record[key] for key in _DETAILS if key in record}
+    details |= {"expert": exchange.expert, "score": exchange.score}
+    if exchange.failures:
+        details["failures"] = [{"expert": each.split(": ", 1)[0]} for each in exchange.failures]
+    return details | ({"kept": True} if choice.kept else {})

@@ -1,0 +1,83 @@
+"""What `/metrics` shows, in Prometheus' form."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from .exchange import Exchange
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_SHORT_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5)
+
+
+class Metrics:
+    """The counters of one gateway; those of several worker processes are added up where the files are shared."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        made: Any = {"registry": self._registry}
+        self._requests = Counter("ir3de_requests", "Requests", ["api", "expert", "outcome"], **made)
+        self._first_byte = Histogram(
+            "ir3de_first_byte_seconds", "Until the first byte went to the client", ["expert"], buckets=_SECONDS, **made
+        )
+        self._total = Histogram("ir3de_request_seconds", "Until the last byte", ["expert"], buckets=_SECONDS, **made)
+        self._added = Histogram(
+            "ir3de_added_seconds",
+            "Until the first byte, without the time that the expert took",
+            buckets=_SHORT_SECONDS,
+            **made,
+        )
+        self._route = Histogram("ir3de_route_seconds", "Spent on choosing an expert", buckets=_SHORT_SECONDS, **made)
+        self._tokens = Counter("ir3de_tokens", "Tokens, as the experts count them", ["expert", "kind"], **made)
+        self._failures = Counter("ir3de_expert_failures", "Attempts that failed", ["expert"], **made)
+        self._open = Gauge(
+            "ir3de_breaker_open", "Whether an expert is left alone", ["expert"], multiprocess_mode="livemax", **made
+        )
+        self._inside = Gauge("ir3de_requests_inside", "Requests under way", multiprocess_mode="livesum", **made)
+        self._swaps = Counter("ir3de_router_swaps", "New revisions of the router", ["outcome"], **made)
+
+    def came_in(self) -> None:
+        """A request came."""
+        self._inside.inc()
+
+    def went_out(self, exchange: Exchange) -> None:
+        """It is done with."""
+        self._inside.dec()
+        expert = exchange.expert
+        self._requests.labels(exchange.api, expert, exchange.outcome).inc()
+        if exchange.first_byte_seconds is not None:
+            self._first_byte.labels(expert).observe(exchange.first_byte_seconds)
+            if exchange.expert_seconds is not None:
+                self._added.observe(max(0.0, exchange.first_byte_seconds - exchange.expert_seconds))
+        if exchange.route_seconds is not None:
+            self._route.observe(exchange.route_seconds)
+        if expert:
+            self._total.labels(expert).observe(exchange.seconds)
+            self._tokens.labels(expert, "prompt").inc(exchange.prompt_tokens)
+            self._tokens.labels(expert, "completion").inc(exchange.completion_tokens)
+
+    def failed(self, expert: str, is_open: bool) -> None:
+        """An attempt with an expert failed."""
+        self._failures.labels(expert).inc()
+        self._open.labels(expert).set(is_open)
+
+    def answered(self, expert: str) -> None:
+        """An expert answered after it had failed."""
+        self._open.labels(expert).set(0)
+
+    def swapped(self, outcome: str) -> None:
+        """A new revision of the router was taken, refused or taken back."""
+        self._swaps.labels(outcome).inc()
+
+    def shown(self) -> bytes:
+        """All of it as text."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        together = CollectorRegistry()
+        MultiProcessCollector(together)
+        return generate_latest(together)

@@ -1,0 +1,519 @@
+"""The ledger of outcomes: how well experts did on prompts, as a few sums for each pair of domain and expert.
+
+An *outcome* is what an expert did on one prompt: a score from 0 to 1 and, where they are known, its cost, seconds and
+tokens. Where the prompt's domain is known the outcome counts there; else it counts in every domain d by p(d | x).
+
+Sums are counted in whole numbers of a small unit, so that they add up exactly: in whatever order outcomes come, from
+one file or from seven, added and removed again, the totals are the same to the last bit. A row's weights add up to
+exactly one. What an outcome adds to a sum is rounded to the nearest unit, so that a mean of n outcomes is off by at
+most half a unit times the number of domains that they were shared among:
+
+| sum | unit | most that a pair may hold |
+|---|---|---|
+| outcomes, score, score squared, seconds, tokens | 2^-20, about one millionth | 8.8e12 |
+| cost | 2^-32, about 2.3e-10 | 2.1e9 |
+
+Outcomes that were added together are one *contribution*, named by a hash over them that does not care for their order.
+An expert's outcomes are a union of contributions, as a domain's statistics are; what is part already is noticed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import struct
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from .specs_ir3de import check_expert_name
+
+FORMAT = "ir3de-outcomes-1"
+STRENGTH = 10  # outcomes that a prior counts for; chosen on held-out outcomes, see docs/outcomes.md
+MEASURES = ("cost", "seconds", "tokens")  # that an outcome may have beside its score
+COLUMNS = ("n", "score", "score_squared", *(f"{part}{name}" for name in MEASURES for part in ("n_", "")))
+ONE = 1 << 20  # units that one outcome counts for, and of a score, a second or a token
+_COST = 1 << 32  # units of a cost of 1
+_UNITS = np.array([_COST if name == "cost" else ONE for name in COLUMNS], dtype=np.float64)
+_MOST = 1 << 62  # units of a sum
+_LARGEST = 1 << 30  # of a cost, of seconds, of tokens of a single outcome
+_SMALL = 1e-2  # outcomes that hold the effect of a domain without any at zero
+_MOST_BYTES, _MOST_HEADER = 1 << 28, 1 << 24  # of a file
+_KEY = re.compile(r"[0-9a-f]{32}")
+_ROUND = 1 << 128  # where names, which add up, start again
+
+
+class Outcome(NamedTuple):
+    """
+    What an expert did on one prompt.
+
+    Args:
+        text (`str`): the prompt.
+        expert (`str`): the expert's name.
+        score (`float`): 0 to 1.
+        cost (`float`, *optional*): in whichever unit all of a router's outcomes use.
+        seconds (`float`, *optional*): that the answer took.
+        tokens (`float`, *optional*): of prompt and answer.
+        domain (`str`, *optional*): of the prompt, where it is known.
+    """
+
+    text: str
+    expert: str
+    score: float
+    cost: float | None = None
+    seconds: float | None = None
+    tokens: float | None = None
+    domain: str | None = None
+
+    def check(self) -> None:
+        """Raises ValueError unless these are a prompt, a name and numbers in range."""
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise ValueError(f"an outcome needs the prompt's text, got {str(self.text)[:60]!r}")
+        if not isinstance(self.expert, str) or not self.expert:
+            raise ValueError(f"an outcome needs the name of an expert, got {self.expert!r}")
+        if not _is_number(self.score) or not 0 <= self.score <= 1:
+            raise ValueError(f"the score of {self.expert!r} must be a number from 0 to 1, got {self.score!r}")
+        for name in MEASURES:
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value) or not 0 <= value <= _LARGEST):
+                raise ValueError(f"`{name}` of {self.expert!r} must be a number from 0 to {_LARGEST:,}, got {value!r}")
+
+
+class Contribution(NamedTuple):
+    """
+    Sums over one expert's outcomes that were added together.
+
+    Args:
+        domains (`tuple[str, ...]`): those in which they count, sorted.
+        sums (`np.ndarray` of shape `(domains, 9)`): of `COLUMNS`, in units; int64.
+    """
+
+    domains: tuple[str, ...]
+    sums: Any
+
+
+class OutcomesCollector:
+    """
+    Sums outcomes, batch by batch, in memory that does not grow with their number.
+
+    Args:
+        domains (`Sequence[str]`): D names, the columns of weights.
+    """
+
+    def __init__(self, domains: Sequence[str]) -> None:
+        self.domains = list(domains)
+        self.number = 0
+        self._sums: dict[str, Any] = {}
+        self._names: dict[str, int] = defaultdict(int)
+
+    def add(self, outcomes: Sequence[Outcome], weights: Any) -> None:
+        """Adds outcomes.
+
+        Args:
+            outcomes (`Sequence[Outcome]`): B of them, checked.
+            weights (`np.ndarray` of shape `(B, D)`): units in which each counts, of [`shared`] or [`whole`].
+
+        Raises:
+            OverflowError: a sum would grow beyond what is counted exactly.
+        """
+        rows: dict[str, list[int]] = defaultdict(list)
+        for index, outcome in enumerate(outcomes):
+            rows[outcome.expert].append(index)
+            self._names[outcome.expert] += _name_of(outcome)
+        for expert, indices in rows.items():
+            new = _sum_up([outcomes[index] for index in indices], weights[indices], expert)
+            known = self._sums.get(expert)
+            self._sums[expert] = new if known is None else _plus(known, new, expert)
+        self.number += len(outcomes)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was added, as one contribution of each expert."""
+        contributions = {}
+        for expert, sums in self._sums.items():
+            used = [index for index in np.argsort(self.domains) if sums[index].any()]
+            kept = Contribution(tuple(self.domains[index] for index in used), sums[used])
+            contributions[expert] = {f"{self._names[expert] % _ROUND:032x}": kept}
+        return Ledger(contributions)
+
+
+class Ledger:
+    """
+    The outcomes of experts, as contributions.
+
+    Args:
+        contributions (`Mapping[str, Mapping[str, Contribution]]`, *optional*): of each expert, by their names.
+    """
+
+    def __init__(self, contributions: Mapping[str, Mapping[str, Contribution]] | None = None) -> None:
+        self.contributions = {name: dict(parts) for name, parts in (contributions or {}).items() if parts}
+
+    def __bool__(self) -> bool:
+        return bool(self.contributions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Ledger) and self.digest == other.digest and self._sizes() == other._sizes()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __or__(self, other: Ledger) -> Ledger:
+        """The union. Of a contribution that both have, weighed by different routers, both orders keep the same."""
+        union = {name: dict(parts) for name, parts in self.contributions.items()}
+        for name, parts in other.contributions.items():
+            here = union.setdefault(name, {})
+            for key, part in parts.items():
+                here[key] = max(here.get(key, part), part, key=_bytes_of)
+        return Ledger(union)
+
+    def with_new(self, other: Ledger) -> Ledger:
+        """The union with outcomes none of which are here yet.
+
+        Raises:
+            ValueError: some are.
+        """
+        twice = [name for name, parts in other.contributions.items() if parts.keys() & self._keys(name)]
+        if twice:
+            raise ValueError(
+                f"These outcomes of {', '.join(map(repr, sorted(twice)))} are part of the router already: they would"
+                " count twice. Remove them first, or leave them out."
+            )
+        return self | other
+
+    def without(self, other: Ledger) -> Ledger:
+        """What is left without another's contributions: bit for bit what it was before they were added.
+
+        Raises:
+            ValueError: some are not here, as when only a part of what was added together is to leave.
+        """
+        missing = [name for name, parts in other.contributions.items() if parts.keys() - self._keys(name)]
+        if missing:
+            raise ValueError(
+                f"These outcomes of {', '.join(map(repr, sorted(missing)))} were not added as they are now, so they"
+                " cannot be removed: give those that were added together, all of them and unchanged."
+            )
+        rest = {
+            name: {key: part for key, part in parts.items() if key not in other._keys(name)}
+            for name, parts in self.contributions.items()
+        }
+        return Ledger(rest)
+
+    def of(self, experts: Iterable[str]) -> Ledger:
+        """The outcomes of these experts."""
+        return Ledger({name: self.contributions[name] for name in experts if name in self.contributions})
+
+    def sums(self, domains: Sequence[str], experts: Sequence[str]) -> Any:
+        """Totals of each pair.
+
+        Args:
+            domains (`Sequence[str]`): D names; outcomes in other domains rest.
+            experts (`Sequence[str]`): E names.
+
+        Returns:
+            `np.ndarray` of shape `(D, E, 9)`, int64: of `COLUMNS`, in units.
+
+        Raises:
+            OverflowError: a sum is beyond what is counted exactly.
+        """
+        place = {domain: index for index, domain in enumerate(domains)}
+        totals = np.zeros((len(domains), len(experts), len(COLUMNS)), dtype=np.int64)
+        for column, expert in enumerate(experts):
+            for part in self.contributions.get(expert, {}).values():
+                known = [index for index, domain in enumerate(part.domains) if domain in place]
+                rows = [place[part.domains[index]] for index in known]
+                totals[rows, column] = _plus(totals[rows, column], part.sums[known], expert)
+        return totals
+
+    @property
+    def digest(self) -> dict[str, str]:
+        """Names each expert's outcomes, however they were shared among contributions: their names add up."""
+        return {
+            name: f"{sum(int(key, 16) for key in parts) % _ROUND:032x}"
+            for name, parts in sorted(self.contributions.items())
+        }
+
+    def _keys(self, expert: str) -> set[str]:
+        return set(self.contributions.get(expert, ()))
+
+    def _sizes(self) -> dict[str, bytes]:
+        """Each expert's totals as bytes, to compare."""
+        found = {}
+        for name, parts in self.contributions.items():
+            domains = sorted({domain for part in parts.values() for domain in part.domains})
+            found[name] = repr(domains).encode() + self.sums(domains, [name]).tobytes()
+        return found
+
+    # Files.
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Writes one safetensors file an expert; the same outcomes give the same bytes."""
+        for name, parts in self.contributions.items():
+            keys = sorted(parts)
+            header = {"format": FORMAT, "domains": {key: list(parts[key].domains) for key in keys}}
+            tensors = {key: parts[key].sums for key in keys}
+            path = Path(folder, f"{name}.safetensors")
+            # One metadata entry: safetensors does not keep the order of several.
+            save_file(tensors, path, metadata={"ir3de": json.dumps(header, sort_keys=True)})
+
+    @classmethod
+    def load(cls, paths: Iterable[str | os.PathLike[str]]) -> Ledger:
+        """Reads files that [`Ledger.save`] wrote, each named after its expert and checked as a stranger's.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: a file is damaged, or its sums cannot be such of outcomes.
+        """
+        return cls({Path(path).stem: read_contributions(path) for path in paths})
+
+
+def whole(column: Any, domains: int) -> Any:
+    """Weights of outcomes whose domains are known: of shape `(B,)`, indices of domains, to `(B, D)`, int64."""
+    weights = np.zeros((len(column), domains), dtype=np.int64)
+    weights[np.arange(len(column)), column] = ONE
+    return weights
+
+
+def shared(p: Any) -> Any:
+    """Weights of outcomes whose domains are not known, by the probabilities of these.
+
+    Args:
+        p (`np.ndarray` of shape `(B, D)`): float64, a row a prompt; rows add up to 1 but for rounding.
+
+    Returns:
+        `np.ndarray` of shape `(B, D)`, int64: units, a row's adding up to exactly one outcome. Rounded down; what is
+        left goes to the domains that lost most, of equal ones the first.
+    """
+    p = np.asarray(p, dtype=np.float64)
+    exact = p * (ONE / p.sum(axis=1, keepdims=True))
+    weights = np.floor(exact).astype(np.int64)
+    left = ONE - weights.sum(axis=1, keepdims=True)
+    ranks = np.argsort(np.argsort(weights - exact, axis=1, kind="stable"), axis=1, kind="stable")
+    return weights + (ranks < left)
+
+
+def _name_of(outcome: Outcome) -> int:
+    """A number that names an outcome, its domain left out: that is no part of what happened."""
+    text = hashlib.blake2b(outcome.text.encode("utf-8", "surrogatepass"), digest_size=16)
+    values = [np.nan if value is None else value for value in outcome[2:6]]
+    text.update(struct.pack("<4d", *values) + outcome.expert.encode("utf-8", "surrogatepass"))
+    return int.from_bytes(text.digest(), "big")
+
+
+def _sum_up(outcomes: Sequence[Outcome], weights: Any, expert: str) -> Any:
+    """Sums of one expert's outcomes, of shape `(D, 9)`, from weights of shape `(B, D)`."""
+    score = np.array([outcome.score for outcome in outcomes], dtype=np.float64)
+    parts = [weights, _times(weights, score), _times(weights, score * score)]
+    for name in MEASURES:
+        values = np.array([getattr(outcome, name) for outcome in outcomes], dtype=np.float64)  # None becomes NaN
+        known = ~np.isnan(values)
+        unit = _COST // ONE if name == "cost" else 1
+        parts += [weights * known[:, None], _times(weights, np.where(known, values, 0) * unit)]
+    if max(float(part.sum(dtype=np.float64)) for part in parts) > _MOST:
+        raise _overflow(expert)
+    return np.stack([part.sum(axis=0) for part in parts], axis=1)
+
+
+def _times(weights: Any, values: Any) -> Any:
+    """Weights `(B, D)` times values `(B,)`, to the nearest unit."""
+    return np.rint(weights * values[:, None]).astype(np.int64)
+
+
+def _plus(sums: Any, new: Any, expert: str) -> Any:
+    """The sum of two arrays of sums, none of which is negative."""
+    total = sums + new
+    if (total < 0).any() or (total > _MOST).any():  # two numbers that are not negative wrap to one that is
+        raise _overflow(expert)
+    return total
+
+
+def _overflow(expert: str) -> OverflowError:
+    return OverflowError(
+        f"The outcomes of {expert!r} add up to more than is counted exactly (a cost of {_MOST / _COST:.2g}, or"
+        f" {_MOST / ONE:.2g} outcomes, seconds or tokens): give costs in a larger unit."
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_MOST < value < _MOST  # nor NaN
+
+
+def _bytes_of(part: Contribution) -> bytes:
+    return bytes(repr(part.domains).encode() + part.sums.tobytes())
+
+
+# What is read.
+
+
+def read_contributions(path: str | os.PathLike[str]) -> dict[str, Contribution]:
+    """The contributions of one expert's file, checked as a stranger's.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or of another format, or its sums cannot be such of outcomes.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"The outcomes file {path} is missing: copy it from the router's repository again.")
+    check_expert_name(Path(path).stem)
+    try:
+        _check_bytes(path)
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get("ir3de", "{}"))
+            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+            layout = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+            domains = _check_layout(path, header, layout)
+            sums = {key: file.get_tensor(key) for key in layout}
+    except (SafetensorError, RecursionError, OSError) as error:
+        raise ValueError(f"{path} is truncated or not an outcomes file ({error}): fetch it again.") from error
+    for key, part in sums.items():
+        _check_sums(path, key, part)
+    return {key: Contribution(tuple(domains[key]), part) for key, part in sums.items()}
+
+
+def _check_bytes(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError where a file or its header is too large to be read at all."""
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > _MOST_HEADER or os.path.getsize(path) > _MOST_BYTES:
+        raise ValueError(
+            f"{path} has {os.path.getsize(path):,} bytes, of which its header claims {header:,}; expected at most"
+            f" {_MOST_BYTES:,} and {_MOST_HEADER:,}. The file was not written by this library."
+        )
+
+
+def _check_layout(path: Any, header: Any, layout: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, list[str]]:
+    """The domains of each contribution; raises ValueError unless header and tensors fit each other."""
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        found = header.get("format") if isinstance(header, dict) else header
+        raise ValueError(f"{path} has format {str(found)[:60]!r}; this version reads {FORMAT!r}.")
+    domains = header.get("domains")
+    if not layout or not isinstance(domains, dict) or domains.keys() != layout.keys():
+        raise ValueError(f"{path}: its header does not name the domains of each of its {len(layout)} contributions.")
+    for key, found in layout.items():
+        names = domains[key]
+        if not _KEY.fullmatch(key) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"{path}: {key[:80]!r} is no contribution with its domains: fetch the file again.")
+        for name in names:
+            check_expert_name(name)
+        if names != sorted(set(names)) or found != ((len(names), len(COLUMNS)), "I64"):
+            raise ValueError(
+                f"{path}: contribution {key} has shape {found[0]} and dtype {found[1]} for {len(names)} domains;"
+                f" expected ({len(set(names))}, {len(COLUMNS)}) and I64. The file was not written by this library."
+            )
+    return domains  # type: ignore[return-value]
+
+
+def _check_sums(path: Any, key: str, sums: Any) -> None:
+    """Raises ValueError where sums cannot be such of outcomes with scores from 0 to 1."""
+    n, score, squared = sums[:, 0], sums[:, 1], sums[:, 2]
+    wrong = (sums < 0).any() or (sums > _MOST).any() or (squared > score).any() or (score > n).any()
+    for column in range(3, len(COLUMNS), 2):
+        wrong = wrong or (sums[:, column] > n).any() or ((sums[:, column] == 0) & (sums[:, column + 1] != 0)).any()
+    if wrong:
+        raise ValueError(
+            f"{path}: the sums of contribution {key} are not such of outcomes: expected none below 0, scores from 0 to"
+            " their number, squares no larger, and no costs, seconds or tokens without outcomes that have them."
+        )
+
+
+# What is expected of a pair.
+
+
+class Pairs(NamedTuple):
+    """
+    What is expected of each expert in each domain.
+
+    Args:
+        score (`np.ndarray` of shape `(D, E)`): 0 to 1.
+        error (`np.ndarray` of shape `(D, E)`): standard error of the score; NaN for experts without outcomes.
+        cost (`np.ndarray` of shape `(D, E)`): NaN for experts whose cost was never measured.
+        seconds (`np.ndarray` of shape `(D, E)`): likewise.
+        n (`np.ndarray` of shape `(D, E)`): outcomes.
+    """
+
+    score: Any
+    error: Any
+    cost: Any
+    seconds: Any
+    n: Any
+
+
+def expected(sums: Any, serves: Any, strength: float = STRENGTH) -> Pairs:
+    """What outcomes, and where they are few what is known beside them, let expect.
+
+    Args:
+        sums (`np.ndarray` of shape `(D, E, 9)`): of [`Ledger.sums`].
+        serves (`np.ndarray` of shape `(D, E)`): true where an expert serves a domain, as its spec says.
+        strength (`float`): outcomes that the prior counts for.
+
+    Returns:
+        [`Pairs`]: an expert without any outcome keeps the paper's prior, 1 where it serves and else 0.
+    """
+    values = sums / _UNITS
+    n, score, squared = values[..., 0], values[..., 1], values[..., 2]
+    judged = n.sum(axis=0) > 0
+    prior, variance = _prior(n, score, squared, strength)
+    mean = (score + strength * prior) / (n + strength)
+    error = np.sqrt(variance / (n + strength))
+    places = [COLUMNS.index(name) for name in ("cost", "seconds")]
+    cost, seconds = (_relative(values[..., at - 1], values[..., at], strength) for at in places)
+    return Pairs(
+        np.where(judged, mean, serves.astype(np.float64)),
+        np.where(judged, error, np.nan),
+        cost,
+        seconds,
+        n,
+    )
+
+
+def _prior(n: Any, score: Any, squared: Any, strength: float) -> tuple[Any, Any]:
+    """What an expert is expected to score in a domain before it was judged there, and the variance of its outcomes.
+
+    The mean of all, plus what the domain adds, plus what the expert's own level adds, by ridge regression on the pairs'
+    means:
+
+        min_{a, b} sum_de n_de (mean_de - mean - a_d - b_e)^2 + small |a|^2 + strength |b|^2
+
+    so that what cannot be told apart counts as the domain's. Less a standard error of the level, since of several
+    experts that are hardly known the luckiest would be chosen. Outcomes tell of a level only as far as others were
+    judged in the same domain: sum_d n_de (1 - n_de / n_d) of them.
+
+    Args:
+        n, score, squared (`np.ndarray` of shape `(D, E)`): sums over outcomes.
+
+    Returns:
+        `np.ndarray` of shapes `(D, E)` and `(E,)`.
+    """
+    domains, experts = n.shape
+    of_domain, of_expert = n.sum(axis=1), n.sum(axis=0)
+    mean = score.sum() / max(float(n.sum()), _SMALL)
+    H = np.zeros((domains + experts, domains + experts))
+    H[:domains, domains:], H[domains:, :domains] = n, n.T
+    np.fill_diagonal(H, np.concatenate([of_domain + _SMALL, of_expert + strength]))
+    rest = score - n * mean
+    effects = np.linalg.solve(H, np.concatenate([rest.sum(axis=1), rest.sum(axis=0)]))
+    prior = mean + effects[:domains, None] + effects[domains:]
+    squares = np.maximum(squared - 2 * score * prior + n * prior**2, 0)
+    common = squares.sum() / max(float(n.sum()), _SMALL)
+    variance = (squares.sum(axis=0) + strength * common) / (of_expert + strength)
+    compared = (n * (1 - n / np.maximum(of_domain, _SMALL)[:, None])).sum(axis=0)
+    return np.clip(prior - np.sqrt(variance / (compared + strength)), 0, 1), variance
+
+
+def _relative(n: Any, total: Any, strength: float) -> Any:
+    """The expected cost, or seconds, of each pair: `(D, E)`, NaN for experts without any measured.
+
+    Where few are measured: the expert's mean, times how much dearer the domain is for all.
+    """
+    count = n.sum(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        level = total.sum(axis=0) / count
+        relative = np.where(level > 0, total / level, 0)
+    priced = np.where(level > 0, n, 0)
+    factor = (relative.sum(axis=1) + strength) / (priced.sum(axis=1) + strength)
+    return (total + strength * factor[:, None] * level) / (n + strength)

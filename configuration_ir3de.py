@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 from .choices_ir3de import FEATURE_MAPS, VARIANTS
 from .specs_ir3de import ExpertSpec, check_expert, is_number
+from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import FeatureMap
 
 
@@ -123,6 +124,11 @@ class IR3DEConfig(PreTrainedConfig):
     def features(self) -> FeatureMap:
         """The feature map that the fields describe."""
         return FeatureMap(self.feature_map, self.num_features, float(self.length_scale), self.feature_seed)
+
+    @property
+    def space(self) -> FeatureSpace:
+        """What the statistics must lie in."""
+        return FeatureSpace(str(self.fingerprint), self.features.width(self.hidden_size) + 1)
 
     def set_experts(self, experts: Sequence[ExpertSpec | Mapping[str, Any]]) -> None:
         """Sets the experts and the labels that follow from them.

@@ -8,7 +8,6 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ import torch
 from .batch_ir3de import Prompts
 from .prompts_ir3de import token_ids_of
 from .specs_ir3de import ExpertSpec, check_expert, check_expert_name
-from .statistics_ir3de import DomainStatistics, StatisticsCollector, read_header
+from .statistics_ir3de import DomainStatistics, FeatureSpace, StatisticsCollector
 
 _TEXTS = 1024  # that are tokenized at a time
 _CHUNK = 8192  # rows of the vocabulary that are measured at a time
@@ -119,24 +118,22 @@ def _check_disjoint(name: str, here: DomainStatistics, new: DomainStatistics) ->
         raise ValueError(f"Contribution {', '.join(twice)} is part of {name!r} already: it would count twice.")
 
 
-def read_statistics(source: Any, name: str, space: tuple[str, int]) -> DomainStatistics:
+def read_statistics(source: Any, name: str, space: FeatureSpace) -> DomainStatistics:
     """The statistics of one domain, from memory or from files.
 
     Args:
         source (`DomainStatistics`, `str`, `os.PathLike`, or a list of these): several add up.
         name (`str`): of the domain, for messages.
-        space (`tuple[str, int]`): fingerprint and number of columns that are expected; a file of others is not read.
+        space ([`FeatureSpace`]): that is expected; a file of another one is not read.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: a file is damaged or of another feature space, or a contribution is named twice.
     """
     if isinstance(source, (str, os.PathLike)):
-        header = read_header(source)
-        check_space(str(source), SimpleNamespace(**header), space)
-        return DomainStatistics.load(source)
+        return DomainStatistics.load(source, space)
     if not isinstance(source, (list, tuple)):
-        check_space(name, source, space)
+        space.check(f"of {name!r}", source.space)
         return source  # type: ignore[no-any-return]
     if not source:
         raise ValueError(f"There are no statistics of {name!r}: give at least one file.")
@@ -149,16 +146,16 @@ def read_statistics(source: Any, name: str, space: tuple[str, int]) -> DomainSta
 
 
 def read_experts(
-    source: Any, space: tuple[str, int], load: Callable[[str], Any], second_space: tuple[str, int] | None = None
+    source: Any, space: FeatureSpace, load: Callable[[str], Any], second_space: FeatureSpace | None = None
 ) -> Experts:
     """The experts that a source brings.
 
     Args:
         source (`Any`): a router; the folder or Hub id of one; a statistics file named after its domain; or a mapping of
             domains to what [`read_statistics`] takes.
-        space (`tuple[str, int]`): fingerprint and number of columns that are expected.
+        space ([`FeatureSpace`]): that is expected.
         load (`Callable`): makes a router of a folder or Hub id.
-        second_space (`tuple[str, int]`, *optional*): of the second opinion, if there is one; a source's of another
+        second_space ([`FeatureSpace`], *optional*): of the second opinion, if there is one; a source's of another
             encoder stays behind.
     """
     if isinstance(source, Mapping):
@@ -171,19 +168,9 @@ def read_experts(
         source = load(str(source))
     experts = experts_of(source, with_second=second_space is not None)
     for name, domain in experts.statistics.items():
-        check_space(name, domain, space)
-    second = {name: d for name, d in experts.second.items() if (d.fingerprint, d.size) == second_space}
+        space.check(f"of {name!r}", domain.space)
+    second = {name: domain for name, domain in experts.second.items() if domain.space == second_space}
     return experts._replace(second=second)
-
-
-def check_space(name: str, statistics: Any, space: tuple[str, int]) -> None:
-    """Raises ValueError where `fingerprint` and `size` of statistics are not those of a router."""
-    if (statistics.fingerprint, statistics.size) != space:
-        raise ValueError(
-            f"The statistics of {name!r} are of feature space {statistics.fingerprint} with {statistics.size} columns;"
-            f" this router's is {space[0]} with {space[1]}. Collect them again with its tokenizer, embeddings and"
-            " feature map."
-        )
 
 
 def experts_of(router: Any, with_second: bool = True) -> Experts:
@@ -316,9 +303,9 @@ class RouterEdits:
         return collector.statistics
 
     @property
-    def space(self) -> tuple[str, int]:
-        """Fingerprint and number of columns of the router's statistics."""
-        return str(self.config.fingerprint), self.config.features.width(self.config.hidden_size) + 1
+    def space(self) -> FeatureSpace:
+        """What the router's statistics lie in."""
+        return self.config.space  # type: ignore[no-any-return]
 
     def _edit(self, experts: Experts) -> None:
         """Takes on other experts, once everything that is new has been checked."""

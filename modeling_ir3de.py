@@ -26,7 +26,7 @@ from transformers.utils.hub import cached_file
 from .batch_ir3de import Prompts, batches
 from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
-from .edits_ir3de import RouterEdits, check_space
+from .edits_ir3de import RouterEdits
 from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, select
 from .second_opinion_ir3de import SecondOpinion
@@ -563,7 +563,14 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
 
 
 def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:
-    """W of the token rows and W of the prompt rows, which has no bias."""
+    """W of the token rows and W of the prompt rows, which has no bias.
+
+    The prompt rows' A is given token noise: rho times the balanced A over the token rows. That is what A gains in
+    expectation when prompts lose and gain single tokens at random, since a prompt's row is a sum over its tokens, and
+    if each is dropped or doubled independently the expected A grows by its own outer product. This regularizer in
+    closed form (Wager, Wang and Liang 2013 for dropout) keeps W from leaning on few tokens, which unseen sources
+    reward.
+    """
     A, B = total(domains, "tokens", config.balance)
     W_tokens = ridge(A, B, config.regularization, config.bias, config.normalize_columns)
     noise = A if config.balance else total(domains, "tokens", balance=True)[0]
@@ -655,7 +662,7 @@ def feature_space(tokenizer: Any, embeddings: torch.Tensor, features: FeatureMap
 
 def check_feature_space(name: str, statistics: DomainStatistics, config: IR3DEConfig) -> None:
     """Raises ValueError where a domain's statistics are not of the router's feature space."""
-    check_space(name, statistics, (str(config.fingerprint), config.features.width(config.hidden_size) + 1))
+    config.space.check(f"of {name!r}", statistics.space)
     for key, kinds in statistics.contributions.items():
         if len(kinds.get(DOCUMENTS, range(config.vocab_size))) != config.vocab_size:
             raise ValueError(

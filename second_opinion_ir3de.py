@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from transformers.utils.hub import cached_file
 from .files_ir3de import CONFIG, STATISTICS_FOLDER, finish_save, staged
 from .route_selector_ir3de import probabilities
 from .specs_ir3de import check_expert_name, is_number
-from .statistics_ir3de import KINDS, DomainStatistics, one_thread, read_header, total
+from .statistics_ir3de import KINDS, DomainStatistics, FeatureSpace, one_thread, total
 from .token_router_ir3de import FeatureMap, fourier, mean_diagonal, orthogonal_frequencies, ridge
 
 FORMAT = "ir3de-second-opinion-2"
@@ -123,8 +122,7 @@ class SecondOpinion:
         if texts is not None:
             statistics = self.collect(texts)
         elif isinstance(statistics, (str, os.PathLike)):
-            self._check_space(name, SimpleNamespace(**read_header(statistics)))
-            statistics = DomainStatistics.load(statistics)
+            statistics = DomainStatistics.load(statistics, self.space)
         self.fit({**self.statistics, name: statistics})
 
     def remove_expert(self, name: str) -> None:
@@ -169,7 +167,8 @@ class SecondOpinion:
             X = self.rows(vectors)
             A = X.T @ X
         A = A.triu() + A.triu(1).T
-        return DomainStatistics.from_grams(dict.fromkeys(KINDS, A), self.space[0])  # a text is a row of either kind
+        grams = dict.fromkeys(KINDS, A)  # a text is a row of either kind
+        return DomainStatistics.from_grams(grams, self.space.fingerprint)
 
     # Routing.
 
@@ -220,11 +219,11 @@ class SecondOpinion:
         return self._vectors(list(texts))
 
     @property
-    def space(self) -> tuple[str, int]:
-        """Fingerprint of the encoder and number of columns of the statistics."""
+    def space(self) -> FeatureSpace:
+        """What the statistics lie in, named after what the encoder makes of a fixed text."""
         features = _MAP._replace(size=self.num_features).description
         digest = hashlib.sha256(json.dumps([FORMAT, features, *self.probe.tolist()]).encode())
-        return digest.hexdigest()[:16], (self.num_features or len(self.probe)) + 1
+        return FeatureSpace(digest.hexdigest()[:16], (self.num_features or len(self.probe)) + 1)
 
     @property
     def probe(self) -> torch.Tensor:
@@ -278,17 +277,9 @@ class SecondOpinion:
                 " `add_expert(name, texts=...)`, or go without it with `second_below=0`."
             )
 
-    def _check_space(self, name: str, statistics: Any) -> None:
-        if (statistics.fingerprint, statistics.size) != self.space:
-            raise ValueError(
-                f"The statistics of {name!r} are of encoder {statistics.fingerprint} with {statistics.size} columns;"
-                f" this second opinion's is {self.space[0]} with {self.space[1]} ({self.encoder}). Collect them again"
-                " with its `collect`."
-            )
-
     def _check_new(self, name: str, domain: DomainStatistics) -> None:
         check_expert_name(name)
-        self._check_space(name, domain)
+        self.space.check(f"of {name!r}", domain.space)
         domain.check(name, dict.fromkeys(KINDS, 1.0))
 
     def _solve(self, statistics: Mapping[str, DomainStatistics]) -> torch.Tensor:
@@ -357,9 +348,8 @@ class SecondOpinion:
         if encoder is not None:
             config.update(encoder=encoder, encoder_revision=None)
         made = cls(**config, encode=encode)
-        for name in names:  # the header first, so that nothing large of another encoder is read
-            made._check_space(name, SimpleNamespace(**read_header(fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))))
-        made.fit({name: DomainStatistics.load(fetch(f"{STATISTICS_FOLDER}/{name}.safetensors")) for name in names})
+        paths = {name: fetch(f"{STATISTICS_FOLDER}/{name}.safetensors") for name in names}
+        made.fit({name: DomainStatistics.load(path, made.space) for name, path in paths.items()})
         return made
 
 

@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -165,6 +165,34 @@ class StatisticsCollector:
         return DomainStatistics.from_grams(grams, self.fingerprint, self.documents)
 
 
+class FeatureSpace(NamedTuple):
+    """
+    What the rows of X lie in; sums add up only within one.
+
+    Args:
+        fingerprint (`str`): of a router's tokenizer, embeddings and feature map, or of a second opinion's encoder.
+        columns (`int`): width of a row, the column of ones included.
+    """
+
+    fingerprint: str
+    columns: int
+
+    def check(self, which: str, found: FeatureSpace) -> None:
+        """Raises ValueError where statistics are not of this feature space.
+
+        Args:
+            which (`str`): which statistics, for the message, such as `"of 'law'"`.
+            found ([`FeatureSpace`]): theirs.
+        """
+        if found != self:
+            raise ValueError(
+                f"The statistics {which} are of feature space {found.fingerprint} with {found.columns} columns;"
+                f" expected {self.fingerprint} with {self.columns}. Collect them again with the router that they are"
+                " for, which has the tokenizer, embeddings and feature map, or with the second opinion that they are"
+                " for, which has the encoder."
+            )
+
+
 class DomainStatistics:
     """
     The sums of one domain, as a set of contributions.
@@ -201,6 +229,11 @@ class DomainStatistics:
             packed[DOCUMENTS] = documents
         return cls(size, fingerprint, {content_hash(packed): packed})
 
+    @property
+    def space(self) -> FeatureSpace:
+        """What the rows lie in."""
+        return FeatureSpace(self.fingerprint, self.size)
+
     def gram(self, kind: str) -> torch.Tensor:
         """A_d of shape `(size, size)`, float64, of a kind of row: the contributions summed in order of their ids."""
         return _unpack(self.packed(kind), self.size)
@@ -226,12 +259,7 @@ class DomainStatistics:
 
     def __or__(self, other: DomainStatistics) -> DomainStatistics:
         """The union with another node's contributions to the same domain."""
-        if (self.fingerprint, self.size) != (other.fingerprint, other.size):
-            raise ValueError(
-                f"Statistics of feature space {other.fingerprint} ({other.size} columns) cannot be added to those of"
-                f" {self.fingerprint} ({self.size} columns). Collect them again with this router's tokenizer and"
-                " embeddings."
-            )
+        self.space.check("that are to be added", other.space)
         return DomainStatistics(self.size, self.fingerprint, {**self.contributions, **other.contributions})
 
     def only(self, keys: Collection[str]) -> DomainStatistics:
@@ -277,14 +305,21 @@ class DomainStatistics:
         save_file(tensors, path, metadata={"ir3de": json.dumps(header, sort_keys=True)})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> DomainStatistics:
+    def load(cls, path: str | os.PathLike[str], expected: FeatureSpace | None = None) -> DomainStatistics:
         """Reads what [`DomainStatistics.save`] wrote.
+
+        Args:
+            path (`str` or `os.PathLike`): of the file.
+            expected ([`FeatureSpace`], *optional*): the sums of a file of another one are not read.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: the file is truncated, of another format, or its sums are not what they should be.
+            ValueError: the file is truncated, of another format or feature space, or its sums are not what they should
+                be.
         """
-        header = read_header(path)
+        space = read_header(path)
+        if expected is not None:
+            expected.check(f"in {path}", space)
         contributions: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
@@ -301,7 +336,7 @@ class DomainStatistics:
                 raise ValueError(
                     f"{path}: the sums of contribution {key} are not those it is named by: fetch it again."
                 )
-        return cls(int(header["size"]), str(header["fingerprint"]), dict(contributions))
+        return cls(space.columns, space.fingerprint, dict(contributions))
 
 
 def total(domains: Iterable[DomainStatistics], kind: str, balance: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -327,8 +362,8 @@ def total(domains: Iterable[DomainStatistics], kind: str, balance: bool) -> tupl
     return _unpack(A, len(columns[0])), torch.stack(columns, dim=1)
 
 
-def read_header(path: str | os.PathLike[str]) -> dict[str, str | int]:
-    """Reads and checks the header of a statistics file and what its tensors are, without reading its sums.
+def read_header(path: str | os.PathLike[str]) -> FeatureSpace:
+    """Checks the header of a statistics file and what its tensors are, and returns its feature space; no sums are read.
 
     Raises:
         FileNotFoundError: no such file.
@@ -348,7 +383,7 @@ def read_header(path: str | os.PathLike[str]) -> dict[str, str | int]:
         found = header.get("format") if isinstance(header, dict) else header
         raise ValueError(f"{path} has format {str(found)[:60]!r}; this version reads {FORMAT!r}.")
     _check_layout(path, header, layout)
-    return header
+    return FeatureSpace(header["fingerprint"], header["size"])
 
 
 def _check_bytes(path: str | os.PathLike[str]) -> None:

@@ -89,41 +89,17 @@ def orthogonal_frequencies(width: int, number: int, length_scale: float, seed: i
     return torch.cat(blocks, dim=1)[:, :number] / length_scale
 
 
-def solve(
-    grams: Iterable[torch.Tensor],
-    regularization: float,
-    balance: bool = True,
-    bias: bool = True,
-    normalize_columns: bool = False,
-    noise: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Ridge regression of one-hot domain labels on rows: min_W ||X W - Y||^2 + lambda ||W||^2.
+def sums(grams: Iterable[torch.Tensor], balance: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    """A and B over all domains.
 
     Args:
         grams (`Iterable[torch.Tensor]` of shape `(F + 1, F + 1)`): A_d of each of the D domains, the column of ones
             last; float64.
-        regularization (`float`): lambda, above 0.
         balance (`bool`): A = sum_d A_d / n_d and column d of B is b_d / n_d; else the plain sums.
-        bias (`bool`): keep the column of ones.
-        normalize_columns (`bool`): divide each column of W by its Euclidean norm, as the authors' code does.
-        noise (`torch.Tensor` of shape `(F + 1, F + 1)`, *optional*): added to A. For prompt rows it is rho times the
-            balanced A over the token rows: what A gains in expectation when prompts lose and gain single tokens at
-            random, since a prompt's row is a sum over its tokens, and if each is dropped or doubled independently the
-            expected A grows by its own outer product. That regularizer in closed form (Wager, Wang and Liang 2013 for
-            dropout) keeps W from leaning on few tokens, which unseen sources reward.
 
     Returns:
-        `torch.Tensor` of shape `(F + 1, D)`, or `(F, D)` without `bias`; float64. With the bias its row is the last.
-
-    Raises:
-        ValueError: A + lambda I is not positive definite in float64.
+        A, `torch.Tensor` of shape `(F + 1, F + 1)`, and B, of shape `(F + 1, D)`; float64.
     """
-    A, B = sums(grams, balance)
-    return ridge(A if noise is None else A + noise, B, regularization, bias, normalize_columns)
-
-
-def sums(grams: Iterable[torch.Tensor], balance: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """A of shape `(F + 1, F + 1)` and B of shape `(F + 1, D)` over all domains, from what `solve` takes."""
     weighted = [A_d / A_d[-1, -1] if balance else A_d for A_d in grams]
     B = torch.stack([A_d[:, -1] for A_d in weighted], dim=1)  # one-hot labels: b_d = X_d^T 1
     return sum(weighted[1:], weighted[0]), B
@@ -132,7 +108,21 @@ def sums(grams: Iterable[torch.Tensor], balance: bool = True) -> tuple[torch.Ten
 def ridge(
     A: torch.Tensor, B: torch.Tensor, regularization: float, bias: bool = True, normalize_columns: bool = False
 ) -> torch.Tensor:
-    """W from A and B of `sums`; the rest is as in `solve`."""
+    """Ridge regression of one-hot domain labels on rows: min_W ||X W - Y||^2 + lambda ||W||^2.
+
+    Args:
+        A (`torch.Tensor` of shape `(F + 1, F + 1)`): X^T X over all domains, the column of ones last; float64.
+        B (`torch.Tensor` of shape `(F + 1, D)`): X^T Y.
+        regularization (`float`): lambda, above 0.
+        bias (`bool`): keep the column of ones.
+        normalize_columns (`bool`): divide each column of W by its Euclidean norm, as the authors' code does.
+
+    Returns:
+        `torch.Tensor` of shape `(F + 1, D)`, or `(F, D)` without `bias`; float64. With the bias its row is the last.
+
+    Raises:
+        ValueError: A + lambda I is not positive definite in float64.
+    """
     if not bias:
         A, B = A[:-1, :-1], B[:-1]
     # section 3.1: W* = (A + lambda I)^-1 B

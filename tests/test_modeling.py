@@ -17,7 +17,7 @@ from ir3de import IR3DEConfig, IR3DEModel
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS
 from ir3de.route_selector_ir3de import MEANS
 from ir3de.statistics_ir3de import KINDS, DomainStatistics
-from ir3de.token_router_ir3de import log_odds, solve
+from ir3de.token_router_ir3de import log_odds, ridge, sums
 
 from . import tiny
 
@@ -65,9 +65,10 @@ def test_both_solves_are_those_of_the_domains_matrices(balance: bool) -> None:
     model = tiny.router(balance=balance, token_noise=0.5, prompt_regularization=0.01)
     tokens, prompts = ([model.statistics[name].gram(kind) for name in tiny.DOMAINS] for kind in KINDS)
     noise = 0.5 * sum(A_d / A_d[-1, -1] for A_d in tokens)
-    W = solve(tokens, model.config.regularization, balance).float()
+    W = ridge(*sums(tokens, balance), model.config.regularization).float()
     torch.testing.assert_close(torch.cat([model.token_router.weight.T, model.token_router.bias[None]]), W)
-    torch.testing.assert_close(model.prompt_router.weight.T, solve(prompts, 0.01, bias=False, noise=noise).float())
+    A, B = sums(prompts)
+    torch.testing.assert_close(model.prompt_router.weight.T, ridge(A + noise, B, 0.01, bias=False).float())
 
 
 # Routing.

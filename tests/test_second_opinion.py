@@ -120,10 +120,12 @@ def test_statistics_are_collected_without_the_others_text_in_parts(monkeypatch: 
 
 SCALED = second(encode=WordEncoder(scale=3)).statistics["math"]
 MAPPED = second(["math"], num_features=6).statistics["math"]
-FORGED = DomainStatistics.from_grams(dict.fromkeys(("tokens", "prompts"), torch.eye(7).double()), second().space[0])
+FORGED = DomainStatistics.from_grams(
+    dict.fromkeys(("tokens", "prompts"), torch.eye(7).double()), second().space.fingerprint
+)
 REFUSED: dict[str, tuple[Callable[[SecondOpinion], Any], str]] = {
-    "another encoder": (lambda o: o.add_expert("math", statistics=SCALED), "are of encoder"),
-    "of the router": (lambda o: o.add_expert("math", statistics=tiny.statistics(["a sum"])), "are of encoder"),
+    "another encoder": (lambda o: o.add_expert("math", statistics=SCALED), "of feature space"),
+    "of the router": (lambda o: o.add_expert("math", statistics=tiny.statistics(["a sum"])), "of feature space"),
     "longer than unit": (lambda o: o.add_expert("math", statistics=FORGED), "at most"),
     "taken": (lambda o: o.add_expert("Law", ["court"]), "already"),
     "twice": (lambda o: o.add_expert("math", statistics=o.statistics["law"]), "count twice"),
@@ -136,7 +138,7 @@ REFUSED: dict[str, tuple[Callable[[SecondOpinion], Any], str]] = {
     "temperature": (lambda o: SecondOpinion("words", calibration={"temperature": float("nan")}), "temperature"),
     "calibration": (lambda o: SecondOpinion("words", calibration={"warmth": 1}), "warmth"),
     "features": (lambda o: SecondOpinion("words", num_features=7), "an even number"),
-    "another map": (lambda o: o.add_expert("math", statistics=MAPPED), "are of encoder"),
+    "another map": (lambda o: o.add_expert("math", statistics=MAPPED), "of feature space"),
     "no vectors": (lambda o: second(encode=lambda texts: np.full((len(texts), 3), np.nan)), "finite"),
     "too few": (lambda o: second(encode=lambda texts: np.ones((2, 3))), "shape"),
 }
@@ -179,7 +181,7 @@ def test_a_saved_one_loads_as_it_was_without_its_encoder(tmp_path: Path) -> None
 def test_vectors_of_other_precision_pass_and_another_encoder_does_not(tmp_path: Path) -> None:
     second().save_pretrained(tmp_path)
     rounded = SecondOpinion.from_pretrained(tmp_path, encode=lambda texts: WordEncoder()(texts).astype(np.float16))
-    assert rounded.collect(["court"]).fingerprint == second().space[0]
+    assert rounded.collect(["court"]).fingerprint == second().space.fingerprint
     for other in (WordEncoder(scale=3), lambda texts: WordEncoder()(texts)[:, :4]):
         with pytest.raises(ValueError, match="not the one that this second opinion was fitted on"):
             SecondOpinion.from_pretrained(tmp_path, encode=other).probabilities(UNSURE, NAMES)
@@ -206,12 +208,12 @@ DAMAGED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "probe": (field(probe=[1, None]), "`probe`"),
     "lambda": (field(regularization=-1), "regularization"),
     "features": (field(num_features=-2), "`num_features`"),
-    "other features": (field(num_features=6), "are of encoder"),
-    "another probe": (field(probe=[0.1] * 6), "are of encoder"),
+    "other features": (field(num_features=6), "of feature space"),
+    "another probe": (field(probe=[0.1] * 6), "of feature space"),
     "truncated": (lambda folder: (folder / "statistics/law.safetensors").write_bytes(b"\x08"), "truncated"),
     "of the router": (
         lambda folder: tiny.statistics(["court"]).save(folder / "statistics/law.safetensors"),
-        "are of encoder",
+        "of feature space",
     ),
     "missing": (lambda folder: (folder / "statistics/law.safetensors").unlink(), "missing"),
 }

@@ -7,7 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ir3de.statistics_ir3de import gram_from_counts
+from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.modeling_ir3de import _solve
+from ir3de.statistics_ir3de import KINDS, DomainStatistics, gram_from_counts
 from ir3de.token_router_ir3de import (
     FeatureMap,
     entropy,
@@ -15,7 +17,7 @@ from ir3de.token_router_ir3de import (
     log_odds,
     mean_diagonal,
     orthogonal_frequencies,
-    solve,
+    ridge,
     sums,
 )
 
@@ -36,13 +38,17 @@ def grams(domains: list[torch.Tensor]) -> list[torch.Tensor]:
     return [X.T @ X for X in domains]
 
 
+def solve(grams: list[torch.Tensor], regularization: float, balance: bool = True, **options: bool) -> torch.Tensor:
+    return ridge(*sums(grams, balance), regularization, **options)
+
+
 def least_squares(domains: list[torch.Tensor], regularization: float) -> torch.Tensor:
     """The ridge problem as an ordinary one: min ||(X; sqrt(lambda) I) W - (Y; 0)||^2."""
     X, width = torch.cat(domains), domains[0].shape[1]
     Y = torch.cat([F.one_hot(torch.full((len(X_d),), d), len(domains)) for d, X_d in enumerate(domains)])
-    ridge = math.sqrt(regularization) * torch.eye(width, dtype=torch.float64)
+    penalty = math.sqrt(regularization) * torch.eye(width, dtype=torch.float64)
     zeros = torch.zeros(width, len(domains), dtype=torch.float64)
-    return torch.linalg.lstsq(torch.cat([X, ridge]), torch.cat([Y.double(), zeros])).solution
+    return torch.linalg.lstsq(torch.cat([X, penalty]), torch.cat([Y.double(), zeros])).solution
 
 
 @pytest.mark.parametrize(
@@ -135,11 +141,11 @@ def test_the_scale_of_lambda_leaves_the_ones_out() -> None:
     assert mean_diagonal(sums(GRAMS, balance=True)[0]) == 1.5
 
 
-def test_noise_is_added_to_the_sums() -> None:
-    noise = 2.0 * (GRAMS[0] / 4 + GRAMS[1] / 4)
-    torch.testing.assert_close(
-        solve(GRAMS, 0.5, bias=False, noise=noise), 0.75 / (1.5 + 3 + 0.5) * torch.tensor([[1.0, -1.0]]).double()
-    )
+def test_token_noise_is_added_to_the_sums_over_prompts() -> None:
+    domains = [DomainStatistics.from_grams(dict.fromkeys(KINDS, A_d), "f") for A_d in GRAMS]
+    # Balanced, A = 3/2 over either kind of row, b = (3/4, -3/4), and the noise is 2 A.
+    W_prompts = _solve(IR3DEConfig(token_noise=2, prompt_regularization=0.5), domains)[1]
+    torch.testing.assert_close(W_prompts, 0.75 / (1.5 + 3 + 0.5) * torch.tensor([[1.0, -1.0]]).double())
 
 
 def test_unit_features_have_length_one_and_no_common_part() -> None:

@@ -17,7 +17,7 @@ from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
 from ir3de.specs_ir3de import check_expert_name
-from ir3de.statistics_ir3de import DomainStatistics
+from ir3de.statistics_ir3de import DomainStatistics, FeatureSpace
 
 _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
 _MOST_CONFIG = 1 << 20
@@ -51,7 +51,7 @@ class Proposal:
         self.config = SimpleNamespace(experts=[specs.get(name, {"name": name}) for name in self.statistics])
 
 
-def _proposed(repo_id: str, number: int, folder: str, space: tuple[str, int]) -> dict[str, DomainStatistics]:
+def _proposed(repo_id: str, number: int, folder: str, space: FeatureSpace) -> dict[str, DomainStatistics]:
     """The statistics in a folder that are new or changed in a pull request, by domain."""
     revision, here = f"refs/pr/{number}", _statistics_files(repo_id, "main", folder)
     new = {path: info for path, info in _statistics_files(repo_id, revision, folder).items() if here.get(path) != info}

@@ -6,7 +6,8 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from ir3de.card_ir3de import CARD_NAME, state
+from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
@@ -21,17 +23,27 @@ from ir3de.scripts.command import command
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.selection import Selection, of_experts, to_score
-from ir3de.scripts.metrics.accuracy import accuracy_over_k, describe, routing_accuracy
+from ir3de.scripts.fitting.search import NUM_VOTES
+from ir3de.scripts.metrics.accuracy import accuracy_over_k, describe, one_hot, routing_accuracy
 from ir3de.scripts.metrics.normalised import Losses
 from ir3de.scripts.metrics.perplexity import score_experts
-from ir3de.scripts.reports.evaluation import RESULTS, write_card, write_report
+from ir3de.scripts.reports.evaluation import RESULTS, Results, Settings, write_card, write_report
 from ir3de.scripts.reports.machine import describe_machine, versions
-from ir3de.scripts.reports.rows import AVERAGE, DEFAULT, figures_of, fixed_rows, trained_rows
+from ir3de.scripts.reports.rows import (
+    AVERAGE,
+    DEFAULT,
+    TableRow,
+    describe_routes,
+    describe_row,
+    fixed_rows,
+    trained_rows,
+)
 from ir3de.scripts.routers.average import average_experts
 from ir3de.scripts.routers.base import Factory, Options, choose_routers
 from ir3de.scripts.routers.baselines import BASELINES
 from ir3de.scripts.routers.encoders import default_encoder
 from ir3de.scripts.routers.ours import ours
+from ir3de.specs_ir3de import ExpertSpec
 
 ROUTER = "this router"
 QUICK = {"prompts": 10, "max_tokens": 64, "max_train_per_domain": 10, "seeds": 1}
@@ -73,61 +85,131 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class Reading:
+    """
+    How experts read the data.
+
+    Args:
+        experts (`str`): file with a list of experts, instead of the router's own; or empty.
+        prompts (`int`): a domain.
+        max_tokens (`int`): of a prompt.
+    """
+
+    experts: str
+    prompts: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """
+    How other routers are fitted.
+
+    Args:
+        source ([`RowSource`]): the training data.
+        routers (`tuple[str, ...]`): names of the routers.
+        options ([`Options`]): of the routers.
+        seeds (`int`): of those whose routes depend on one.
+    """
+
+    source: RowSource
+    routers: tuple[str, ...]
+    options: Options
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """
+    What is evaluated.
+
+    Args:
+        router (`str`): folder or Hub id.
+        source ([`RowSource`]): the data.
+        variant (`str`, *optional*): instead of the router's own.
+        num_votes (`int`, *optional*): instead of the router's own.
+        output (`Path`, *optional*): folder for the results; without one only the routing accuracy is printed.
+        reading ([`Reading`], *optional*): where experts read the data.
+        training ([`Training`], *optional*): where other routers are fitted.
+        quick (`bool`): whether the sizes are those of `QUICK`.
+        device (`str`): of the experts.
+    """
+
+    router: str
+    source: RowSource
+    variant: str | None
+    num_votes: int | None
+    output: Path | None
+    reading: Reading | None
+    training: Training | None
+    quick: bool
+    device: str
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The options of a call that are instead of the router's own."""
+        given = {"variant": self.variant, "num_votes": self.num_votes}
+        return {key: value for key, value in given.items() if value is not None}
+
+
 def run(args: argparse.Namespace) -> int:
-    """Evaluates; the exit code is 1 where an expert or another router could not be had."""
+    """Evaluates; the exit code is 1 where an expert or another router failed."""
+    if args.quick:
+        vars(args).update(QUICK)
     _check(args)
+    asked = _evaluation(args)
     started = time.monotonic()
-    model = IR3DEModel.from_pretrained(args.router)
-    router, names = IR3DERoutingPipeline(model, device="cpu"), model.config.expert_names
-    specs = _specs(args, model.config)
-    selection = of_experts(read_rows(RowSource.from_args(args)), names)
-    if args.experts is not None:
-        selection = to_score(selection, model.tokenizer, args.prompts, args.max_tokens)
-    train = of_experts(read_rows(_of_train(args)), names, "training data") if args.train else None
-    routers = _routers(args, model) if train else {}
-    notes = selection.notes()
-    if train:
-        of_train = train.notes("the routers that are fitted to these never choose its expert")
-        notes += [f"Training data: {note}" for note in of_train]
+    model = IR3DEModel.from_pretrained(asked.router)
+    router = IR3DERoutingPipeline(model, device="cpu")
+    specs = _specs(asked, model.config)
+    selection, train, notes = _select(asked, model)
+    routers = _routers(asked.training, model) if asked.training else {}
     for note in notes:
         print(note, file=sys.stderr)
-    choice = {key: value for key in ("variant", "num_votes") if (value := getattr(args, key)) is not None}
-    routing = routing_accuracy(router, selection.rows, **choice)
-    if not args.output:
+    routing = routing_accuracy(router, selection.rows, **asked.choice)
+    if asked.output is None:
         print(json.dumps(routing, indent=2) if args.json else describe(routing))
         return 0
-    results = {"settings": _settings(args, model, train), "notes": notes, "routing": routing, "failures": {}}
-    results["over_k"] = accuracy_over_k(router, selection.rows)
-    Path(args.output).mkdir(parents=True, exist_ok=True)
-    losses = _losses(args, specs, selection, results["failures"])
-    results["rows"] = _fixed(losses, names, results["failures"]) if args.experts is not None else []
-    if train:
-        results["rows"] += _others(args, routers, losses, train, selection, results)
-    routed = time.monotonic()
-    records = router([row.text for row in selection.rows], generate=False, min_score=0, top_n=1, **choice)
-    routes, about = [[record["expert"] for record in records]], {"choice": results["settings"]["variant"]}
-    results["rows"].append(figures_of(ROUTER, losses, routes=routes, seconds=time.monotonic() - routed, **about))
+    results: Results = {
+        "settings": _settings(asked, model.config, train),
+        "notes": notes,
+        "routing": routing,
+        "failures": {},
+        "over_k": accuracy_over_k(router, selection.rows, NUM_VOTES),
+        "rows": [],
+        "seconds": 0.0,
+    }
+    asked.output.mkdir(parents=True, exist_ok=True)
+    losses = _losses(asked, asked.output, specs, selection, results["failures"])
+    if asked.reading:
+        results["rows"] += _fixed_rows(losses, model.config.expert_names, results["failures"])
+    if asked.training and train:
+        trained = _trained_rows(asked.training, asked.output, routers, losses, train, selection)
+        results["rows"] += trained
+        results["over_k"] = _over_k(trained) or results["over_k"]
+    results["rows"].append(_own_row(asked, router, losses, selection, results["settings"]["variant"]))
     results["seconds"] = time.monotonic() - started
-    return _finish(args, model, results)
-
-
-def _finish(args: argparse.Namespace, model: IR3DEModel, results: dict[str, Any]) -> int:
-    """Writes and prints the results, and says what could not be had."""
-    output = Path(args.output)
-    table = write_report(results, output)
-    print((output / RESULTS).read_text(encoding="utf-8") if args.json else table)
+    table = write_report(results, asked.output)
+    print((asked.output / RESULTS).read_text(encoding="utf-8") if args.json else table)
     if args.card:
-        write_card(Path(args.router), results, state(model.config, model.statistics))
-    failed = {**results["failures"], **{row["row"]: row["error"] for row in results["rows"] if row.get("error")}}
+        write_card(Path(asked.router), results, state(model.config, model.statistics))
+    return _tell_failures(results)
+
+
+def _tell_failures(results: Results) -> int:
+    """Says what failed, and returns the exit code."""
+    failed = dict(results["failures"])
+    for row in results["rows"]:
+        if row.get("error"):
+            failed[row["row"]] = row["error"]
     for name, error in failed.items():
         print(f"{name} could not be had: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Sets the sizes of --quick, and refuses options that do not go together before anything is read."""
-    if args.quick:
-        vars(args).update(QUICK)
+    """Refuses options that do not go together before anything is read."""
     least = {"prompts": 1, "max_tokens": 2, "max_train_per_domain": 0, "seeds": 1}
     for key, value in least.items():
         if getattr(args, key) < value:
@@ -145,106 +227,161 @@ def _check(args: argparse.Namespace) -> None:
         )
 
 
-def _specs(args: argparse.Namespace, config: Any) -> list[dict[str, Any]]:
-    """The experts that read the data: the router's own, or those of a list, which must have the same names."""
-    if not args.experts:
-        return list(config.experts)
-    specs = type(config)(experts=read_experts(args.experts)).experts
-    if [spec["name"] for spec in specs] != config.expert_names:
-        raise ValueError(
-            f"{args.experts} lists {[spec['name'] for spec in specs]}, and the router sends prompts to"
-            f" {config.expert_names}: list an expert for each of these names."
+def _evaluation(args: argparse.Namespace) -> Evaluation:
+    source = RowSource.from_args(args)
+    reading, training = None, None
+    if args.experts is not None:
+        reading = Reading(args.experts, args.prompts, args.max_tokens)
+    if args.train:
+        data = replace(source, sources=tuple(args.train), where=tuple(args.train_where), split=args.train_split)
+        names = tuple(args.routers.split(",")) if args.routers else DEFAULT
+        options = Options(
+            args.encoder or default_encoder(),
+            args.modem_encoder,
+            max_train=args.max_train_per_domain or None,
+            max_tokens=args.max_tokens,
         )
-    return list(specs)
-
-
-def _of_train(args: argparse.Namespace) -> RowSource:
-    return replace(
-        RowSource.from_args(args),
-        sources=tuple(args.train),
-        where=tuple(args.train_where),
-        split=args.train_split,
+        training = Training(data, names, options, args.seeds)
+    return Evaluation(
+        args.router,
+        source,
+        args.variant,
+        args.num_votes,
+        Path(args.output) if args.output else None,
+        reading,
+        training,
+        args.quick,
+        args.device,
     )
 
 
-def _routers(args: argparse.Namespace, model: IR3DEModel) -> dict[str, Factory]:
-    known = {**ours(model.tokenizer, model.embed_tokens.weight.detach()), **BASELINES}
-    return choose_routers(known, args.routers.split(",") if args.routers else DEFAULT)
+def _specs(asked: Evaluation, config: IR3DEConfig) -> list[ExpertSpec]:
+    """The experts that read the data: the router's own, or those of a list, which must have the same names."""
+    if asked.reading is None or not asked.reading.experts:
+        return list(config.experts or [])
+    listed = IR3DEConfig(experts=read_experts(asked.reading.experts))
+    if listed.expert_names != config.expert_names:
+        raise ValueError(
+            f"{asked.reading.experts} lists {listed.expert_names}, and the router sends prompts to"
+            f" {config.expert_names}: list an expert for each of these names."
+        )
+    return list(listed.experts or [])
+
+
+def _select(asked: Evaluation, model: IR3DEModel) -> tuple[Selection, Selection | None, list[str]]:
+    """The rows to evaluate on, those to fit other routers to, and what is left out of both."""
+    names = model.config.expert_names
+    selection = of_experts(read_rows(asked.source), names)
+    if asked.reading:
+        selection = to_score(selection, model.tokenizer, asked.reading.prompts, asked.reading.max_tokens)
+    notes = selection.notes()
+    if asked.training is None:
+        return selection, None, notes
+    train = of_experts(read_rows(asked.training.source), names, "training data")
+    of_train = train.notes("the routers that are fitted to these never choose its expert")
+    return selection, train, [*notes, *(f"Training data: {note}" for note in of_train)]
+
+
+def _routers(training: Training, model: IR3DEModel) -> dict[str, Factory]:
+    known: dict[str, Factory] = {**ours(model.tokenizer, model.embed_tokens.weight.detach()), **BASELINES}
+    return choose_routers(known, training.routers)
 
 
 def _losses(
-    args: argparse.Namespace, specs: list[dict[str, Any]], selection: Selection, failures: dict[str, str]
+    asked: Evaluation, output: Path, specs: Sequence[ExpertSpec], selection: Selection, failures: dict[str, str]
 ) -> Losses:
-    """What the prompts cost the experts and the average of their weights; without --experts only the columns."""
+    """What the prompts cost the experts and the average of their weights; only the columns where no expert reads."""
     domains, texts = [row.domain for row in selection.rows], [row.text for row in selection.rows]
-    if args.experts is None:
+    if asked.reading is None:
         shape = len(texts), len(specs)
         return Losses(domains, [spec["name"] for spec in specs], np.full(shape, np.nan), np.zeros(shape, dtype=int))
     columns = list(specs)
     try:
-        columns.append(average_experts(Path(args.output, AVERAGE), specs, AVERAGE))
+        columns.append(average_experts(output / AVERAGE, specs, AVERAGE))
     except Exception as error:  # the experts themselves go on
         failures[AVERAGE] = describe_error(error)
-    scores = score_experts(Path(args.output, "scores"), texts, columns, device=torch.device(args.device))
+    scores = score_experts(output / "scores", texts, columns, device=torch.device(asked.device))
     failures.update(scores.failures)
     return Losses(domains, [spec["name"] for spec in columns], scores.nats, scores.tokens, scores.seconds)
 
 
-def _fixed(losses: Losses, names: list[str], failures: dict[str, str]) -> list[dict[str, Any]]:
+def _fixed_rows(losses: Losses, names: Sequence[str], failures: Mapping[str, str]) -> list[TableRow]:
     """The rows without a router; those of experts that failed say so."""
     rows = []
     for name, p in fixed_rows(losses, names).items():
         expert = name.removeprefix("only ")
-        about = {"choice": f"failed: {failures[expert]}"} if expert in failures else {}
-        rows.append(figures_of(name, losses, p, seconds=losses.seconds.get(expert), **about))
-    return rows if AVERAGE in losses.experts else [*rows, figures_of(AVERAGE, losses, error=failures[AVERAGE])]
-
-
-def _others(
-    args: argparse.Namespace,
-    routers: dict[str, Factory],
-    losses: Losses,
-    train: Selection,
-    selection: Selection,
-    results: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """The rows of routers that are fitted to training data; where top-k is one, its accuracy over k is the result's."""
-    sizes = {"max_train": args.max_train_per_domain or None, "max_tokens": args.max_tokens}
-    options = Options(args.encoder or default_encoder(), args.modem_encoder, **sizes)
-    kept = Path(args.output, "routes.json")
-    rows, votes, others = [], {}, {}
-    for name, routes in trained_rows(kept, routers, options, args.seeds, train.rows, selection.rows).items():
-        rows.append(figures_of(name, losses, **vars(routes)))
-        votes |= {k: accuracy for k, accuracy in routes.over_k.items() if k.isdigit()}
-        if name.startswith("ir3de-") and not routes.over_k and not routes.error:
-            others[name.removeprefix("ir3de-")] = rows[-1]["accuracy"]
-    if votes:  # the figure is of what was fitted here, each variant with its own choice
-        results["over_k"] = votes | others
+        failed = f"failed: {failures[expert]}" if expert in failures else None
+        rows.append(describe_row(name, losses, p, failed, losses.seconds.get(expert)))
+    if AVERAGE not in losses.experts:
+        rows.append({"row": AVERAGE, "error": failures[AVERAGE]})
     return rows
 
 
-def _settings(args: argparse.Namespace, model: IR3DEModel, train: Selection | None) -> dict[str, Any]:
+def _trained_rows(
+    training: Training,
+    output: Path,
+    routers: Mapping[str, Factory],
+    losses: Losses,
+    train: Selection,
+    selection: Selection,
+) -> list[TableRow]:
+    """The rows of routers that are fitted to training data."""
+    file = output / "routes.json"
+    trained = trained_rows(file, routers, training.options, training.seeds, train.rows, selection.rows)
+    return [describe_routes(name, losses, routes) for name, routes in trained.items()]
+
+
+def _over_k(trained: Sequence[TableRow]) -> dict[str, float]:
+    """Accuracy over k of the top-k that was fitted here, and of the other variants, each with its own choice; empty
+    where top-k was not fitted.
+    """
+    votes: dict[str, float] = {}
+    others: dict[str, float] = {}
+    for row in trained:
+        over_k = row.get("over_k", {})
+        votes |= {k: accuracy for k, accuracy in over_k.items() if k.isdigit()}
+        if row["row"].startswith("ir3de-") and not over_k and not row.get("error"):
+            others[row["row"].removeprefix("ir3de-")] = row["accuracy"]
+    return votes | others if votes else {}
+
+
+def _own_row(
+    asked: Evaluation, router: IR3DERoutingPipeline, losses: Losses, selection: Selection, variant: str
+) -> TableRow:
+    """The row of the router itself."""
+    started = time.monotonic()
+    texts = [row.text for row in selection.rows]
+    routes = [record["expert"] for record in router(texts, generate=False, min_score=0, top_n=1, **asked.choice)]
+    seconds = time.monotonic() - started
+    return describe_row(ROUTER, losses, one_hot(losses.experts, routes), variant, seconds)
+
+
+def _settings(asked: Evaluation, config: IR3DEConfig, train: Selection | None) -> Settings:
     """What the report says of the run."""
-    config = model.config
-    votes = f", k {args.num_votes or config.num_votes}" if (args.variant or config.variant) == "top-k" else ""
-    scored = {"prompts": args.prompts, "max_tokens": args.max_tokens} if args.experts is not None else {}
-    sizes = {"seeds": args.seeds, "max_train_per_domain": args.max_train_per_domain, "modem_tokens": args.max_tokens}
-    given = {"train": args.train, "train_where": args.train_where}
-    trained = {**given, "train_rows": len(train.rows), **sizes} if train else {}
-    return {
-        "router": Path(args.router).name if Path(args.router).is_dir() else args.router,
-        "variant": f"{args.variant or config.variant}, {config.feature_map}{votes}",
+    variant = asked.variant or config.variant
+    votes = f", k {asked.num_votes or config.num_votes}" if variant == "top-k" else ""
+    settings: Settings = {
+        "router": Path(asked.router).name if Path(asked.router).is_dir() else asked.router,
+        "variant": f"{variant}, {config.feature_map}{votes}",
         "experts": config.expert_names,
-        "data": [Path(data).name if Path(data).is_file() else data for data in args.data],
-        "where": args.where,
-        **scored,
-        **trained,
-        "quick": args.quick,
-        "threads": torch.get_num_threads(),
-        "device": args.device,
-        "machine": describe_machine(),
-        "packages": versions("torch", "transformers", "peft", "scikit-learn", "sentence-transformers"),
+        "data": [Path(data).name if Path(data).is_file() else data for data in asked.source.sources],
+        "where": list(asked.source.where),
     }
+    if asked.reading:
+        settings["prompts"], settings["max_tokens"] = asked.reading.prompts, asked.reading.max_tokens
+    if asked.training and train:
+        settings["train"] = list(asked.training.source.sources)
+        settings["train_where"] = list(asked.training.source.where)
+        settings["train_rows"] = len(train.rows)
+        settings["seeds"] = asked.training.seeds
+        settings["max_train_per_domain"] = asked.training.options.max_train or 0
+        settings["modem_tokens"] = asked.training.options.max_tokens
+    settings["quick"] = asked.quick
+    settings["threads"] = torch.get_num_threads()
+    settings["device"] = asked.device
+    settings["machine"] = describe_machine()
+    settings["packages"] = versions("torch", "transformers", "peft", "scikit-learn", "sentence-transformers")
+    return settings
 
 
 main = command("evaluate", __doc__, add_arguments, run)

@@ -22,7 +22,7 @@ from ir3de.scripts.fitting.search import NUM_VOTES
 from ir3de.scripts.metrics import perplexity
 from ir3de.scripts.metrics.accuracy import expected_accuracy, one_hot
 from ir3de.scripts.metrics.normalised import Losses, normalised, normalised_scores
-from ir3de.scripts.reports.rows import AVERAGE, figures_of, fixed_rows
+from ir3de.scripts.reports.rows import AVERAGE, Routes, describe_routes, fixed_rows
 from ir3de.scripts.routers.average import average_experts
 
 from . import tiny
@@ -90,13 +90,14 @@ def test_random_routing_is_exact() -> None:
 
 
 def test_seeds_are_averaged_and_listed() -> None:
-    row = figures_of("router", losses(), routes=[["a", "a", "b", "b"], ["b", "b", "b", "b"]], choice="k 1")
+    routes = Routes([["a", "a", "b", "b"], ["b", "b", "b", "b"]], choice="k 1")
+    row = describe_routes("router", losses(), routes)
     assert row["accuracy"] == pytest.approx((0.5 + 1) / 2)
     assert [seed["accuracy"] for seed in row["seeds"]] == [1, 0.5]
     assert row["seeds"][0]["normalised"] == pytest.approx(100)
     assert row["domains"]["a"]["perplexity"] == pytest.approx(math.exp((12.5 + 31.5) / 30))
     assert row["choice"] == "k 1"
-    assert figures_of("router", losses(), error="no") == {"row": "router", "error": "no"}
+    assert describe_routes("router", losses(), Routes(error="no")) == {"row": "router", "error": "no"}
 
 
 def test_a_missing_expert_leaves_only_rows_without_it() -> None:

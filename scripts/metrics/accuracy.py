@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -12,15 +12,42 @@ from tqdm.auto import tqdm
 from ir3de.configuration_ir3de import VARIANTS
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.fitting.search import NUM_VOTES
+from ir3de.scripts.metrics.measures import Array, mean_recall
 
 
-def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice: Any) -> dict[str, Any]:
+class DomainFigures(TypedDict):
+    """A domain's `recall`, 0 to 1, and its number of `prompts`."""
+
+    recall: float
+    prompts: int
+
+
+class RoutingFigures(TypedDict):
+    """
+    How often prompts go where they belong.
+
+    Args:
+        macro_accuracy (`float`): mean recall of the domains, 0 to 1.
+        micro_accuracy (`float`): how many are routed right, 0 to 1.
+        prompts (`int`): how many there are.
+        domains (`dict[str, DomainFigures]`): by name.
+        confusion (`dict[str, dict[str, int]]`): by domain and then by expert, a number of prompts.
+    """
+
+    macro_accuracy: float
+    micro_accuracy: float
+    prompts: int
+    domains: dict[str, DomainFigures]
+    confusion: dict[str, dict[str, int]]
+
+
+def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice: Any) -> RoutingFigures:
     """Routes labelled rows, each to the best expert of its ranking, whatever the minimum score.
 
-    Returns:
-        `dict`: `macro_accuracy` (mean recall of the domains) and `micro_accuracy`, 0 to 1; `prompts`; `domains`, each
-        with its `recall` and number of `prompts`; and `confusion`, by domain and then by expert a number of prompts.
+    Args:
+        router ([`IR3DERoutingPipeline`]): to measure.
+        rows (`Iterable[Row]`): labelled prompts.
+        choice (*optional*): options of the call, such as `variant`.
 
     Raises:
         ValueError: there are no rows, or a row's domain has no expert.
@@ -36,12 +63,12 @@ def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice
     texts = tqdm((row.text for row in rows), total=len(rows), desc="Routing", disable=None, leave=False)
     for row, record in zip(rows, router(iter(texts), generate=False, min_score=0, **choice), strict=True):
         confusion[row.domain][record["expert"]] += 1
-    domains = {
-        name: {"recall": routes[name] / sum(routes.values()), "prompts": sum(routes.values())}
-        for name, routes in sorted(confusion.items())
-    }
+    domains: dict[str, DomainFigures] = {}
+    for name, routes in sorted(confusion.items()):
+        number = sum(routes.values())
+        domains[name] = {"recall": routes[name] / number, "prompts": number}
     return {
-        "macro_accuracy": sum(domain["recall"] for domain in domains.values()) / len(domains),
+        "macro_accuracy": mean_recall({name: domain["recall"] for name, domain in domains.items()}),
         "micro_accuracy": sum(confusion[name][name] for name in confusion) / len(rows),
         "prompts": len(rows),
         "domains": domains,
@@ -49,7 +76,7 @@ def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice
     }
 
 
-def describe(figures: Mapping[str, Any]) -> str:
+def describe(figures: RoutingFigures) -> str:
     """The figures as a table: a row a domain, a column an expert."""
     experts = list(next(iter(figures["confusion"].values())))
     width = max(map(len, experts)) + 2
@@ -61,15 +88,20 @@ def describe(figures: Mapping[str, Any]) -> str:
     return "\n".join([*lines, f"{figures['prompts']:,} prompts: macro accuracy {macro:.2f} %, micro {micro:.2f} %"])
 
 
-def accuracy_over_k(router: IR3DERoutingPipeline, rows: Sequence[Row]) -> dict[str, float]:
-    """Macro accuracy of top-k with each k of the paper's grid, and of the other variants: to look at, not to choose on.
+def accuracy_over_k(router: IR3DERoutingPipeline, rows: Sequence[Row], votes: Sequence[int]) -> dict[str, float]:
+    """Macro accuracy of top-k with several k, and of the other variants: to look at, not to choose on.
+
+    Args:
+        router ([`IR3DERoutingPipeline`]): to measure.
+        rows (`Sequence[Row]`): labelled prompts.
+        votes (`Sequence[int]`): values of k.
 
     Returns:
         `dict[str, float]`: by k, written in digits, or by variant; 0 to 1.
     """
-    texts, domains = [row.text for row in rows], [row.domain for row in rows]
-    ways = {str(k): {"variant": "top-k", "num_votes": k} for k in NUM_VOTES}
+    ways: dict[str, Mapping[str, Any]] = {str(k): {"variant": "top-k", "num_votes": k} for k in votes}
     ways |= {variant: {"variant": variant} for variant in VARIANTS if variant != "top-k"}
+    texts, domains = [row.text for row in rows], [row.domain for row in rows]
     names = router.model.config.expert_names
     accuracy = {}
     for way, choice in tqdm(ways.items(), desc="Accuracy over k", disable=None, leave=False):
@@ -78,13 +110,22 @@ def accuracy_over_k(router: IR3DERoutingPipeline, rows: Sequence[Row]) -> dict[s
     return accuracy
 
 
-def one_hot(experts: Sequence[str], routes: Sequence[str]) -> Any:
+def one_hot(experts: Sequence[str], routes: Sequence[str]) -> Array:
     """The probabilities, of shape `(prompts, experts)`, of routes that are certain."""
     return np.eye(len(experts))[[experts.index(route) for route in routes]]
 
 
-def expected_accuracy(domains: Sequence[str], experts: Sequence[str], p: Any) -> float:
-    """Macro accuracy where expert e gets a prompt with probability `p[prompt, e]`: mean over the domains, 0 to 1."""
+def expected_accuracy(domains: Sequence[str], experts: Sequence[str], p: Array) -> float:
+    """Macro accuracy where experts get prompts by chance.
+
+    Args:
+        domains (`Sequence[str]`): of each prompt.
+        experts (`Sequence[str]`): the columns of `p`; each domain's own expert has the domain's name.
+        p (`np.ndarray` of shape `(prompts, experts)`): with which probability each expert gets each prompt.
+
+    Returns:
+        `float`: mean over the domains of the probability of their own expert, 0 to 1.
+    """
     own = p[np.arange(len(domains)), [experts.index(domain) for domain in domains]]
     of = np.array(domains)
-    return float(np.mean([own[of == domain].mean() for domain in np.unique(of)]))
+    return mean_recall({domain: float(own[of == domain].mean()) for domain in np.unique(of)})

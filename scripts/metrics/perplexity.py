@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
 from ir3de.experts_ir3de import ExpertPool, describe_error
+from ir3de.scripts.metrics.measures import Array, Integers
+from ir3de.specs_ir3de import ExpertSpec, has_source, is_remote
 
 BATCH_TOKENS = 512  # padding included; larger batches are no faster on a CPU, where their logits fill the memory
 SAVE_SECONDS = 20.0  # of work that a run that is cut off may lose
@@ -39,10 +41,50 @@ class Scores:
         failures (`dict[str, str]`): the experts that failed, and with what.
     """
 
-    nats: Any
-    tokens: Any
+    nats: Array
+    tokens: Integers
     seconds: dict[str, float]
     failures: dict[str, str]
+
+
+@dataclass
+class _Column:
+    """
+    What texts cost one expert.
+
+    Args:
+        nats (`np.ndarray` of shape `(texts,)`): NaN where a text was not read yet.
+        tokens (`np.ndarray` of shape `(texts,)`): how many were predicted.
+        seconds (`float`): that it took.
+    """
+
+    nats: Array
+    tokens: Integers
+    seconds: float = 0.0
+
+    @classmethod
+    def empty(cls, texts: int) -> _Column:
+        """Scores of no text yet."""
+        return cls(np.full(texts, np.nan), np.zeros(texts, dtype=np.int64))
+
+    @classmethod
+    def read(cls, file: Path, key: str) -> _Column | None:
+        """The scores in a file, if it is of these texts and this expert."""
+        try:
+            with safe_open(file, framework="np") as opened:
+                if (opened.metadata() or {}).get("key") != key:
+                    return None
+                nats, tokens, seconds = (opened.get_tensor(name) for name in ("nats", "tokens", "seconds"))
+        except (FileNotFoundError, SafetensorError):
+            return None
+        return cls(nats, tokens, float(seconds))
+
+    def write(self, file: Path, key: str) -> None:
+        """Keeps the scores; a run that is cut off meanwhile leaves the file as it was."""
+        partial = file.with_suffix(".partial")
+        scores = {"nats": self.nats, "tokens": self.tokens, "seconds": np.array(self.seconds)}
+        save_file(scores, partial, metadata={"key": key})
+        os.replace(partial, file)
 
 
 @torch.inference_mode()
@@ -67,7 +109,7 @@ def negative_log_likelihoods(model: Any, batch: Sequence[Sequence[int]]) -> list
     return losses.view_as(targets).double().sum(dim=1).tolist()  # type: ignore[no-any-return]
 
 
-def score_experts(folder: Path, texts: Sequence[str], specs: Sequence[dict[str, Any]], **pool_options: Any) -> Scores:
+def score_experts(folder: Path, texts: Sequence[str], specs: Sequence[ExpertSpec], **pool_options: Any) -> Scores:
     """Lets every expert read every text, without its system prompt.
 
     Args:
@@ -79,7 +121,7 @@ def score_experts(folder: Path, texts: Sequence[str], specs: Sequence[dict[str, 
     folder.mkdir(parents=True, exist_ok=True)
     # One base at a time: it is needed for all texts, and then no more. Adapters of one base share it.
     pool = ExpertPool(SimpleNamespace(experts=specs), **{"max_loaded_experts": 1, **pool_options})
-    columns: dict[str, dict[str, Any]] = {}
+    columns: dict[str, _Column] = {}
     failures = {}
     with tqdm(total=len(texts) * len(specs), desc="Scoring", unit=" texts", disable=None) as progress:
         for spec in specs:
@@ -88,47 +130,48 @@ def score_experts(folder: Path, texts: Sequence[str], specs: Sequence[dict[str, 
             try:
                 columns[name] = _column(folder / f"{name}.safetensors", texts, spec, pool, progress)
             except Exception as error:  # the others go on
-                columns[name], failures[name] = _nothing(len(texts)), describe_error(error)
-            took = f"{columns[name]['seconds']:.0f} s"
+                columns[name], failures[name] = _Column.empty(len(texts)), describe_error(error)
+            took = f"{columns[name].seconds:.0f} s"
             tqdm.write(f"{name}: {failures.get(name, took)}", file=sys.stderr)
     pool.unload()
-    nats, tokens = (np.stack([column[key] for column in columns.values()], axis=1) for key in ("nats", "tokens"))
-    return Scores(nats, tokens, {name: float(column["seconds"]) for name, column in columns.items()}, failures)
+    return Scores(
+        np.stack([column.nats for column in columns.values()], axis=1),
+        np.stack([column.tokens for column in columns.values()], axis=1),
+        {name: column.seconds for name, column in columns.items()},
+        failures,
+    )
 
 
-def _column(
-    file: Path, texts: Sequence[str], spec: dict[str, Any], pool: ExpertPool, progress: tqdm[Any]
-) -> dict[str, Any]:
+def _column(file: Path, texts: Sequence[str], spec: ExpertSpec, pool: ExpertPool, progress: tqdm[NoReturn]) -> _Column:
     """The scores of one expert; those that the file has are not computed again."""
     key = hashlib.sha256("\0".join([source_key(spec), *texts]).encode()).hexdigest()
-    scores = _read(file, key) or _nothing(len(texts))
-    missing = np.flatnonzero(np.isnan(scores["nats"]))
+    column = _Column.read(file, key) or _Column.empty(len(texts))
+    missing = np.flatnonzero(np.isnan(column.nats)).tolist()
     progress.update(len(texts) - len(missing))
-    if not len(missing):
-        return scores
-    if not spec.keys() & {"model", "adapter"} or spec.keys() & {"endpoint", "provider"}:
+    if not missing:
+        return column
+    if is_remote(spec) or not has_source(spec):
         raise ValueError("it is no model on this machine, so its likelihoods cannot be read")
-    saved = time.monotonic()
+    since = time.monotonic()
     local = pool.load(spec["name"])
     tokenizer: Any = local.pipe.tokenizer
-    ids = {int(i): tokenizer(texts[i], verbose=False)["input_ids"] for i in missing}
+    ids = {i: tokenizer(texts[i], verbose=False)["input_ids"] for i in missing}
     longest, window = max(map(len, ids.values())), tokenizer.model_max_length
     if longest > window:
         raise ValueError(f"a text has {longest} tokens, and its window is {window}: lower --max-tokens")
     with local.using(spec) as model:
         for batch in _batches(ids):
-            scores["nats"][batch] = negative_log_likelihoods(model, [ids[i] for i in batch])
-            scores["tokens"][batch] = [len(ids[i]) - 1 for i in batch]
+            column.nats[batch] = negative_log_likelihoods(model, [ids[i] for i in batch])
+            column.tokens[batch] = [len(ids[i]) - 1 for i in batch]
             progress.update(len(batch))
-            if time.monotonic() - saved > SAVE_SECONDS:
-                saved = _write(file, scores, key, saved)
-    _write(file, scores, key, saved)
-    return scores
-
-
-def _nothing(texts: int) -> dict[str, Any]:
-    """Scores of no text yet."""
-    return {"nats": np.full(texts, np.nan), "tokens": np.zeros(texts, dtype=np.int64), "seconds": np.zeros(())}
+            now = time.monotonic()
+            if now - since > SAVE_SECONDS:
+                column.seconds += now - since
+                since = now
+                column.write(file, key)
+    column.seconds += time.monotonic() - since
+    column.write(file, key)
+    return column
 
 
 def _batches(ids: dict[int, list[int]]) -> Iterator[list[int]]:
@@ -143,29 +186,13 @@ def _batches(ids: dict[int, list[int]]) -> Iterator[list[int]]:
         yield batch
 
 
-def source_key(spec: dict[str, Any]) -> str:
+def source_key(spec: ExpertSpec) -> str:
     """Names what an expert reads with; of local folders also their files."""
-    folders = [Path(spec[key]) for key in ("model", "adapter") if key in spec and Path(spec[key]).is_dir()]
-    files = [[p.name, p.stat().st_size, p.stat().st_mtime_ns] for f in folders for p in sorted(f.glob("*.*"))]
+    folders = [Path(place) for place in (spec.get("model"), spec.get("adapter")) if place and Path(place).is_dir()]
+    files = []
+    for folder in folders:
+        for path in sorted(folder.glob("*.*")):
+            about = path.stat()
+            files.append([path.name, about.st_size, about.st_mtime_ns])
     source = {key: value for key, value in spec.items() if key not in ("system_prompt", "generation", "cost")}
     return hashlib.sha256(json.dumps([source, files], sort_keys=True).encode()).hexdigest()
-
-
-def _read(file: Path, key: str) -> dict[str, Any] | None:
-    """The scores in a file, if it is of these texts and this expert."""
-    try:
-        with safe_open(file, framework="np") as opened:
-            if (opened.metadata() or {}).get("key") == key:
-                return {name: opened.get_tensor(name) for name in ("nats", "tokens", "seconds")}
-    except (FileNotFoundError, SafetensorError):
-        pass
-    return None
-
-
-def _write(file: Path, scores: dict[str, Any], key: str, since: float) -> float:
-    """Keeps the scores, with the time that they took since the last were kept, and returns what time it is."""
-    now, partial = time.monotonic(), file.with_suffix(".partial")
-    scores["seconds"] += now - since
-    save_file(scores, partial, metadata={"key": key})
-    os.replace(partial, file)
-    return now

@@ -6,22 +6,91 @@ import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de.card_ir3de import CARD_NAME, STATE_KEY, markdown_table
+from ir3de.scripts.metrics.accuracy import RoutingFigures
 from ir3de.scripts.reports.drawing import draw
-from ir3de.scripts.reports.rows import AVERAGE
+from ir3de.scripts.reports.rows import AVERAGE, TableRow
 
 RESULTS = "results.json"
 
 
-def write_report(results: dict[str, Any], folder: Path) -> str:
+class Settings(TypedDict, total=False):
+    """
+    What a report says of the run.
+
+    Args:
+        router (`str`): Hub id, or of a folder its name.
+        variant (`str`): in words, with its feature map and k.
+        experts (`list[str]`): of the router.
+        data (`list[str]`): that it is evaluated on.
+        where (`list[str]`): conditions that the rows meet.
+        prompts (`int`, *optional*): that experts read, a domain.
+        max_tokens (`int`, *optional*): of a prompt that experts read.
+        train (`list[str]`, *optional*): data that other routers are fitted to.
+        train_where (`list[str]`, *optional*): conditions that its rows meet.
+        train_rows (`int`, *optional*): how many there are.
+        seeds (`int`, *optional*): of other routers.
+        max_train_per_domain (`int`, *optional*): training prompts that an encoder reads; 0: all.
+        modem_tokens (`int`, *optional*): of a prompt that modem reads.
+        quick (`bool`): whether the sizes are those of `--quick`.
+        threads (`int`): of the CPU.
+        device (`str`): of the experts.
+        machine (`str`): in words.
+        packages (`dict[str, str]`): their versions.
+    """
+
+    router: str
+    variant: str
+    experts: list[str]
+    data: list[str]
+    where: list[str]
+    prompts: int
+    max_tokens: int
+    train: list[str]
+    train_where: list[str]
+    train_rows: int
+    seeds: int
+    max_train_per_domain: int
+    modem_tokens: int
+    quick: bool
+    threads: int
+    device: str
+    machine: str
+    packages: dict[str, str]
+
+
+class Results(TypedDict):
+    """
+    What `results.json` holds.
+
+    Args:
+        settings ([`Settings`]): of the run.
+        notes (`list[str]`): rows that were dropped, and the like.
+        routing ([`RoutingFigures`]): of the router.
+        failures (`dict[str, str]`): the experts that failed, and with what.
+        over_k (`dict[str, float]`): macro accuracy with each k and of the other variants.
+        rows (`list[TableRow]`): ways to choose the expert; the last is the router's own.
+        seconds (`float`): that the run took.
+    """
+
+    settings: Settings
+    notes: list[str]
+    routing: RoutingFigures
+    failures: dict[str, str]
+    over_k: dict[str, float]
+    rows: list[TableRow]
+    seconds: float
+
+
+def write_report(results: Results, folder: Path) -> str:
     """Writes `results.json`, `results.md` and, where matplotlib is installed, the figures.
 
     Args:
-        results (`dict`): of a run; NaN becomes null in JSON.
+        results ([`Results`]): of a run; NaN becomes null in JSON.
         folder (`Path`): that exists.
 
     Returns:
@@ -44,24 +113,31 @@ def write_report(results: dict[str, Any], folder: Path) -> str:
     return f"{table}\n\nTables, figures and what they are made of are in {folder}."
 
 
-def rows_table(results: dict[str, Any]) -> str:
+def rows_table(results: Results) -> str:
     """A row a way to choose the expert."""
     domains, scored = list(results["routing"]["domains"]), _scored(results)
+    head = ["expert chosen by"]
+    if scored:
+        head += ["normalised", "95 % interval", *domains]
+    head += ["routing accuracy", "seconds", "fitted with"]
     lines = []
     for row in results["rows"]:
         if row.get("error"):
-            lines.append([row["row"], *["–"] * (len(domains) + 2) * scored, "–", "–", f"failed: {row['error']}"])
+            lines.append([row["row"], *["–"] * (len(head) - 2), f"failed: {row['error']}"])
             continue
-        by_domain = [_percent(row["domains"][name]["normalised"]) for name in domains] if scored else []
-        mean = [_percent(row["normalised"], 2), _range(row["interval"])] if scored else []
-        accuracy = "–" if row["row"] == AVERAGE else _percent(100 * row["accuracy"])  # it is no expert of any domain
-        seconds = "" if row.get("seconds") is None else _percent(row["seconds"], 0)
-        lines.append([row["row"], *mean, *by_domain, accuracy, seconds, row.get("choice", "")])
-    head = ["expert chosen by", *(["normalised", "95 % interval", *domains] if scored else [])]
-    return markdown_table([*head, "routing accuracy", "seconds", "fitted with"], lines)
+        cells = [row["row"]]
+        if scored:
+            cells += [_percent(row["normalised"], 2), _range(row["interval"])]
+            cells += [_percent(row["domains"][name]["normalised"]) for name in domains]
+        # The average is no expert of any domain.
+        cells.append("–" if row["row"] == AVERAGE else _percent(100 * row["accuracy"]))
+        seconds = row.get("seconds")
+        cells.append("" if seconds is None else _percent(seconds, 0))
+        lines.append([*cells, row.get("choice", "")])
+    return markdown_table(head, lines)
 
 
-def perplexity_table(results: dict[str, Any]) -> str:
+def perplexity_table(results: Results) -> str:
     """A row a way to choose the expert, a column a domain."""
     domains = list(results["routing"]["domains"])
     rows = [row for row in results["rows"] if not row.get("error")]
@@ -71,34 +147,37 @@ def perplexity_table(results: dict[str, Any]) -> str:
     )
 
 
-def confusion_table(results: dict[str, Any]) -> str:
+def confusion_table(results: Results) -> str:
     """A row a domain, a column an expert, in numbers of prompts."""
     confusion = results["routing"]["confusion"]
     rows = [[name, *(str(number) for number in routes.values())] for name, routes in confusion.items()]
     return markdown_table(["domain", *results["settings"]["experts"]], rows)
 
 
-def over_k_table(results: dict[str, Any]) -> str:
+def over_k_table(results: Results) -> str:
     """A column a k, and a column another variant."""
     over_k = results["over_k"]
     return markdown_table(list(over_k), [[_percent(100 * value) for value in over_k.values()]])
 
 
-def write_card(folder: Path, results: dict[str, Any], state: str) -> None:
+def write_card(folder: Path, results: Results, state: str) -> None:
     """Writes the router's own row into its model card as a model-index; other results and all text stay.
 
     Args:
         folder (`Path`): of the router.
-        results (`dict`): of a run.
+        results ([`Results`]): of a run.
         state (`str`): of the router, see [`card_ir3de.state`]; once edits lead to another, the card drops the results.
     """
     path, settings = folder / CARD_NAME, results["settings"]
     card = ModelCard.load(path, ignore_metadata_errors=True)
-    dataset = {
+    measured_on: dict[str, Any] = {STATE_KEY: state}
+    if settings["where"]:
+        measured_on["where"] = settings["where"]
+    dataset: dict[str, Any] = {
         "task_type": "text-generation",
         "dataset_name": ", ".join(Path(data).name.split(".")[0] for data in settings["data"]),
         "dataset_type": ", ".join(settings["data"]),
-        "dataset_args": {STATE_KEY: state, **({"where": settings["where"]} if settings["where"] else {})},
+        "dataset_args": measured_on,
     }
     own = results["rows"][-1]
     values = {
@@ -117,7 +196,7 @@ def write_card(folder: Path, results: dict[str, Any], state: str) -> None:
     card.save(path)
 
 
-def _about(results: dict[str, Any]) -> str:
+def _about(results: Results) -> str:
     settings = results["settings"]
     where = f" where {' and '.join(settings['where'])}" if settings["where"] else ""
     lines = [
@@ -154,7 +233,7 @@ def _about(results: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def _scored(results: dict[str, Any]) -> bool:
+def _scored(results: Results) -> bool:
     return "max_tokens" in results["settings"]
 
 
@@ -167,7 +246,7 @@ def _range(bounds: Iterable[float]) -> str:
     return "–" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """The same without NaN, which JSON does not know."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}

@@ -9,16 +9,19 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ir3de.experts_ir3de import describe_error
 from ir3de.scripts.data.rows import Row
+from ir3de.scripts.fitting.search import NUM_VOTES
 from ir3de.scripts.metrics.accuracy import accuracy_over_k, expected_accuracy, one_hot
-from ir3de.scripts.metrics.normalised import Losses, normalised
+from ir3de.scripts.metrics.measures import Array
+from ir3de.scripts.metrics.normalised import Losses, Perplexity, normalised
 from ir3de.scripts.routers.base import Factory, Options
+from ir3de.scripts.routers.ours import IR3DERouter
 
 AVERAGE = "average-of-weights"
 DEFAULT = (
@@ -26,6 +29,40 @@ DEFAULT = (
     *("ir3de-top-k", "ir3de-all", "ir3de-avg", "ir3de-prompt"),
 )
 ONE_SEED = ("tfidf", "modem")  # the one has no seed, the other is too slow for several
+
+
+class Seed(TypedDict):
+    """Of one seed: macro `accuracy`, 0 to 1, and `normalised` performance in percent."""
+
+    accuracy: float
+    normalised: float
+
+
+class TableRow(TypedDict, total=False):
+    """
+    What the table says of a way to choose the expert.
+
+    Args:
+        row (`str`): its name.
+        error (`str`): why there is nothing else; without one there are the figures.
+        accuracy (`float`): macro accuracy, 0 to 1.
+        normalised (`float`): performance in percent; with its `interval` and `domains` as in [`Normalised`].
+        seeds (`list[Seed]`): where there were several.
+        choice (`str`): what was chosen on held-out prompts.
+        seconds (`float`, *optional*): that it took.
+        over_k (`dict[str, float]`): of top-k, the macro accuracy with each k.
+    """
+
+    row: str
+    error: str
+    accuracy: float
+    normalised: float
+    interval: list[float]
+    domains: dict[str, Perplexity]
+    seeds: list[Seed]
+    choice: str
+    seconds: float | None
+    over_k: dict[str, float]
 
 
 @dataclass
@@ -48,16 +85,18 @@ class Routes:
     error: str = ""
 
 
-def fixed_rows(losses: Losses, experts: Sequence[str]) -> dict[str, Any]:
+def fixed_rows(losses: Losses, experts: Sequence[str]) -> dict[str, Array]:
     """The rows without a router: each expert for all prompts, the average of their weights, chance, hindsight and the
-    own expert; no average where that could not be had, and no hindsight where an expert failed.
+    own expert; no average where that failed, and no hindsight where an expert failed.
 
     Returns:
         `dict`: by name, probabilities of shape `(prompts, columns of losses)`.
     """
     one = np.eye(len(losses.experts))
     prompts = len(losses.domains)
-    rows = {f"only {name}": np.tile(one[losses.experts.index(name)], (prompts, 1)) for name in [*experts]}
+    rows: dict[str, Array] = {}
+    for name in experts:
+        rows[f"only {name}"] = np.tile(one[losses.experts.index(name)], (prompts, 1))
     if AVERAGE in losses.experts:
         rows[AVERAGE] = np.tile(one[losses.experts.index(AVERAGE)], (prompts, 1))
     columns = [losses.experts.index(name) for name in experts]
@@ -87,7 +126,7 @@ def trained_rows(
         tests (`Sequence[Row]`): to route.
 
     Returns:
-        `dict[str, Routes]`: by name; a router that cannot be had has an `error`.
+        `dict[str, Routes]`: by name; one that cannot be had has an `error`.
     """
     key = hashlib.sha256(repr([options, seeds, list(train), list(tests)]).encode()).hexdigest()
     kept = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}
@@ -105,6 +144,7 @@ def trained_rows(
 
 
 def _fit(name: str, make: Factory, options: Options, seeds: int, train: Sequence[Row], tests: Sequence[Row]) -> Routes:
+    """Fits a router, once for each seed that its routes depend on, and routes the test prompts."""
     row, started = Routes(), time.perf_counter()
     deterministic = name.startswith("ir3de")
     try:
@@ -114,40 +154,52 @@ def _fit(name: str, make: Factory, options: Options, seeds: int, train: Sequence
             best = router.scores([row.text for row in tests], cached=True).argmax(axis=1)
             row.routes.append([router.domains[i] for i in best])
             row.choice = router.choice
-        if name == "ir3de-top-k":
-            row.over_k = accuracy_over_k(router.pipeline, tests)
+        if name == "ir3de-top-k" and isinstance(router, IR3DERouter):
+            row.over_k = accuracy_over_k(router.pipeline, tests, NUM_VOTES)
     except Exception as error:  # the others go on
         return Routes(error=describe_error(error))
     row.seconds = time.perf_counter() - started
     return row
 
 
-def figures_of(
-    name: str,
-    losses: Losses,
-    p: Any = None,
-    routes: Sequence[Sequence[str]] = (),
-    error: str = "",
-    **about: Any,
-) -> dict[str, Any]:
+def describe_row(
+    name: str, losses: Losses, p: Array, choice: str | None = None, seconds: float | None = None
+) -> TableRow:
     """What the table says of a row.
 
     Args:
         name (`str`): of the row.
         losses ([`Losses`]): of prompts and experts.
-        p (`np.ndarray` of shape `(prompts, experts)`, *optional*): with which probability each expert reads a prompt.
-        routes (`Sequence[Sequence[str]]`, *optional*): instead, the expert of each prompt, a list a seed; each seed is
-            as likely.
-        error (`str`, *optional*): why there is neither.
-        about (*optional*): what else to say.
+        p (`np.ndarray` of shape `(prompts, experts)`): with which probability each expert reads a prompt.
+        choice (`str`, *optional*): what was chosen, or else what to say of it.
+        seconds (`float`, *optional*): that it took.
     """
-    if error:
-        return {"row": name, "error": error}
-    seeds = [one_hot(losses.experts, seed) for seed in routes]
-    parts = [np.mean(seeds, axis=0) if seeds else p, *(seeds if len(seeds) > 1 else ())]
-    figures = [
-        {"accuracy": expected_accuracy(losses.domains, losses.experts, part), **normalised(losses, part)}
-        for part in parts
-    ]
-    by_seed = [{key: of[key] for key in ("accuracy", "normalised")} for of in figures[1:]]
-    return {"row": name, **figures[0], **({"seeds": by_seed} if by_seed else {}), **about}
+    accuracy = expected_accuracy(losses.domains, losses.experts, p)
+    row: TableRow = {"row": name, "accuracy": accuracy, **normalised(losses, p), "seconds": seconds}
+    if choice is not None:
+        row["choice"] = choice
+    return row
+
+
+def describe_routes(name: str, losses: Losses, routes: Routes) -> TableRow:
+    """What the table says of a router: its figures are of the mean over its seeds, each as likely.
+
+    Args:
+        name (`str`): of the row.
+        losses ([`Losses`]): of prompts and experts.
+        routes ([`Routes`]): of the router, or why there are none.
+    """
+    if routes.error:
+        return {"row": name, "error": routes.error}
+    seeds = [one_hot(losses.experts, seed) for seed in routes.routes]
+    row = describe_row(name, losses, np.mean(seeds, axis=0), routes.choice, routes.seconds)
+    row["over_k"] = routes.over_k
+    if len(seeds) > 1:
+        row["seeds"] = [
+            {
+                "accuracy": expected_accuracy(losses.domains, losses.experts, p),
+                "normalised": normalised(losses, p)["normalised"],
+            }
+            for p in seeds
+        ]
+    return row

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ir3de.local_sources_ir3de import base_spec
 from ir3de.scripts.metrics.perplexity import source_key
+from ir3de.specs_ir3de import BaseSpec, ExpertSpec, has_source, is_remote
 
 
-def average_experts(folder: Path, specs: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
+def average_experts(folder: Path, specs: Sequence[ExpertSpec], name: str) -> ExpertSpec:
     """Averages experts, unless the folder has the average of the same ones.
 
     Of adapters on one base the average is exact: their low-rank matrices side by side, scaled by one over their number,
@@ -23,16 +24,16 @@ def average_experts(folder: Path, specs: Sequence[dict[str, Any]], name: str) ->
 
     Args:
         folder (`Path`): for the average alone.
-        specs (`Sequence[dict]`): of the experts, as in a router's config.
+        specs (`Sequence[ExpertSpec]`): of the experts, as in a router's config.
         name (`str`): what the average is called.
 
     Returns:
-        `dict`: the spec of the average.
+        `ExpertSpec`: of the average.
 
     Raises:
         ValueError: the experts cannot be averaged: some are adapters and some are not, or their bases differ.
     """
-    if any(spec.keys() & {"endpoint", "provider"} or not spec.keys() & {"model", "adapter"} for spec in specs):
+    if any(is_remote(spec) or not has_source(spec) for spec in specs):
         raise ValueError("only models on this machine can be averaged")
     bases, adapters = [base_spec(spec) for spec in specs], ["adapter" in spec for spec in specs]
     if any(adapters) and not (all(adapters) and all(base == bases[0] for base in bases)):
@@ -49,24 +50,22 @@ def average_experts(folder: Path, specs: Sequence[dict[str, Any]], name: str) ->
     return {**bases[0], "name": name, "adapter": path} if all(adapters) else {"name": name, "model": path}
 
 
-def _average_adapters(folder: Path, specs: Sequence[dict[str, Any]], name: str, base: dict[str, Any]) -> None:
+def _average_adapters(folder: Path, specs: Sequence[ExpertSpec], name: str, base: BaseSpec) -> None:
     try:
         from peft import PeftModel
     except ImportError as error:
         raise ImportError("Averaging adapters needs peft: `pip install ir3de[adapters]`.") from error
-    model = None
-    for spec in specs:
-        revision = spec.get("adapter_revision")
-        if model is None:
-            model = PeftModel.from_pretrained(_load(base), spec["adapter"], spec["name"], revision=revision)
-        else:
-            model.load_adapter(spec["adapter"], spec["name"], revision=revision)
+    first, *others = specs
+    revision = first.get("adapter_revision")
+    model: Any = PeftModel.from_pretrained(_load(base), first["adapter"], first["name"], revision=revision)
+    for spec in others:
+        model.load_adapter(spec["adapter"], spec["name"], revision=spec.get("adapter_revision"))
     names = [spec["name"] for spec in specs]
     model.add_weighted_adapter(names, [1 / len(names)] * len(names), name, combination_type="cat")
     model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)
 
 
-def _average_models(folder: Path, bases: Sequence[dict[str, Any]]) -> None:
+def _average_models(folder: Path, bases: Sequence[BaseSpec]) -> None:
     average = _load(bases[0])
     with torch.no_grad():
         for base in bases[1:]:
@@ -81,9 +80,11 @@ def _average_models(folder: Path, bases: Sequence[dict[str, Any]]) -> None:
     AutoTokenizer.from_pretrained(bases[0]["model"], **_where(bases[0])).save_pretrained(folder)
 
 
-def _load(base: dict[str, Any]) -> Any:
+def _load(base: BaseSpec) -> Any:
     return AutoModelForCausalLM.from_pretrained(base["model"], dtype=torch.float32, **_where(base))
 
 
-def _where(base: dict[str, Any]) -> dict[str, Any]:
-    return {key: base[key] for key in ("revision", "gguf_file") if key in base}
+def _where(base: BaseSpec) -> dict[str, str]:
+    """Which of its weights a base is, as options of `from_pretrained`."""
+    given = {"revision": base.get("revision"), "gguf_file": base.get("gguf_file")}
+    return {key: value for key, value in given.items() if value is not None}

@@ -19,11 +19,9 @@ An expert's outcomes are a union of contributions, as a domain's statistics are;
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import struct
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -33,57 +31,20 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .outcome_rows_ir3de import MEASURES, Outcome
 from .specs_ir3de import check_expert_name
 
 FORMAT = "ir3de-outcomes-1"
 STRENGTH = 10  # outcomes that a prior counts for; chosen on held-out outcomes, see docs/outcomes.md
-MEASURES = ("cost", "seconds", "tokens")  # that an outcome may have beside its score
 COLUMNS = ("n", "score", "score_squared", *(f"{part}{name}" for name in MEASURES for part in ("n_", "")))
 ONE = 1 << 20  # units that one outcome counts for, and of a score, a second or a token
 _COST = 1 << 32  # units of a cost of 1
 _UNITS = np.array([_COST if name == "cost" else ONE for name in COLUMNS], dtype=np.float64)
 _MOST = 1 << 62  # units of a sum
-_LARGEST = 1 << 30  # of a cost, of seconds, of tokens of a single outcome
 _SMALL = 1e-2  # outcomes that hold the effect of a domain without any at zero
 _MOST_BYTES, _MOST_HEADER = 1 << 28, 1 << 24  # of a file
 _KEY = re.compile(r"[0-9a-f]{32}")
 _ROUND = 1 << 128  # where names, which add up, start again
-
-
-class Outcome(NamedTuple):
-    """
-    What an expert did on one prompt.
-
-    Args:
-        text (`str`): the prompt.
-        expert (`str`): the expert's name.
-        score (`float`): 0 to 1.
-        cost (`float`, *optional*): in whichever unit all of a router's outcomes use.
-        seconds (`float`, *optional*): that the answer took.
-        tokens (`float`, *optional*): of prompt and answer.
-        domain (`str`, *optional*): of the prompt, where it is known.
-    """
-
-    text: str
-    expert: str
-    score: float
-    cost: float | None = None
-    seconds: float | None = None
-    tokens: float | None = None
-    domain: str | None = None
-
-    def check(self) -> None:
-        """Raises ValueError unless these are a prompt, a name and numbers in range."""
-        if not isinstance(self.text, str) or not self.text.strip():
-            raise ValueError(f"an outcome needs the prompt's text, got {str(self.text)[:60]!r}")
-        if not isinstance(self.expert, str) or not self.expert:
-            raise ValueError(f"an outcome needs the name of an expert, got {self.expert!r}")
-        if not _is_number(self.score) or not 0 <= self.score <= 1:
-            raise ValueError(f"the score of {self.expert!r} must be a number from 0 to 1, got {self.score!r}")
-        for name in MEASURES:
-            value = getattr(self, name)
-            if value is not None and (not _is_number(value) or not 0 <= value <= _LARGEST):
-                raise ValueError(f"`{name}` of {self.expert!r} must be a number from 0 to {_LARGEST:,}, got {value!r}")
 
 
 class Contribution(NamedTuple):
@@ -126,7 +87,7 @@ class OutcomesCollector:
         rows: dict[str, list[int]] = defaultdict(list)
         for index, outcome in enumerate(outcomes):
             rows[outcome.expert].append(index)
-            self._names[outcome.expert] += _name_of(outcome)
+            self._names[outcome.expert] += outcome.number
         for expert, indices in rows.items():
             new = _sum_up([outcomes[index] for index in indices], weights[indices], expert)
             known = self._sums.get(expert)
@@ -297,14 +258,6 @@ def shared(p: Any) -> Any:
     return weights + (ranks < left)
 
 
-def _name_of(outcome: Outcome) -> int:
-    """A number that names an outcome, its domain left out: that is no part of what happened."""
-    text = hashlib.blake2b(outcome.text.encode("utf-8", "surrogatepass"), digest_size=16)
-    values = [np.nan if value is None else value for value in outcome[2:6]]
-    text.update(struct.pack("<4d", *values) + outcome.expert.encode("utf-8", "surrogatepass"))
-    return int.from_bytes(text.digest(), "big")
-
-
 def _sum_up(outcomes: Sequence[Outcome], weights: Any, expert: str) -> Any:
     """Sums of one expert's outcomes, of shape `(D, 9)`, from weights of shape `(B, D)`."""
     score = np.array([outcome.score for outcome in outcomes], dtype=np.float64)
@@ -337,10 +290,6 @@ def _overflow(expert: str) -> OverflowError:
         f"The outcomes of {expert!r} add up to more than is counted exactly (a cost of {_MOST / _COST:.2g}, or"
         f" {_MOST / ONE:.2g} outcomes, seconds or tokens): give costs in a larger unit."
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_MOST < value < _MOST  # nor NaN
 
 
 def _bytes_of(part: Contribution) -> bytes:

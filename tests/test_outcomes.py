@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from ir3de.outcome_rows_ir3de import Outcome, read_outcomes
 from ir3de.outcomes_ir3de import (
     COLUMNS,
     ONE,
     STRENGTH,
     Ledger,
-    Outcome,
     OutcomesCollector,
     expected,
     shared,
@@ -334,3 +334,63 @@ def test_costs_are_measured_by_domain_and_guessed_where_they_are_few() -> None:
     assert pairs.cost[:, 1].tolist() == [0, 0, 0]
     assert np.isnan(pairs.cost[:, 0]).all()
     assert np.isnan(pairs.seconds).all()
+
+
+def test_rows_of_one_answer_and_of_several_experts_are_read(tmp_path: Path) -> None:
+    lines = [
+        {
+            "text": "a",
+            "scores": {"big": 1, "small": 0.5, "none": None},
+            "costs": {"big": 2},
+            "domain": "law",
+            "split": "train",
+        },
+        {"text": "b", "expert": "small", "score": 0, "seconds": 1.5, "tokens": 7, "split": "train"},
+        {"text": "c", "expert": "small", "score": 1, "split": "test"},
+    ]
+    path = tmp_path / "outcomes.jsonl"
+    path.write_text("\ufeff" + "\n\n".join(map(json.dumps, lines)), encoding="utf-8")
+    wanted = [
+        [Outcome("a", "big", 1, cost=2, domain="law"), Outcome("a", "small", 0.5, domain="law")],
+        [Outcome("b", "small", 0, seconds=1.5, tokens=7)],
+    ]
+    assert list(read_outcomes(path, {"split": "train"})) == wanted
+    assert list(read_outcomes(lines[:2])) == wanted
+    assert list(read_outcomes([wanted[1][0]])) == [wanted[1]]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "a"}, "needs `expert` and `score`"),
+        ({"text": "a", "expert": "big", "score": None}, "needs `expert` and `score`"),
+        ({"text": "a", "scores": {}}, "no score"),
+        ({"text": "a", "scores": {"big": None}}, "no score"),
+        ({"text": "a", "scores": {"big": 2}}, "from 0 to 1"),
+        ({"text": "a", "scores": {"big": float("nan")}}, "from 0 to 1"),
+        ({"text": "a", "scores": {"big": 1}, "costs": {"big": -1}}, "cost"),
+        ({"text": "a", "scores": {"big": 1}, "costs": {"small": 1}}, "'small', which has no score"),
+        ({"text": "a", "scores": [1]}, "must map"),
+        ({"scores": {"big": 1}}, "text"),
+        ({"text": "a", "score": 1}, "name of an expert"),
+        ({"text": "a", "scores": {"big": 1}, "domain": 3}, "domain"),
+        ([1], "expected an object"),
+    ],
+)
+def test_malformed_rows_are_refused_with_their_line(tmp_path: Path, row: Any, message: str) -> None:
+    path = tmp_path / "outcomes.jsonl"
+    path.write_text(json.dumps({"text": "ok", "expert": "big", "score": 1}) + "\n" + json.dumps(row), encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"outcomes\.jsonl, line 2: .*{message}"):
+        list(read_outcomes(path))
+
+
+def test_files_of_outcomes_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"none\.jsonl"):
+        list(read_outcomes(tmp_path / "none.jsonl"))
+    (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00")
+    (tmp_path / "text.jsonl").write_bytes(b"{\xff}")
+    for name in ("cut.jsonl.gz", "text.jsonl"):
+        with pytest.raises(ValueError, match=name):
+            list(read_outcomes(tmp_path / name))
+    with pytest.raises(TypeError, match="a file, or rows"):
+        list(read_outcomes({"text": "a"}))

@@ -1,0 +1,162 @@
+"""Outcomes as rows: what an expert did on a prompt, read from JSON Lines or from memory, and checked."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import math
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+MEASURES = ("cost", "seconds", "tokens")  # that an outcome may have beside its score
+_MANY = {"score": "scores", "cost": "costs", "seconds": "seconds", "tokens": "tokens"}  # of a row of several experts
+_LARGEST = 1 << 30  # of a cost, of seconds, of tokens of a single outcome
+_FAR = 1 << 62  # beyond which a whole number is no float
+
+
+class Outcome(NamedTuple):
+    """
+    What an expert did on one prompt.
+
+    Args:
+        text (`str`): the prompt.
+        expert (`str`): the expert's name.
+        score (`float`): 0 to 1.
+        cost (`float`, *optional*): in whichever unit all of a router's outcomes use.
+        seconds (`float`, *optional*): that the answer took.
+        tokens (`float`, *optional*): of prompt and answer.
+        domain (`str`, *optional*): of the prompt, where it is known.
+    """
+
+    text: str
+    expert: str
+    score: float
+    cost: float | None = None
+    seconds: float | None = None
+    tokens: float | None = None
+    domain: str | None = None
+
+    def check(self) -> None:
+        """Raises ValueError unless these are a prompt, a name and numbers in range."""
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise ValueError(f"an outcome needs the prompt's text, got {str(self.text)[:60]!r}")
+        if not isinstance(self.expert, str) or not self.expert:
+            raise ValueError(f"an outcome needs the name of an expert, got {self.expert!r}")
+        if not _is_number(self.score) or not 0 <= self.score <= 1:
+            raise ValueError(f"the score of {self.expert!r} must be a number from 0 to 1, got {self.score!r}")
+        for name in MEASURES:
+            value = getattr(self, name)
+            if value is not None and (not _is_number(value) or not 0 <= value <= _LARGEST):
+                raise ValueError(f"`{name}` of {self.expert!r} must be a number from 0 to {_LARGEST:,}, got {value!r}")
+
+    @property
+    def number(self) -> int:
+        """A number that names the outcome, its domain left out: that is no part of what happened."""
+        digest = hashlib.blake2b(self.text.encode("utf-8", "surrogatepass"), digest_size=16)
+        values = [math.nan if value is None else value for value in self[2:6]]
+        digest.update(struct.pack("<4d", *values) + self.expert.encode("utf-8", "surrogatepass"))
+        return int.from_bytes(digest.digest(), "big")
+
+
+def read_outcomes(source: Any, where: Mapping[str, str] | None = None) -> Iterator[list[Outcome]]:
+    """Streams outcomes, checked, those of one row together.
+
+    Args:
+        source (`str`, `os.PathLike` or `Iterable`): JSON Lines, plain or `.gz`; or rows in memory, each an [`Outcome`]
+            or a mapping. A row is one answer, `text`, `expert`, `score` and maybe `cost`, `seconds` and `tokens`; or
+            those of several experts to one prompt, `text` and `scores`, and maybe `costs`, `seconds` and `tokens`, each
+            a mapping of experts to numbers. `domain` may say the prompt's.
+        where (`Mapping[str, str]`, *optional*): only rows with these values, such as `{"split": "train"}`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a row is malformed; file and line, or the number of the row, are named.
+    """
+    for place, row in _rows(source):
+        if isinstance(row, Outcome):
+            outcomes = [row]
+        elif all(str(row.get(key)) == value for key, value in (where or {}).items()):
+            outcomes = _outcomes_of(place, row)
+        else:
+            continue
+        for outcome in outcomes:
+            try:
+                outcome.check()
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}. Mend the row, or leave it out.") from error
+        yield outcomes
+
+
+def _outcomes_of(place: str, row: Mapping[str, Any]) -> list[Outcome]:
+    """The outcomes of a row."""
+    common = {"text": row.get("text"), "domain": row.get("domain")}
+    if common["domain"] is not None and not isinstance(common["domain"], str):
+        raise ValueError(f"{place}: `domain` must be a name, got {common['domain']!r}. Mend the row, or leave it out.")
+    if "scores" not in row:
+        if row.get("score") is None:
+            raise ValueError(
+                f"{place}: a row needs `expert` and `score`, or `scores` of several experts; it has"
+                f" {', '.join(map(repr, row)) or 'nothing'}. Mend the row, or leave it out."
+            )
+        values = {name: row.get(name) for name in ("score", *MEASURES)}
+        return [Outcome(expert=row.get("expert"), **common, **values)]  # type: ignore[arg-type]
+    columns = {name: row.get(many) or {} for name, many in _MANY.items()}
+    for name, column in columns.items():
+        if not isinstance(column, Mapping):
+            raise ValueError(f"{place}: `{_MANY[name]}` must map experts to numbers, got {str(column)[:60]!r}.")
+    scores = {expert: score for expert, score in columns["score"].items() if score is not None}
+    if not scores:
+        raise ValueError(f"{place}: the row has no score. Mend the row, or leave it out.")
+    for name, column in columns.items():
+        unknown = [expert for expert in column if expert not in columns["score"]]
+        if unknown:
+            raise ValueError(f"{place}: `{_MANY[name]}` names {unknown[0]!r}, which has no score there. Mend the row.")
+    return [
+        Outcome(expert=expert, **common, **{name: column.get(expert) for name, column in columns.items()})  # type: ignore[arg-type]
+        for expert in scores
+    ]
+
+
+def _rows(source: Any) -> Iterator[tuple[str, Any]]:
+    """Rows and where they are."""
+    if isinstance(source, (str, os.PathLike)):
+        yield from _json_lines(Path(source))
+        return
+    if isinstance(source, Mapping) or not isinstance(source, Iterable):
+        raise TypeError(f"Outcomes are a file, or rows; got {str(source)[:60]!r}.")
+    for number, row in enumerate(source):
+        if not isinstance(row, (Outcome, Mapping)):
+            raise ValueError(f"row {number}: expected an outcome or a mapping, got {str(row)[:60]!r}.")
+        yield f"row {number}", row
+
+
+def _json_lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path} of outcomes.")
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield f"{path}, line {number}", _parsed(path, number, line)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is truncated or not gzip ({error}): fetch it again.") from error
+
+
+def _parsed(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
+        raise ValueError(f"{path}, line {number}: not JSON in UTF-8 ({error}).") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{path}, line {number}: expected an object with text and scores, got {line[:60]!r}.")
+    return row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_FAR < value < _FAR  # nor NaN

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,13 +26,16 @@ from transformers.utils.hub import cached_file
 from .batch_ir3de import Prompts, batches
 from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
-from .edits_ir3de import RouterEdits
+from .edits_ir3de import Experts, check_new, edited, experts_of, read_experts, read_statistics, statistics_of
 from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, finish_save, staged
+from .prompts_ir3de import token_ids_of
 from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, select
 from .second_opinion_ir3de import SecondOpinion
+from .specs_ir3de import ExpertSpec
 from .statistics_ir3de import (
     DOCUMENTS,
     DomainStatistics,
+    FeatureSpace,
     StatisticsCollector,
     check_token_ids,
     fingerprint,
@@ -71,7 +74,7 @@ class IR3DEOutput(ModelOutput):
     contributions: torch.Tensor | None = None
 
 
-class IR3DEModel(RouterEdits, PreTrainedModel):
+class IR3DEModel(PreTrainedModel):
     """
     A linear token router over frozen token embeddings (arXiv 2606.06098).
 
@@ -349,6 +352,15 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         return StatisticsCollector(phi, self._feature_space, device)
 
     @property
+    def space(self) -> FeatureSpace:
+        """What the router's statistics lie in."""
+        return self.config.space
+
+    def tokenize(self, texts: list[str]) -> Prompts:
+        """Texts as the router reads them; those without a token are left out."""
+        return Prompts.of([ids for ids in token_ids_of(self.tokenizer, texts, self.config.max_length) if ids])
+
+    @property
     def _feature_space(self) -> str:
         """The fingerprint of the tokenizer with the embeddings as they are now."""
         E, features = self.embed_tokens.weight.detach(), self.config.features
@@ -359,6 +371,93 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
                 return feature_space(self.tokenizer, E, features)
 
         return self._derive("space", make)  # type: ignore[no-any-return]
+
+    # Edits: each checks everything, solves W anew, and only then changes the router. Its second opinion, if any,
+    # follows: it forgets whom the router forgets, and learns what a merged router's knows. Of an expert that joins with
+    # texts or statistics it knows nothing until its own `add_expert` is called.
+
+    def add_expert(self, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
+        """Adds an expert; the others' text is not needed, and how much there was does not matter.
+
+        Args:
+            spec (`str` or [`ExpertSpec`]): its name, or its spec; see [`ExpertSpec`].
+            texts (`Iterable[str]`, *optional*): text of its domain.
+            statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain, instead of texts.
+
+        Raises:
+            ValueError: spec or statistics are malformed, the name is taken, or a contribution is here already. The
+                router is as before.
+        """
+        name = spec if isinstance(spec, str) else str(spec.get("name"))
+        self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)))
+
+    def remove_expert(self, name: str) -> None:
+        """Removes an expert: the router is then, bit for bit, the one that never had it.
+
+        Raises:
+            ValueError: there is no such expert, it is the last, or it is the fallback. The router is as before.
+        """
+        rest = experts_of(self).without(name)
+        if not rest.specs:
+            raise ValueError(f"{name!r} is the last expert, and a router needs one. Add another before removing it.")
+        self._edit(rest)
+
+    def replace_expert(
+        self, name: str, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None
+    ) -> None:
+        """Puts an expert in another's place.
+
+        Args:
+            name (`str`): of the expert that leaves.
+            spec (`str` or [`ExpertSpec`]): of the one that comes, under the same name or a new one.
+            texts (`Iterable[str]`, *optional*): text of its domain. Without texts and statistics it takes over those of
+                the expert that leaves.
+            statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain.
+
+        Raises:
+            ValueError: as in [`IR3DEModel.add_expert`] and [`IR3DEModel.remove_expert`]. The router is as before.
+        """
+        here = experts_of(self)
+        rest, second = here.without(name), None
+        if texts is None and statistics is None:
+            statistics, second = here.statistics[name], here.second.get(name)
+        new = name if isinstance(spec, str) else str(spec.get("name"))
+        self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second))
+
+    def merge(self, *sources: Any) -> None:
+        """Merges other routers or statistics: new domains become experts, known ones gain contributions.
+
+        Args:
+            sources (`Any`): each a router, the folder or Hub id of one, a statistics file that is named after its
+                domain, or a mapping of domains to statistics.
+
+        Raises:
+            ValueError: a source is malformed, of another feature space, or brings nothing new. The router is as before.
+        """
+        second = None if self.second_opinion is None else self.second_opinion.space
+        merged = experts_of(self)
+        for source in sources:
+            merged = merged.union(read_experts(source, self.space, type(self).from_pretrained, second))
+        self._edit(merged)
+
+    def _new(self, name: str, texts: Iterable[str] | None, statistics: Any) -> DomainStatistics:
+        """The statistics of a domain that is to join, from either source."""
+        if (texts is None) == (statistics is None):
+            raise ValueError(f"Expert {name!r} needs either `texts` of its domain or `statistics` of it.")
+        if texts is None:
+            return read_statistics(statistics, name, self.space)
+        return statistics_of(name, texts, self.collector(), self.tokenize)
+
+    def _edit(self, experts: Experts) -> None:
+        """Takes on other experts, once everything that is new has been checked."""
+        before = experts_of(self)
+        check_new(before, experts, self.config, self.embed_tokens.weight.detach())
+        config = edited(self.config, before, experts)
+        second = self.second_opinion and self.second_opinion.having(experts.second)
+        self._become(config, experts.statistics)
+        self.second_opinion = second
+
+    # What belongs to it.
 
     @property
     def statistics(self) -> dict[str, DomainStatistics]:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -27,7 +28,7 @@ from .batch_ir3de import Prompts, batches
 from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
 from .edits_ir3de import Experts, check_new, edited, experts_of, read_experts, read_statistics, statistics_of
-from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, finish_save, staged
+from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
 from .prompts_ir3de import token_ids_of
 from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, select
 from .second_opinion_ir3de import SecondOpinion
@@ -115,6 +116,7 @@ class IR3DEModel(PreTrainedModel):
         self._second_opinion: Any = None
         self._second_is_read = True
         self._origin: dict[str, Any] | None = None
+        self._saved: bytes | None = None  # config.json as it was read from a folder
         self.post_init()
 
     # Routing: section 3.2.
@@ -463,10 +465,11 @@ class IR3DEModel(PreTrainedModel):
     def statistics(self) -> dict[str, DomainStatistics]:
         """The statistics of each domain; those of a loaded router are read on first use."""
         if self._statistics is None:
-            self._statistics = {
-                name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
-                for name in self.config.expert_names
-            }
+            with self._held():
+                self._statistics = {
+                    name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
+                    for name in self.config.expert_names
+                }
         return self._statistics
 
     @property
@@ -474,7 +477,10 @@ class IR3DEModel(PreTrainedModel):
         """The tokenizer that belongs to the embeddings; that of a loaded router is read on first use."""
         if self._tokenizer is None:
             origin = dict(self._require_origin())
-            self._tokenizer = AutoTokenizer.from_pretrained(origin.pop("path"), trust_remote_code=False, **origin)
+            path = origin.pop("path")
+            with self._held():
+                place = current(Path(path)) if os.path.isdir(path) else path
+                self._tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **origin)
         return self._tokenizer
 
     @tokenizer.setter
@@ -521,38 +527,46 @@ class IR3DEModel(PreTrainedModel):
             ValueError: config and weights disagree, or weights or statistics are missing, truncated or not finite.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        if os.path.isdir(pretrained_model_name_or_path):
-            finish_save(Path(pretrained_model_name_or_path, kwargs.get("subfolder", "")))
-        model: Any
-        info: Any
-        try:
-            model, info = super().from_pretrained(  # type: ignore[misc]
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(
-                f"The weights of {pretrained_model_name_or_path} are damaged, or do not fit its config.json (does it"
-                f" name as many experts as W has columns?): fetch both again. Cause: {error}"
-            ) from error
-        if info["missing_keys"]:
-            raise ValueError(
-                f"The weights of {pretrained_model_name_or_path} lack {sorted(info['missing_keys'])}: fetch"
-                " model.safetensors again."
-            )
-        for name, parameter in model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise ValueError(
-                    f"{name} of {pretrained_model_name_or_path} holds NaN or infinity: fit the router again."
-                )
-        hub = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
-        revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        local = os.path.isdir(pretrained_model_name_or_path)
-        path = os.path.abspath(pretrained_model_name_or_path) if local else str(pretrained_model_name_or_path)
-        model._origin, model._second_is_read = {"path": path, "revision": revision, **hub}, False
-        if local:
+        origin = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
+        if not os.path.isdir(pretrained_model_name_or_path):
+            model, info = cls._read(pretrained_model_name_or_path, *args, **kwargs)
+            origin["revision"] = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
+            model._origin = {"path": str(pretrained_model_name_or_path), **origin}
+            return (model, info) if wants_info else model
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        with reading(folder) as place:
+            if place != folder:
+                pretrained_model_name_or_path = str(place)
+                kwargs.pop("subfolder", None)
+            model, info = cls._read(pretrained_model_name_or_path, *args, **_with_present_config(kwargs, place))
+            model._origin = {"path": str(folder.absolute()), "revision": None, **origin}
+            model._origin.pop("subfolder", None)
+            model._saved = (place / CONFIG).read_bytes()
             for name in model.config.expert_names:
                 read_header(model._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _read(cls, source: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """A router with what transformers says of its loading, once its weights have been checked."""
+        model: Any
+        info: Any
+        try:
+            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"The weights of {source} are damaged, or do not fit its config.json (does it name as many experts as W"
+                f" has columns?): fetch both again. Cause: {error}"
+            ) from error
+        if info["missing_keys"]:
+            raise ValueError(
+                f"The weights of {source} lack {sorted(info['missing_keys'])}: fetch model.safetensors again."
+            )
+        for name, parameter in model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise ValueError(f"{name} of {source} holds NaN or infinity: fit the router again.")
+        model._second_is_read = False
+        return model, info
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes a complete repository: config, weights, statistics, tokenizer, code, card, second opinion if any.
@@ -583,8 +597,10 @@ class IR3DEModel(PreTrainedModel):
             if second_opinion is not None:
                 _warn_of_unknown(second_opinion, self.config.expert_names)
                 second_opinion.save_pretrained(new / SECOND_FOLDER)
-            if (folder / CARD_NAME).is_file():
-                shutil.copy(folder / CARD_NAME, new)
+            with suppress(ValueError):  # of a folder that is not whole, which this save makes whole
+                card = current(folder) / CARD_NAME
+                if card.is_file() and not card.is_symlink():
+                    shutil.copy(card, new)
             update_card(new / CARD_NAME, self.config, statistics)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
@@ -656,9 +672,30 @@ class IR3DEModel(PreTrainedModel):
         """The local path of a file of the repository that the router was loaded from."""
         origin = dict(self._require_origin())
         path = origin.pop("path")
-        if os.path.isdir(path):
-            return str(Path(path, origin.get("subfolder", ""), filename))
-        return cached_file(path, filename, **origin, **options)
+        if not os.path.isdir(path):
+            return cached_file(path, filename, **origin, **options)
+        place = current(Path(path))
+        if self._saved is not None and (place / CONFIG).read_bytes() != self._saved:
+            raise ValueError(
+                f"{path} has been saved anew since this router was loaded, so {filename} there is not of this router:"
+                " load it again."
+            )
+        return str(place / filename)
+
+    def _held(self) -> AbstractContextManager[Any]:
+        """Keeps the folder that the router was loaded from, if any, as it is while files are read."""
+        path = self._require_origin()["path"]
+        return reading(Path(path)) if os.path.isdir(path) else nullcontext()
+
+
+def _with_present_config(kwargs: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Options of loading, whose config, if any, may have been read before another process saved the folder anew."""
+    config: Any = kwargs.get("config")
+    if not hasattr(config, "expert_names"):
+        return kwargs
+    present = type(config).from_pretrained(place)
+    same = (config.expert_names, config.fingerprint) == (present.expert_names, present.fingerprint)
+    return kwargs if same else {**kwargs, "config": present}
 
 
 def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:

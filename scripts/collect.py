@@ -130,7 +130,7 @@ class Job:
             first (`int`): number of the first shard.
             every (`int`): how many processes share the shards.
         """
-        texts = read_texts(RowSource.from_args(self.args))
+        texts = read_texts(RowSource.from_args(self.args), self.args.name)
         for number in tqdm(itertools.count(), desc="Collecting", unit=" shards", disable=None):
             shard = itertools.islice(texts, self.args.shard_rows)
             head = next(shard, None)

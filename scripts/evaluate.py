@@ -20,6 +20,7 @@ from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
+from ir3de.scripts.data.duplicates import overlap
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.selection import Selection, of_experts, to_score
@@ -279,7 +280,8 @@ def _select(asked: Evaluation, model: IR3DEModel) -> tuple[Selection, Selection 
         return selection, None, notes
     train = of_experts(read_rows(asked.training.source), names, "training data")
     of_train = train.notes("the routers that are fitted to these never choose its expert")
-    return selection, train, [*notes, *(f"Training data: {note}" for note in of_train)]
+    notes += [f"Training data: {note}" for note in of_train]
+    return selection, train, [*notes, *overlap(train.rows, selection.rows)]
 
 
 def _routers(training: Training, model: IR3DEModel) -> dict[str, Factory]:
@@ -364,7 +366,7 @@ def _settings(asked: Evaluation, config: IR3DEConfig, train: Selection | None) -
         "router": Path(asked.router).name if Path(asked.router).is_dir() else asked.router,
         "variant": f"{variant}, {config.feature_map}{votes}",
         "experts": config.expert_names,
-        "data": [Path(data).name if Path(data).is_file() else data for data in asked.source.sources],
+        "data": asked.source.names,
         "where": list(asked.source.where),
     }
     if asked.reading:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from ir3de.scripts.command import command
+from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments
 
@@ -29,17 +29,19 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.data.sources import load_source, public_name
     from ir3de.scripts.fitting.fit import fit_rows
 
-    options = FitOptions.from_args(args)
+    options, source, duplicates = FitOptions.from_args(args), RowSource.from_args(args), Duplicates()
     config = IR3DEConfig(
         experts=read_experts(args.experts) if args.experts else [],
         embedding_model=public_name(args.embeddings),
         embedding_revision=args.revision,
         embedding_gguf_file=args.gguf_file,
-        datasets=[data for data in args.data if not Path(data).is_file()] or None,
+        datasets=source.hub_ids or None,
         **options.config_fields(),
     )
     tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
-    fitted = fit_rows(config, tokenizer, embeddings, read_rows(RowSource.from_args(args)), options)
+    fitted = fit_rows(config, tokenizer, embeddings, duplicates.watch(read_rows(source)), options)
+    for note in duplicates.notes():
+        print(note, file=sys.stderr)
     print(fitted.describe())
     fitted.model.save_pretrained(args.output)
     skipped = f" ({fitted.skipped} rows without a token were left out)" if fitted.skipped else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
@@ -24,8 +23,8 @@ def run(args: argparse.Namespace) -> int:
     if args.refit != bool(args.data):
         raise ValueError("Give --refit and --data together, to make the embedded statistics anew, or neither.")
     if args.refit:
-        datasets = [data for data in args.data if not Path(data).is_file()]
-        print(refit(read_rows(RowSource.from_args(args)), datasets or None).describe())
+        source = RowSource.from_args(args)
+        print(refit(read_rows(source), source.hub_ids or None).describe())
     print(build(args.output))
     return 0
 

@@ -239,7 +239,7 @@ def test_a_bad_row_is_named_by_file_and_line(
 
 LAW, MATH = '{"text": "court jury", "domain": "law"}\n', '{"text": "cube", "domain": "math"}\n'
 BAD_DATA = {
-    "no rows": ("", "at least two domains"),
+    "no rows": ("", "There is no row in bad.jsonl"),
     "one domain": (LAW * 5, r"at least two domains.*'law'"),
     "a domain with one row": (LAW * 5 + MATH, "Domain 'math' has a single row"),
     "a name that is no file name": ((LAW + MATH.replace("math", "a/b")) * 5, "'a/b' cannot name an expert"),
@@ -368,4 +368,4 @@ def test_evaluate_refuses_a_domain_without_an_expert(
     path.write_text('{"text": "paint", "domain": "art"}\n')
     assert "'art'" in failure(capsys, "evaluate", folder, "--data", path)
     path.write_text("")
-    assert "0 rows" in failure(capsys, "evaluate", folder, "--data", path)
+    assert "There is no row" in failure(capsys, "evaluate", folder, "--data", path)

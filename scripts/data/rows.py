@@ -1,30 +1,22 @@
-"""Labelled text as a stream of rows: JSON Lines, plain or gzip, or a Hub data set."""
+"""Labelled text as a stream of rows, from whatever format and under whatever names people keep it."""
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
-import zlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from ir3de.scripts.data.columns import DOMAIN_COLUMNS, TEXT_COLUMNS, BadRowError, Columns, Row, nearest
+from ir3de.scripts.data.parts import Part, is_hub_id, parts_of
+from ir3de.scripts.data.records import Record
 
-class Row(NamedTuple):
-    """
-    A labelled prompt.
-
-    Args:
-        text (`str`): the prompt.
-        domain (`str`): whose expert should answer it.
-        source (`str`): where it came from, if the data say so; else empty.
-    """
-
-    text: str
-    domain: str
-    source: str = ""
+__all__ = ["Report", "Row", "RowSource", "add_data_arguments", "add_text_arguments", "read_file", "read_part"]
+__all__ += ["read_rows", "read_texts"]
+_SHOWN = 5  # of what is counted
 
 
 @dataclass(frozen=True)
@@ -33,42 +25,122 @@ class RowSource:
     Data as a person names them.
 
     Args:
-        sources (`tuple[str, ...]`): files of JSON Lines, or ids of Hub data sets.
-        text_column (`str`): name of the column with the prompt.
-        domain_column (`str`): name of the column with the domain.
+        sources (`tuple`): files, folders, addresses that fsspec knows, ids of Hub data sets; from Python also data
+            frames of pandas, data sets of `datasets` and lists of mappings.
+        text_column (`str`, *optional*): name of the column with the prompt, which may be a chat; by default the first
+            of `TEXT_COLUMNS` that there is.
+        domain_column (`str`, *optional*): name of the column with the domain; by default the first of
+            `DOMAIN_COLUMNS` that there is, or else the folder's or file's name where a folder is read.
         split (`str`): of Hub data sets.
         where (`tuple[str, ...]`): conditions `KEY=VALUE` or `KEY!=VALUE` that a row must meet.
+        any_domain (`bool`): text of one domain is read whatever its rows say their domain is.
+        skip_bad_rows (`bool`): rows that cannot be used are counted and left out, instead of raising.
     """
 
-    sources: tuple[str, ...]
-    text_column: str = "text"
-    domain_column: str = "domain"
+    sources: tuple[Any, ...]
+    text_column: str | None = None
+    domain_column: str | None = None
     split: str = "train"
     where: tuple[str, ...] = ()
+    any_domain: bool = False
+    skip_bad_rows: bool = False
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> RowSource:
         """What the options of `add_data_arguments` or `add_text_arguments` name."""
-        domain_column = getattr(args, "domain_column", cls.domain_column)
-        return cls(tuple(args.data), args.text_column, domain_column, args.split, tuple(args.where))
+        return cls(
+            tuple(args.data),
+            args.text_column,
+            args.domain_column,
+            args.split,
+            tuple(args.where),
+            getattr(args, "any_domain", False),
+            args.skip_bad_rows,
+        )
+
+    def parts(self) -> list[Part]:
+        """The files, shards and tables of all sources, in the order they were named in."""
+        return [part for source in self.sources for part in parts_of(source, self.split)]
+
+    @property
+    def names(self) -> list[str]:
+        """What may be told to others: ids of Hub data sets as they are, of anything else the bare name."""
+        return [name if is_hub_id(name) else Path(name).name for name in map(_name_of, self.sources)]
+
+    @property
+    def hub_ids(self) -> list[str]:
+        """The ids of the Hub data sets among the sources."""
+        return [name.partition(":")[0] for name in map(_name_of, self.sources) if is_hub_id(name)]
+
+
+@dataclass
+class Report:
+    """
+    What was noticed while rows were read.
+
+    Args:
+        rows (`int`): that were used.
+        bad (`int`): that could not be used.
+        first_bad (`list[str]`): what was wrong with the first of them.
+        others (`Counter[str]`): rows of other domains than the one that was read, by domain.
+        guesses (`list[str]`): which columns were taken.
+    """
+
+    rows: int = 0
+    bad: int = 0
+    first_bad: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    guesses: list[str] = field(default_factory=list)
+
+    def count_bad(self, problem: str) -> None:
+        """Counts a row that could not be used."""
+        self.bad += 1
+        if len(self.first_bad) < _SHOWN:
+            self.first_bad.append(problem)
+
+    def guess(self, note: str) -> None:
+        """Notes once which columns were taken, if that was a guess."""
+        if note and note not in self.guesses:
+            self.guesses.append(note)
+
+    def notes(self) -> list[str]:
+        """What a person should know, in words."""
+        notes = list(self.guesses)
+        if self.others:
+            notes.append(f"{self.others.total():,} rows of other domains were left out: {counted(self.others)}.")
+        if self.bad:
+            notes.append(f"{self.bad:,} bad rows were left out, such as: {' '.join(self.first_bad[:1])}")
+        return notes
+
+    def tell(self) -> None:
+        """Says it on standard error."""
+        for note in self.notes():
+            print(note, file=sys.stderr)
+
+
+def _name_of(source: Any) -> str:
+    return source if isinstance(source, str) else f"./{type(source).__name__}"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Names and how often each occurs, the most frequent first and not too many."""
+    most = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = [f"{name!r} {n:,}" for name, n in most[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(most) - _SHOWN} more" if len(most) > _SHOWN else "")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds the options that name labelled data; [`RowSource.from_args`] takes them."""
-    add_text_arguments(parser, required)
-    parser.add_argument("--domain-column", default="domain", help="name of the column with the domain")
-
-
-def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds the options that name text of one domain; [`RowSource.from_args`] takes them."""
     parser.add_argument(
         "--data",
         action="append",
         required=required,
-        metavar="FILE_OR_ID",
-        help="JSON Lines with `text` and `domain`, plain or .gz, or the id of a Hub data set; repeatable",
+        metavar="DATA",
+        help="JSON Lines or array, CSV, TSV, Parquet, a folder of them or of text (one file or sub-folder a domain), an"
+        " address such as s3://..., or the id of a Hub data set, ID:CONFIGURATION where it has several; repeatable",
     )
-    parser.add_argument("--text-column", default="text", help="name of the column with the prompt (default: text)")
+    parser.add_argument("--text-column", help=f"with the prompt; default: the first of {', '.join(TEXT_COLUMNS)}")
+    parser.add_argument("--domain-column", help=f"with the domain; default: the first of {', '.join(DOMAIN_COLUMNS)}")
     parser.add_argument("--split", default="train", help="split of a Hub data set (default: train)")
     parser.add_argument(
         "--where",
@@ -77,100 +149,165 @@ def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -
         metavar="KEY=VALUE",
         help="keep only rows whose KEY is VALUE, or is not with KEY!=VALUE; repeatable",
     )
+    parser.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
 
 
-def read_rows(source: RowSource) -> Iterator[Row]:
-    """Streams labelled rows.
+def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Adds the options that name text of one domain; [`RowSource.from_args`] takes them."""
+    add_data_arguments(parser, required)
+    parser.add_argument(
+        "--any-domain", action="store_true", help="take every row, whatever domain it says it is of, as of this one"
+    )
+
+
+def read_rows(source: RowSource, report: Report | None = None) -> Iterator[Row]:
+    """Streams labelled rows, and says at the end what a person should know, unless a report is kept.
+
+    Args:
+        source ([`RowSource`]): the data.
+        report ([`Report`], *optional*): takes the notes instead of standard error.
 
     Raises:
-        ValueError: a line is not JSON, or a row has no text or domain; file and line are named.
+        ValueError: a row cannot be used, or there is none; file and line are named.
     """
-    for place, row in _rows(source):
-        yield _labelled(place, row, source.text_column, source.domain_column)
+    notes = report or Report()
+    yield from _checked(source, source.parts(), notes, _labelled)
+    if report is None:
+        notes.tell()
+
+
+def read_part(source: RowSource, part: Part, report: Report) -> Iterator[Row]:
+    """Streams the labelled rows of one part of the data.
+
+    Args:
+        source ([`RowSource`]): the data.
+        part ([`Part`]): one of theirs.
+        report ([`Report`]): takes the notes.
+    """
+    return _rows(source, part, report, _labelled)
 
 
 def read_file(path: str | Path) -> Iterator[Row]:
-    """Streams the rows of a JSON Lines file of `text` and `domain`.
+    """Streams the rows of a file.
 
     Raises:
         ValueError: as in `read_rows`.
     """
-    for place, row in _json_lines(Path(path)):
-        yield _labelled(place, row)
+    return read_rows(RowSource((str(path),)))
 
 
-def _labelled(place: str, row: dict[str, Any], text_column: str = "text", domain_column: str = "domain") -> Row:
-    text, domain = (_field(row, column, place) for column in (text_column, domain_column))
-    return Row(text, domain, str(row.get("source", "")))
+def read_texts(source: RowSource, domain: str, report: Report | None = None) -> Iterator[str]:
+    """Streams the texts of one domain. Rows that say they are of another one are left out and counted.
 
+    What a row says is its column `domain`, or the one that was named; the labels of a column that is only guessed may
+    mean anything. Where a folder has a part of the domain's name, its other parts are of other domains.
 
-def read_texts(source: RowSource) -> Iterator[str]:
-    """Streams the text of the rows, whatever their domain.
+    Args:
+        source ([`RowSource`]): the data.
+        domain (`str`): its name.
+        report ([`Report`], *optional*): takes the notes instead of standard error.
 
     Raises:
-        ValueError: a line is not JSON, or a row has no text; file and line are named.
+        ValueError: a row cannot be used, or none is of the domain; file and line are named.
     """
-    for place, row in _rows(source):
-        yield _field(row, source.text_column, place)
+    notes, parts = report or Report(), source.parts()
+    yield from _checked(source, parts, notes, text_of_domain(source, parts, domain, notes))
+    if report is None:
+        notes.tell()
 
 
-def _rows(source: RowSource) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows that meet the conditions, and where they are."""
+Use = Callable[[Record, Columns], Any]
+
+
+def _labelled(record: Record, columns: Columns) -> Row:
+    return columns.row(record)
+
+
+def text_of_domain(source: RowSource, parts: Sequence[Part], domain: str, report: Report) -> Use:
+    """How the text of a record is read if it is of a domain; else None is read, and counted.
+
+    Args:
+        source ([`RowSource`]): the data.
+        parts (`Sequence[Part]`): theirs.
+        domain (`str`): its name.
+        report ([`Report`]): counts.
+    """
+    by_hand = any(_condition(where)[0] == (source.domain_column or "domain") for where in source.where)
+    chosen = source.any_domain or by_hand
+    by_place = any(part.domain == domain for part in parts)
+
+    def use(record: Record, columns: Columns) -> str | None:
+        """The text, unless it is of another domain."""
+        told = None if chosen else columns.told_domain(record, by_place)
+        if told in (None, domain):
+            return columns.text(record)
+        report.others[str(told)] += 1
+        return None
+
+    return use
+
+
+def _checked(source: RowSource, parts: Sequence[Part], report: Report, use: Use) -> Iterator[Any]:
+    """What is read of all parts. That nothing meets the conditions is an answer; that nothing is there is a mistake."""
+    seen: set[str] = set()
+    for part in parts:
+        yield from _rows(source, part, report, use, seen)
+    mistake = "" if report.rows else _mistake(source, report, seen)
+    if mistake:
+        raise ValueError(mistake)
+
+
+def _mistake(source: RowSource, report: Report, seen: Iterable[str]) -> str:
+    """Why no row was used, unless the conditions are the reason."""
+    of = ", ".join(source.names)
+    if report.others:
+        return (
+            f"No row of {of} is of this domain; they are of {counted(report.others)}. Name the domain as the data do,"
+            " choose rows with --where, or take all of them with --any-domain."
+        )
+    if report.bad:
+        return f"No row of {of} can be used. {report.first_bad[0]}"
+    if not seen:
+        return f"There is no row in {of}."
+    missing = [key for where in source.where if (key := _condition(where)[0]) not in set(seen)]
+    return (
+        f"No row of {of} has a column {missing[0]!r}, which --where names.{nearest(missing[0], seen)}"
+        if missing
+        else ""
+    )
+
+
+def _rows(source: RowSource, part: Part, report: Report, use: Use, seen: set[str] | None = None) -> Iterator[Any]:
+    """What is used of the records of one part that meet the conditions."""
     conditions = [_condition(where) for where in source.where]
-    for data in source.sources:
-        for place, row in _open(data, source.split):
-            if all(condition(row) for condition in conditions):
-                yield place, row
+    wanted = {*TEXT_COLUMNS, *DOMAIN_COLUMNS, "source", "split", *(key.lower() for key, _ in conditions)}
+    wanted |= {name.lower() for name in (source.text_column, source.domain_column) if name}
+    columns: Columns | None = None
+    for record in part.records(lambda name: name.lower() in wanted):
+        try:
+            if record.problem:
+                raise BadRowError(f"{record.place}: {record.problem}.")
+            if columns is None:
+                columns = Columns.chosen(record, source.text_column, source.domain_column, part.domain)
+                report.guess(columns.guess)
+                if seen is not None:
+                    seen.update(record.columns)
+            if all(condition(record.values) for _, condition in conditions):
+                used = use(record, columns)
+                if used is not None:
+                    report.rows += 1
+                    yield used
+        except BadRowError as error:
+            if not source.skip_bad_rows:
+                raise
+            report.count_bad(str(error))
 
 
-def _condition(where: str) -> Callable[[dict[str, Any]], bool]:
+def _condition(where: str) -> tuple[str, Callable[[Mapping[str, Any]], bool]]:
+    """The column that a condition is about, and the condition."""
     key, equals, value = where.partition("=")
     if not equals or not key.rstrip("!"):
         raise ValueError(f"--where takes KEY=VALUE or KEY!=VALUE, got {where!r}.")
     if key.endswith("!"):
-        return lambda row: str(row.get(key[:-1])) != value
-    return lambda row: str(row.get(key)) == value
-
-
-def _field(row: dict[str, Any], key: str, place: str) -> str:
-    value = row.get(key)
-    if not isinstance(value, str) or not value.strip():
-        found = f"it is {value!r}" if key in row else f"the row has {', '.join(map(repr, row)) or 'nothing'}"
-        raise ValueError(f"{place}: expected text under {key!r}, but {found}. Mend the row, or name another column.")
-    return value
-
-
-def _open(data: str, split: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    path = Path(data)
-    if path.is_file():
-        return _json_lines(path)
-    if path.suffix in (".jsonl", ".json", ".gz") or data.count("/") > 1:
-        raise FileNotFoundError(f"There is no file {data}.")
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(f"Reading the Hub data set {data} needs datasets: `pip install ir3de[data]`.") from error
-    rows = load_dataset(data, split=split, streaming=True)
-    return ((f"{data}, {split}, row {index}", row) for index, row in enumerate(rows))
-
-
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except ValueError as error:  # of JSON or of UTF-8
-            raise ValueError(f"{path}, line {number}: not JSON in UTF-8 ({error}).") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: expected an object with text and domain, got {line[:60]!r}.")
-        yield f"{path}, line {number}", row
-
-
-def _lines(path: Path) -> Iterator[bytes]:
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as lines:
-            yield from lines
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is truncated or not gzip ({error}): fetch it again.") from error
+        return key[:-1], lambda row: str(row.get(key[:-1])) != value
+    return key, lambda row: str(row.get(key)) == value

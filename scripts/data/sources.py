@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 QUICKSTART_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUICKSTART_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -33,10 +33,10 @@ def load_source(source: str, revision: str | None = None, gguf_file: str | None 
     where = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
     if gguf_file is not None:
-        return tokenizer, _gguf_embeddings(cached_file(source, gguf_file, revision=revision))
+        return tokenizer, _gguf_embeddings(str(cached_file(source, gguf_file, revision=revision)))
     embeddings = _safetensors_embeddings(source, revision)
     if embeddings is None:  # an architecture that names its weights otherwise on disk than in memory
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
+        model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
         embeddings = model.get_input_embeddings().weight.detach()
     return tokenizer, embeddings
 
@@ -75,7 +75,8 @@ def _safetensors_embeddings(source: str, revision: str | None) -> torch.Tensor |
     for filename in _shards(source, revision, name):
         with safe_open(cached_file(source, filename, revision=revision), framework="pt") as file:
             if name in file.keys():  # noqa: SIM118 (not a mapping)
-                return file.get_tensor(name)
+                weight: torch.Tensor = file.get_tensor(name)
+                return weight
     return None
 
 

@@ -17,8 +17,13 @@ from starlette.routing import Mount
 from transformers.utils import logging
 
 from ir3de.addresses_ir3de import check_public
-from ir3de.completions import Limits
-from ir3de.endpoint import endpoint
+from ir3de.gateway.app import api as gateway_api
+from ir3de.gateway.gateway import Gateway
+from ir3de.gateway.generation import Piece, pieces
+from ir3de.gateway.limits import Limits
+from ir3de.gateway.orders import Order
+from ir3de.gateway.serving import served
+from ir3de.gateway.settings import Settings
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row, read_file
@@ -26,6 +31,7 @@ from ir3de.scripts.fitting.embedded import FOLDER, build
 from ir3de.space import chat, experts, measured, route, views
 from ir3de.space.site import Site
 
+LIMITS = Limits(body=1 << 20, messages=256, characters=100_000, max_tokens=1024, default_tokens=256, seconds=300)
 STYLE = Path(__file__).resolve().parent / "space" / "style.css"
 FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
@@ -152,8 +158,9 @@ def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> Any:
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
     )
+    gateway = Gateway(served(site.router), Settings(limits=site.limits), site.generate)
     return demo.launch(
-        app_kwargs={"routes": [Mount("/v1", endpoint(site.router, site.limits, site.stream))]},
+        app_kwargs={"routes": [Mount("/v1", gateway_api(gateway))]},
         theme=theme,
         css_paths=[STYLE],
         footer_links=["api"],
@@ -195,8 +202,21 @@ def load(
         """The pipeline's stream as a generator function, which is what a lent GPU is asked for."""
         yield from pipe.stream(prompt, **options)
 
+    def generate(name: str, order: Order, max_tokens: int, seconds: float) -> Iterator[Piece]:
+        """The gateway's generation, likewise; the pool of experts cannot travel to another process."""
+        yield from pieces(pipe.experts, name, order, max_tokens, seconds)
+
+    lent = _on_lent_hardware(generate)
     allow_edit = os.environ.get("IR3DE_ALLOW_EDIT") == "1"
-    return Site(pipe, _on_lent_hardware(stream), Limits(), rows, allow_edit, "" if router else SMALL)
+    return Site(
+        pipe,
+        _on_lent_hardware(stream),
+        LIMITS,
+        rows,
+        allow_edit,
+        "" if router else SMALL,
+        lambda _, *order: lent(*order),
+    )
 
 
 def _half_of_memory(device: torch.device) -> int:

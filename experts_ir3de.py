@@ -262,6 +262,14 @@ class ExpertPool:
             for source in [source for source in self._loaded if not self._users.get(source)]:
                 self._evict(source)
 
+    def source(self, name: str) -> LocalSource:
+        """What an expert on this machine is loaded from: its config and its tokenizer, without its weights.
+
+        Raises:
+            Exception: whatever keeps these from being read.
+        """
+        return self._source(self.spec(name))
+
     def _source(self, spec: ExpertSpec) -> LocalSource:
         """What a local expert is loaded from, after the checks that need no weights."""
         base = base_spec(spec)

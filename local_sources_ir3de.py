@@ -66,6 +66,23 @@ def _adapter_config(adapter: str, revision: str | None, token: bool | None) -> d
     return dict(json.loads(Path(file).read_text(encoding="utf-8")))
 
 
+class TooLong(ValueError):
+    """
+    A prompt that leaves no room for its answer.
+
+    Args:
+        length (`int`): of the prompt, in tokens.
+        new (`int`): tokens of the answer that are asked for.
+        window (`int`): tokens that the model takes.
+    """
+
+    def __init__(self, length: int, new: int, window: int) -> None:
+        super().__init__(
+            f"the prompt's {length} tokens and {new} new ones exceed the window of {window} tokens: shorten it, lower"
+            " max_new_tokens, or pass truncation=True to cut its beginning"
+        )
+
+
 class LocalSource:
     """
     A causal LM without its weights: its config, tokenizer and window, and what can be told from them.
@@ -173,20 +190,33 @@ class LocalSource:
 
     def _reject(self, spec: ExpertSpec, prompt: Prompt, options: Options) -> Exception | None:
         try:
-            rendered = self.render(spec, prompt)
-            if isinstance(rendered, list):
-                rendered = self.tokenizer.apply_chat_template(rendered, add_generation_prompt=True, tokenize=False)
-            length = len(self.tokenizer(rendered, verbose=False)["input_ids"])
+            length = self.length(spec, prompt, options.get("tools"))
         except Exception as error:
             return error
-        new, window = options.get("max_new_tokens") or 1, self.tokenizer.model_max_length
+        new = options.get("max_new_tokens") or 1
         cut = options.get("truncation") or options.get("handle_long_generation")
-        if length + new > window and not cut:
-            return ValueError(
-                f"the prompt's {length} tokens and {new} new ones exceed the window of {window} tokens: shorten it,"
-                " lower max_new_tokens, or pass truncation=True to cut its beginning"
-            )
-        return None
+        return TooLong(length, new, self.window) if length + new > self.window and not cut else None
+
+    @property
+    def window(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return int(self.tokenizer.model_max_length)
+
+    def length(self, spec: ExpertSpec, prompt: Prompt, tools: list[dict[str, Any]] | None = None) -> int:
+        """Tokens of a prompt as the model reads it.
+
+        Args:
+            spec ([`ExpertSpec`]): of the expert.
+            prompt (`str | list[dict]`): text or chat.
+            tools (`list[dict]`, *optional*): that the chat template describes too.
+
+        Raises:
+            Exception: whatever the chat template refuses the prompt with.
+        """
+        text = self.render(spec, prompt)
+        if isinstance(text, list):
+            text = self.tokenizer.apply_chat_template(text, tools=tools, add_generation_prompt=True, tokenize=False)
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
 
 
 def _gguf_size(base: BaseSpec) -> int:

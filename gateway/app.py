@@ -82,8 +82,8 @@ class _Pages:
 
     def _described(self, name: str) -> dict[str, Any]:
         about = {"id": name, "object": "model", "created": self._gateway.started, "owned_by": ROUTER}
-        capabilities = self._gateway.serving.capabilities.get(name)
-        return about if capabilities is None else about | {"capabilities": capabilities.described()}
+        expert = self._gateway.serving.experts.get(name)
+        return about if expert is None else about | {"capabilities": expert.capabilities.described()}
 
     async def models(self, _: Request) -> Response:
         """Lists the router and its experts, with what is known of what they can do."""

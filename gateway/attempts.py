@@ -10,11 +10,12 @@ from typing import NamedTuple
 from .breaker import Breaker, BreakerOptions
 from .choice import Choice
 from .exchange import Exchange
-from .forward import ExpertFailed, Forwarder, RemoteExpert, unavailable
+from .forward import ExpertFailed, Forwarder, unavailable
+from .local import LocalExpert, Workshop
 from .metrics import Metrics
 from .relay import Reply
 from .requests import Ask
-from .serving import Serving
+from .serving import Expert, Serving
 
 
 class Patience(NamedTuple):
@@ -40,13 +41,22 @@ class Attempts:
 
     Args:
         forwarder ([`Forwarder`]): that sends requests to servers.
+        workshop ([`Workshop`]): where experts on this machine generate.
         patience ([`Patience`]): how often.
         breaker ([`BreakerOptions`]): when an expert is left alone.
         metrics ([`Metrics`]): where failures are counted.
     """
 
-    def __init__(self, forwarder: Forwarder, patience: Patience, breaker: BreakerOptions, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        forwarder: Forwarder,
+        workshop: Workshop,
+        patience: Patience,
+        breaker: BreakerOptions,
+        metrics: Metrics,
+    ) -> None:
         self._forwarder = forwarder
+        self._workshop = workshop
         self._patience = patience
         self._options = breaker
         self._metrics = metrics
@@ -101,7 +111,7 @@ class Attempts:
         return self._breakers.setdefault(key, Breaker(self._options))
 
     async def _ask(
-        self, expert: RemoteExpert, breaker: Breaker, ask: Ask, headers: Mapping[str, str], exchange: Exchange
+        self, expert: Expert, breaker: Breaker, ask: Ask, headers: Mapping[str, str], exchange: Exchange
     ) -> Reply:
         """The reply of one expert, after some patience with it."""
         for attempt in range(self._patience.retries + 1):
@@ -130,7 +140,9 @@ class Attempts:
                 return reply
         raise AssertionError("unreachable")
 
-    async def _open(self, expert: RemoteExpert, ask: Ask, headers: Mapping[str, str], exchange: Exchange) -> Reply:
+    async def _open(self, expert: Expert, ask: Ask, headers: Mapping[str, str], exchange: Exchange) -> Reply:
+        if isinstance(expert, LocalExpert):
+            return await self._workshop.open(expert, ask)
         sent = expert.headers(headers, exchange.id, ask.api)
         if ask.details:
             sent["accept-encoding"] = "identity"  # or the route could not be put into the answer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from .requests import Needs
 
@@ -50,12 +50,18 @@ class Capabilities(NamedTuple):
         return {key: value for key, value in self._asdict().items() if value is not None}
 
 
-def capable(names: Iterable[str], capabilities: Mapping[str, Capabilities], needs: Needs) -> tuple[list[str], str]:
+class HasCapabilities(Protocol):
+    """An expert, as far as it matters here."""
+
+    capabilities: Capabilities
+
+
+def capable(names: Iterable[str], experts: Mapping[str, HasCapabilities], needs: Needs) -> tuple[list[str], str]:
     """Those of `names` that have what a request needs, and what the others lack, in words."""
     able: list[str] = []
     lacking: dict[str, list[str]] = {}
     for name in names:
-        missing = capabilities[name].missing(needs)
+        missing = experts[name].capabilities.missing(needs)
         if not missing:
             able.append(name)
         for what in missing:

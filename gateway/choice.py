@@ -97,9 +97,9 @@ class Chooser:
         Raises:
             GatewayError: none can.
         """
-        able, lacking = capable(names, serving.capabilities, ask.needs)
+        able, lacking = capable(names, serving.experts, ask.needs)
         if names and not able:
-            others, _ = capable(set(serving.experts).difference(names), serving.capabilities, ask.needs)
+            others, _ = capable(set(serving.experts).difference(names), serving.experts, ask.needs)
             hint = f" These could: {', '.join(sorted(others))}." if others else ""
             code = "context_length_exceeded" if lacking.startswith("a context") else "unsupported_value"
             raise GatewayError(400, code, f"No expert has what this request needs ({lacking}).{hint}")

@@ -12,6 +12,7 @@ from ir3de.addresses_ir3de import hub_token, token_for
 from ir3de.specs_ir3de import ExpertSpec
 
 from .apis import MESSAGES, Api
+from .capabilities import Capabilities
 from .clock import timeout
 from .errors import GatewayError
 from .limits import Timeouts
@@ -67,6 +68,7 @@ class RemoteExpert:
 
     def __init__(self, spec: ExpertSpec) -> None:
         self.name = spec["name"]
+        self.capabilities = Capabilities.of_spec(spec)
         self.timeout: float | None = spec.get("timeout")
         self._spec = spec
         if "provider" in spec:
@@ -110,6 +112,8 @@ class Upstream:
         response (`aiohttp.ClientResponse`): whose head has arrived.
         idle (`float`): seconds that it may pause.
     """
+
+    is_here = False
 
     def __init__(self, response: aiohttp.ClientResponse, idle: float) -> None:
         self._response = response

@@ -20,9 +20,11 @@ from .choice import Choice, Chooser
 from .errors import GatewayError
 from .exchange import Exchange
 from .forward import ExpertFailed, Forwarder, Headers
-from .limits import read_body
+from .generation import pieces
+from .local import Generate, Workshop
 from .metrics import Metrics
 from .presence import Presence
+from .reading import read_body
 from .relay import relay
 from .requests import ROUTER, read_ask
 from .serving import Serving
@@ -42,16 +44,18 @@ class Gateway:
     Args:
         serving ([`Serving`]): the router and its experts; another one may take its place between two requests.
         settings ([`Settings`]): how it serves.
+        generate (`Callable`): how experts on this machine generate; a Space borrows hardware for it.
     """
 
-    def __init__(self, serving: Serving, settings: Settings) -> None:
+    def __init__(self, serving: Serving, settings: Settings, generate: Generate = pieces) -> None:
         self.serving = serving
         self.settings = settings
         self.metrics = Metrics()
         self.started = int(time.time())
         self.chooser = Chooser(Words(settings.more_wrappers))
         self.forwarder = Forwarder(settings.timeouts)
-        self.attempts = Attempts(self.forwarder, settings.patience, settings.breaker, self.metrics)
+        workshop = Workshop(settings.limits, generate)
+        self.attempts = Attempts(self.forwarder, workshop, settings.patience, settings.breaker, self.metrics)
 
     async def close(self) -> None:
         """Closes the connections to the experts."""
@@ -106,7 +110,7 @@ class Answer:
             exchange.score = _score(choice, exchange.expert)
             exchange.status = reply.status
             details = None
-            if ask.details or gateway.settings.details:
+            if ask.details or gateway.settings.details or reply.is_here:
                 details = _details(choice, exchange)
             try:
                 await relay(reply, self._api, _head(exchange), details, send, presence, exchange)

@@ -12,10 +12,10 @@ from .apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from .body import Body
 from .errors import GatewayError
 from .exchange import Exchange
-from .forward import ExpertFailed, unavailable
+from .forward import ExpertFailed, RemoteExpert, unavailable
 from .gateway import Gateway, refusal, request_id
-from .limits import read_body
 from .presence import Presence
+from .reading import read_body
 from .relay import relay
 from .requests import ROUTER
 
@@ -56,7 +56,7 @@ class Other:
             message = f"Method Not Allowed: {request.method} is not answered at this address."
             raise GatewayError(405, "refused", message)
         expert = gateway.serving.experts.get(gateway.settings.default_expert or "")
-        if expert is None or ".." in path:
+        if not isinstance(expert, RemoteExpert) or ".." in path:
             message = f"Not Found: {request.method} is not answered at this address."
             raise GatewayError(404, "not_found", message)
         data = await read_body(request, gateway.settings.limits)

@@ -1,16 +1,17 @@
-"""One router as it is served: its pipeline, its experts by name, and what each of them can do."""
+"""One router as it is served: its pipeline, and its experts by name."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ir3de.experts_ir3de import ExpertPool
 from ir3de.specs_ir3de import is_remote
 
-from .capabilities import Capabilities
 from .forward import RemoteExpert
+from .local import LocalExpert
 
-Expert = RemoteExpert
+Expert = RemoteExpert | LocalExpert
 
 
 class Serving(NamedTuple):
@@ -20,13 +21,11 @@ class Serving(NamedTuple):
     Args:
         router ([`IR3DERoutingPipeline`]): that routes.
         experts (`Mapping[str, Expert]`): those that can answer, by name.
-        capabilities (`Mapping[str, Capabilities]`): of each of them.
         revision (`str`): which router it is.
     """
 
     router: Any
     experts: Mapping[str, Expert]
-    capabilities: Mapping[str, Capabilities]
     revision: str = ""
 
 
@@ -37,7 +36,11 @@ def served(router: Any, revision: str = "") -> Serving:
         router ([`IR3DERoutingPipeline`]): that routes.
         revision (`str`): which one it is.
     """
-    specs = [router.experts.spec(name) for name in router.model.config.expert_names]
-    experts = {spec["name"]: RemoteExpert(spec) for spec in specs if is_remote(spec)}
-    capabilities = {spec["name"]: Capabilities.of_spec(spec) for spec in specs if spec["name"] in experts}
-    return Serving(router, experts, capabilities, revision)
+    pool: ExpertPool = router.experts
+    names = [name for name in router.model.config.expert_names if pool.can_answer(name)]
+    experts: dict[str, Expert] = {}
+    for name in names:
+        spec = pool.spec(name)
+        speaks_openai = is_remote(spec) and spec.get("task") != "text"
+        experts[name] = RemoteExpert(spec) if speaks_openai else LocalExpert(name, pool)
+    return Serving(router, experts, revision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ir3de.completions import Limits
+from ir3de.gateway.limits import Limits
 from ir3de.scripts.command import command
 
 
@@ -18,19 +18,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     for name, what in (("at-once", "answers made at the same time"), ("waiting", "requests that wait for their turn")):
         default = getattr(Limits(), name.replace("-", "_"))
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"{what} (default: {default})")
+        parser.add_argument(
+            f"--{name}", type=int, default=default, help=f"{what}, by experts on this machine (default: {default})"
+        )
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is stopped."""
     try:
         import uvicorn
-        from starlette.applications import Starlette
-        from starlette.routing import Mount
 
-        from ir3de.endpoint import endpoint
+        from ir3de.gateway.app import application
+        from ir3de.gateway.gateway import Gateway
+        from ir3de.gateway.serving import served
+        from ir3de.gateway.settings import Settings
     except ImportError as error:
-        raise ImportError("The endpoint needs starlette and uvicorn: `pip install ir3de[app]`.") from error
+        raise ImportError(f"The gateway needs further packages ({error}): `pip install ir3de[serve]`.") from error
     from transformers.utils import logging
 
     from ir3de.modeling_ir3de import IR3DEModel
@@ -41,8 +44,9 @@ def run(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     model = IR3DEModel.from_pretrained(args.router or build(), revision=args.revision)
     router = IR3DERoutingPipeline(model, second_opinion=args.second_opinion)
-    application = Starlette(routes=[Mount("/v1", endpoint(router, Limits(at_once=args.at_once, waiting=args.waiting)))])
-    uvicorn.run(application, host=args.host, port=args.port, log_level="warning")
+    settings = Settings(limits=Limits(at_once=args.at_once, waiting=args.waiting))
+    gateway = Gateway(served(router), settings)
+    uvicorn.run(application(gateway), host=args.host, port=args.port, log_level="warning")
     return 0
 
 

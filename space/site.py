@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ir3de.completions import Limits, RequestError, check_text
+from ir3de.gateway.generation import pieces
+from ir3de.gateway.limits import Limits
+from ir3de.gateway.local import Generate
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
 
 UNDO_STEPS = 10
 PAUSE = 0.1  # seconds between two pieces of an answer on the page
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Site:
         samples (`list[Row]`): labelled prompts that the router is tried on.
         allow_edit (`bool`): whether visitors may edit copies of their own.
         note (`str`): for the head of the page.
+        generate (`Callable`): how the gateway's experts on this machine generate, perhaps on lent hardware too.
     """
 
     router: IR3DERoutingPipeline
@@ -51,6 +56,7 @@ class Site:
     samples: Sequence[Row]
     allow_edit: bool
     note: str = ""
+    generate: Generate = pieces
 
     def router_of(self, visitor: Visitor | None) -> IR3DERoutingPipeline:
         """The visitor's own router, or everybody's."""
@@ -100,7 +106,10 @@ class Site:
         Raises:
             ValueError: it is too long, or holds control characters.
         """
-        try:
-            return check_text(prompt.strip(), "prompt", self.limits.characters)
-        except RequestError as error:
-            raise ValueError(str(error)) from None
+        prompt, most = prompt.strip(), self.limits.characters
+        found = _CONTROL.search(prompt)
+        if found:
+            raise ValueError(f"The prompt holds the control character U+{ord(found[0]):04X}: remove it.")
+        if most is not None and len(prompt) > most:
+            raise ValueError(f"The prompt has {len(prompt):,} characters; at most {most:,} go.")
+        return prompt

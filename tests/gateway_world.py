@@ -12,8 +12,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from ir3de import IR3DERoutingPipeline
-from ir3de.gateway import Gateway, Settings, application, served
+from ir3de.gateway.app import application
 from ir3de.gateway.attempts import Patience
+from ir3de.gateway.gateway import Gateway
+from ir3de.gateway.generation import pieces
+from ir3de.gateway.local import Generate
+from ir3de.gateway.serving import served
+from ir3de.gateway.settings import Settings
 from ir3de.scripts.bench.stand_in import Received, Respond, StandIn, respond
 
 from . import tiny
@@ -94,6 +99,7 @@ def world(
     settings: Settings = HASTY,
     responds: dict[str, Respond] | None = None,
     names: tuple[str, ...] = tuple(tiny.DOMAINS),
+    generate: Generate = pieces,
     **config: Any,
 ) -> Iterator[World]:
     """A gateway whose experts `names` are behind stand-in servers."""
@@ -102,7 +108,7 @@ def world(
         endpoints = {name: {"endpoint": server.url, "model": f"served-{name}"} for name, server in behind.items()}
         all_specs = {name: {**endpoints.get(name, {}), **(specs or {}).get(name, {})} for name in tiny.DOMAINS}
         router = IR3DERoutingPipeline(tiny.router(all_specs, **config), device="cpu")
-        gateway = Gateway(served(router), settings)
+        gateway = Gateway(served(router), settings, generate)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
         stack.enter_context(running(application(gateway), listener))
         yield World(gateway, listener.getsockname()[1], behind)

@@ -12,7 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.app import build_demo, launch
-from ir3de.completions import Limits
+from ir3de.gateway.limits import Limits
 from ir3de.scripts.data.rows import Row
 from ir3de.space.site import Site
 

@@ -11,9 +11,9 @@ import pytest
 from aiohttp import web
 
 from ir3de.addresses_ir3de import token_variable
-from ir3de.gateway import Settings
 from ir3de.gateway.body import Body
 from ir3de.gateway.errors import GatewayError
+from ir3de.gateway.settings import Settings
 from ir3de.scripts.bench.stand_in import Received, StandIn, answer
 
 from .gateway_world import CODE, LAW, World, world

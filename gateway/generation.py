@@ -1,0 +1,305 @@
+"""The generation of an expert on this machine, piece by piece, with what ended it and how many tokens it took."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+import torch
+from transformers import LogitsProcessor, TextStreamer
+from transformers.cli.serving.utils import (
+    ReasoningText,
+    ToolCall,
+    build_response_parser,
+    get_response_template,
+    response_events_to_chunks,
+)
+
+from ir3de.experts_ir3de import ExpertPool
+from ir3de.local_sources_ir3de import LocalSource
+
+from .orders import Order
+
+Probabilities = list[dict[str, Any]]
+
+
+class Piece(NamedTuple):
+    """
+    A piece of an answer.
+
+    Args:
+        kind (`str`): `"text"`, `"reasoning"`, `"call"` of a tool, or `"end"`.
+        text (`str`): of the piece; of a call its arguments as JSON.
+        choice (`int`): which of several answers it belongs to.
+        name (`str`): of the tool that is called.
+        logprobs (`list[dict]`, *optional*): of its tokens, in OpenAI's form.
+        finish (`str`): at the end: `"stop"`, `"length"` or `"tool_calls"`.
+        prompt_tokens, completion_tokens (`int`): at the end.
+    """
+
+    kind: str
+    text: str = ""
+    choice: int = 0
+    name: str = ""
+    logprobs: Probabilities | None = None
+    finish: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def pieces(pool: ExpertPool, name: str, order: Order, max_tokens: int, seconds: float) -> Iterator[Piece]:
+    """Generates answers to an order; closing the iterator stops the generation.
+
+    Args:
+        pool ([`ExpertPool`]): of the expert.
+        name (`str`): of the expert.
+        order ([`Order`]): what it is to generate.
+        max_tokens (`int`): of each answer.
+        seconds (`float`): that each may take.
+
+    Raises:
+        Exception: whatever kept the expert from answering.
+    """
+    queue: SimpleQueue[Piece | Exception | None] = SimpleQueue()
+    closed = threading.Event()
+
+    def work() -> None:
+        """Generates one answer after the other; what fails goes the way of the pieces."""
+        try:
+            for choice in range(order.choices):
+                _generate(pool, name, order, choice, max_tokens, seconds, queue.put, closed)
+            queue.put(None)
+        except Exception as error:  # raised again where the pieces are read
+            queue.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while (piece := queue.get()) is not None:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+    finally:
+        closed.set()
+        thread.join()
+
+
+def _generate(
+    pool: ExpertPool,
+    name: str,
+    order: Order,
+    choice: int,
+    max_tokens: int,
+    seconds: float,
+    put: Callable[[Piece], None],
+    closed: threading.Event,
+) -> None:
+    source = pool.source(name)
+    probabilities = None if order.logprobs is None else _Probabilities(order.logprobs, source.tokenizer)
+    reader = _Reader(source, order, choice, put, probabilities)
+    options: dict[str, Any] = {**order.options, "max_new_tokens": max_tokens, "timeout": seconds, "streamer": reader}
+    if "seed" in options:
+        options["seed"] += choice
+    if order.tools:
+        options["tools"] = order.tools
+    processors: list[Any] = []
+    if order.frequency_penalty or order.presence_penalty:
+        processors.append(_Penalties(order.frequency_penalty, order.presence_penalty))
+    if order.schema is not None:
+        from .guided import Guided
+
+        processors.append(Guided(source.tokenizer, order.schema))
+    if probabilities is not None:
+        processors.append(probabilities)
+    if processors:
+        options["logits_processor"] = processors
+
+    def stop(input_ids: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        """A stopping criterion: true once nobody reads on, or a stop string has come."""
+        return torch.full((len(input_ids),), closed.is_set() or reader.stopped, device=input_ids.device)
+
+    [answer] = pool.generate(name, [order.prompt], 1, **options, stopping_criteria=[stop])
+    if isinstance(answer, Exception):
+        raise answer
+    put(reader.ending(max_tokens))
+
+
+class _Reader(TextStreamer):
+    """Takes the tokens of an answer as they come and makes pieces of them."""
+
+    def __init__(
+        self,
+        source: LocalSource,
+        order: Order,
+        choice: int,
+        put: Callable[[Piece], None],
+        probabilities: _Probabilities | None,
+    ) -> None:
+        self._source = source
+        self._order = order
+        self._choice = choice
+        self._put = put
+        self._probabilities = probabilities
+        self._parser: Any = None
+        self._calls = 0
+        self._stops = Stops(order.stop)
+        self._last = -1
+        self.prompt_tokens = 0
+        self.tokens = 0
+        super().__init__(source.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has come."""
+        return self._stops.found
+
+    def put(self, value: torch.Tensor) -> None:
+        """Takes the prompt's tokens first, then the answer's."""
+        ids = value.reshape(-1)
+        if self.next_tokens_are_prompt:
+            self.prompt_tokens = len(ids)
+            if isinstance(self._order.prompt, list):
+                self._parser = build_response_parser(self.tokenizer, self._source, ids, tools=self._order.tools or None)
+            self.decode_kwargs["skip_special_tokens"] = self._parser is None
+            self._take(self._parser.initial_events if self._parser else [])
+        else:
+            self.tokens += len(ids)
+            self._last = int(ids[-1])
+            if self._probabilities is not None:
+                self._probabilities.chosen(self._last)
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Makes pieces of the next text."""
+        if self._parser is None:
+            self._say(text)
+        elif text:
+            self._take(self._parser.feed(text))
+        if stream_end and self._parser is not None:
+            try:
+                _, events = self._parser.finalize()
+            except (ValueError, RuntimeError):  # cut in the middle of a call
+                events = []
+            self._take(events)
+        if stream_end:
+            self._emit(self._stops.rest())
+
+    def _take(self, events: list[dict[str, Any]]) -> None:
+        for chunk in response_events_to_chunks(events):
+            if isinstance(chunk, ToolCall):
+                self._calls += 1
+                self._put(Piece("call", chunk.arguments, self._choice, chunk.name))
+            elif isinstance(chunk, ReasoningText):
+                self._put(Piece("reasoning", str(chunk), self._choice))
+            else:
+                self._say(chunk)
+
+    def _say(self, text: str) -> None:
+        self._emit(self._stops.passed(text))
+
+    def _emit(self, text: str) -> None:
+        if text:
+            probabilities = self._probabilities.taken() if self._probabilities is not None else None
+            self._put(Piece("text", text, self._choice, logprobs=probabilities))
+
+    def ending(self, max_tokens: int) -> Piece:
+        """The last piece: why the answer ended."""
+        cut = self.tokens >= max_tokens and self._last not in self.tokenizer.all_special_ids
+        finish = "tool_calls" if self._calls else "length" if cut and not self.stopped else "stop"
+        return Piece(
+            "end",
+            choice=self._choice,
+            finish=finish,
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.tokens,
+        )
+
+
+def can_call_tools(source: LocalSource) -> bool:
+    """Whether a tokenizer has both: a template that shows the tools, and one that finds calls in an answer."""
+    template = getattr(source.tokenizer, "chat_template", None)
+    shown = any("tools" in text for text in (template.values() if isinstance(template, dict) else [template or ""]))
+    return shown and get_response_template(source.tokenizer, source) is not None
+
+
+class Stops:
+    """
+    Ends a text before the first stop string, of which a beginning may be held back for a while.
+
+    Args:
+        strings (`list[str]`): the stop strings.
+    """
+
+    def __init__(self, strings: list[str]) -> None:
+        self._strings = strings
+        self._keep = max((len(each) for each in strings), default=1) - 1
+        self._held = ""
+        self.found = False
+
+    def passed(self, text: str) -> str:
+        """Takes the next text; returns what is certain to come before a stop string."""
+        if self.found:
+            return ""
+        self._held += text
+        places = [place for each in self._strings if (place := self._held.find(each)) >= 0]
+        if places:
+            self.found = True
+            return self._held[: min(places)]
+        ready = max(0, len(self._held) - self._keep)
+        text, self._held = self._held[:ready], self._held[ready:]
+        return text
+
+    def rest(self) -> str:
+        """What was held back when the text ended."""
+        rest, self._held = self._held, ""
+        return "" if self.found else rest
+
+
+class _Penalties(LogitsProcessor):
+    """OpenAI's penalties: less for a token that the answer holds, and less again for each time that it does."""
+
+    def __init__(self, frequency: float, presence: float) -> None:
+        self._frequency = frequency
+        self._presence = presence
+        self._prompt = -1
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if self._prompt < 0:
+            self._prompt = input_ids.shape[1]
+        answer = input_ids[:, self._prompt :]
+        counts = torch.zeros_like(scores).scatter_add_(1, answer, torch.ones_like(answer, dtype=scores.dtype))
+        return scores - self._frequency * counts - self._presence * (counts > 0)
+
+
+class _Probabilities(LogitsProcessor):
+    """Notes the log probabilities of each token, before sampling changes them."""
+
+    def __init__(self, most: int, tokenizer: Any) -> None:
+        self._most = most
+        self._tokenizer = tokenizer
+        self._present: torch.Tensor | None = None
+        self._waiting: Probabilities = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._present = torch.log_softmax(scores[0].float(), dim=-1)
+        return scores
+
+    def chosen(self, token: int) -> None:
+        """Notes which token came."""
+        if self._present is None:
+            return
+        top = self._present.topk(self._most).indices.tolist() if self._most else []
+        self._waiting.append(self._entry(token) | {"top_logprobs": [self._entry(each) for each in top]})
+
+    def _entry(self, token: int) -> dict[str, Any]:
+        assert self._present is not None
+        text = str(self._tokenizer.decode([token]))
+        value = max(float(self._present[token]), -9999.0)
+        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+
+    def taken(self) -> Probabilities:
+        """Those of the tokens since the last time."""
+        waiting, self._waiting = self._waiting, []
+        return waiting

@@ -1,0 +1,221 @@
+"""Experts on this machine: they take turns, each answer is made in a thread, and a client that leaves stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from typing import Any
+
+from ir3de.experts_ir3de import ExpertPool
+from ir3de.local_sources_ir3de import TooLong
+
+from . import guided
+from .capabilities import Capabilities
+from .errors import GatewayError
+from .forward import ExpertFailed, Headers
+from .generation import Piece, can_call_tools, pieces
+from .limits import Limits
+from .orders import Order, read_order
+from .requests import Ask
+from .shapes import ChatShape, shape_of
+
+logger = logging.getLogger(__name__)
+
+Generate = Callable[[ExpertPool, str, Order, int, float], Iterator[Piece]]
+_Next = Piece | Exception | None
+
+
+class LocalExpert:
+    """
+    An expert on this machine.
+
+    Args:
+        name (`str`): of the expert.
+        pool ([`ExpertPool`]): that loads it.
+    """
+
+    base = "here"
+
+    def __init__(self, name: str, pool: ExpertPool) -> None:
+        self.name = name
+        self.pool = pool
+        can = {"images": False, "json": guided.AVAILABLE, "logprobs": True}
+        self.capabilities = Capabilities.of_spec({**can, **pool.spec(name)})
+
+    def learn(self) -> None:
+        """Reads from the files of its model what else it can do, without its weights.
+
+        Raises:
+            Exception: whatever keeps these files from being read.
+        """
+        source = self.pool.source(self.name)
+        known = {"context": source.window, "tools": can_call_tools(source)}
+        told = self.capabilities.described()
+        self.capabilities = self.capabilities._replace(**{k: v for k, v in known.items() if k not in told})
+
+
+class LocalReply:
+    """
+    An answer that is being made on this machine.
+
+    Args:
+        expert ([`LocalExpert`]): that makes it.
+        shape ([`ChatShape`]): of its API.
+        stream (`bool`): whether it goes to the client piece by piece.
+    """
+
+    status = 200
+    is_coded = False
+    is_here = True
+
+    def __init__(self, expert: LocalExpert, shape: ChatShape, stream: bool) -> None:
+        self._expert = expert
+        self._shape = shape
+        self._closed = threading.Event()
+        self._loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[_Next] = asyncio.Queue()
+        kind = b"text/event-stream" if stream else b"application/json"
+        self.headers: Headers = [(b"content-type", kind)]
+        if stream:
+            self.headers.append((b"cache-control", b"no-cache"))
+        self.is_events = stream
+        self.first = b""
+        self.complete = False
+
+    def work(self, generate: Generate, order: Order, limits: Limits) -> None:
+        """Generates, in a thread, until the answer is complete or nobody reads it."""
+        try:
+            if not self._closed.is_set():
+                pool, name = self._expert.pool, self._expert.name
+                most = _room(self._expert, order, limits)
+                with closing(generate(pool, name, order, most, limits.seconds)) as made:  # type: ignore[type-var]
+                    for piece in made:
+                        if self._closed.is_set():
+                            return
+                        self._put(piece)
+            self._put(None)
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, piece: _Next) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped
+            self._loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+    async def begin(self) -> None:
+        """Waits for the first piece, or of an answer in one piece for all of it."""
+        if self.is_events:
+            first = await self._next()
+            assert first is not None  # there is always an end
+            events = [*self._shape.begin(), *self._shape.event(first)]
+            self.first = b"".join(map(self._shape.text, events))
+            return
+        made = []
+        while (piece := await self._next()) is not None:
+            made.append(piece)
+        self.first = json.dumps(self._shape.whole(made)).encode()
+        self.complete = True
+
+    async def read(self) -> bytes:
+        """The events of the next piece; empty at the end."""
+        if self.complete:
+            return b""
+        piece = await self._next()
+        if piece is not None:
+            return b"".join(map(self._shape.text, self._shape.event(piece)))
+        self.complete = True
+        return b"".join(map(self._shape.text, self._shape.end())) + self._shape.last
+
+    async def _next(self) -> Piece | None:
+        piece = await self._pieces.get()
+        if not isinstance(piece, Exception):
+            return piece
+        if isinstance(piece, GatewayError):
+            raise piece
+        if isinstance(piece, TooLong):
+            raise GatewayError(400, "context_length_exceeded", f"{piece}.", "messages")
+        # What it says may name folders of this machine, or more.
+        logger.error("Expert %s failed: %s", self._expert.name, type(piece).__name__)
+        raise ExpertFailed("no answer in time" if isinstance(piece, TimeoutError) else "it could not generate")
+
+    def close(self) -> None:
+        """Stops the generation."""
+        self._closed.set()
+
+
+class Workshop:
+    """
+    Where experts on this machine generate: some at once, while others wait for their turn.
+
+    Args:
+        limits ([`Limits`]): how many.
+        generate (`Callable`): generates the pieces of an answer.
+    """
+
+    def __init__(self, limits: Limits, generate: Generate = pieces) -> None:
+        self._limits = limits
+        self._generate = generate
+        self._inside = 0
+        self._turn = asyncio.Semaphore(limits.at_once)
+        self._threads = ThreadPoolExecutor(limits.at_once, thread_name_prefix="ir3de-gateway")
+
+    async def open(self, expert: LocalExpert, ask: Ask) -> LocalReply:
+        """An answer that has begun.
+
+        Args:
+            expert ([`LocalExpert`]): that is to make it.
+            ask ([`Ask`]): the request.
+
+        Raises:
+            GatewayError: the request cannot be answered here, or too many wait.
+            ExpertFailed: the expert could not generate.
+        """
+        order = read_order(ask, self._limits)
+        if self._inside >= self._limits.at_once + self._limits.waiting:
+            message = f"{self._inside} requests are waiting already: try again in a moment."
+            raise GatewayError(429, "busy", message, retry_after=1)
+        self._inside += 1
+        try:
+            await self._turn.acquire()
+        except BaseException:
+            self._inside -= 1
+            raise
+        shape = shape_of(ask.api, expert.name, ask.body.fields)
+        reply = LocalReply(expert, shape, ask.stream)
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._threads, reply.work, self._generate, order, self._limits)
+        work.add_done_callback(self._leave)
+        try:
+            await reply.begin()
+        except BaseException:
+            reply.close()
+            raise
+        return reply
+
+    def _leave(self, _: Any) -> None:
+        """Lets the next request in, whatever became of this one."""
+        self._inside -= 1
+        self._turn.release()
+
+
+def _room(expert: LocalExpert, order: Order, limits: Limits) -> int:
+    """Tokens that the answer may have: those that are asked for, or as many as usual and fit.
+
+    Raises:
+        TooLong: the prompt leaves no room for them.
+    """
+    spec = expert.pool.spec(expert.name)
+    usual = spec.get("generation", {}).get("max_new_tokens", limits.default_tokens)
+    source = expert.pool.source(expert.name)
+    if order.tools and not can_call_tools(source):
+        message = f"Expert {expert.name!r} calls no tools: its tokenizer has no template for them."
+        raise GatewayError(400, "unsupported_value", message, "tools")
+    length = source.length(spec, order.prompt, order.tools)
+    asked = order.max_tokens
+    if length + (asked or 1) > source.window:
+        raise TooLong(length, asked or 1, source.window)
+    return asked if asked is not None else min(usual, source.window - length)

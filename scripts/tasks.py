@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
 from ir3de.scripts.data.experts import read_experts
-from ir3de.scripts.metrics.normalised import normalised_scores
+from ir3de.scripts.metrics.normalised import NormalisedScores, normalised_scores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,30 +52,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@dataclass(frozen=True)
+class TaskOptions:
+    """
+    How tasks are evaluated.
+
+    Args:
+        limit (`int`, *optional*): items of each task.
+        num_fewshot (`int`, *optional*): examples in each prompt, by default the task's own number.
+        batch_size (`int`): prompts that an expert answers at once.
+        allow_code (`bool`): run code that experts write.
+    """
+
+    limit: int | None
+    num_fewshot: int | None
+    batch_size: int
+    allow_code: bool
+
+
+class Figures(NormalisedScores):
+    """What `results.json` holds: the `tasks` of each domain, the `limit` of items, and by domain the `errors` too."""
+
+    tasks: dict[str, str]
+    limit: int | None
+    errors: dict[str, str]
+
+
 def run(args: argparse.Namespace) -> int:
     """Evaluates each domain's tasks twice; the exit code is 1 where a task failed."""
     tasks, metrics = _pairs(args.task, "--task"), _pairs(args.metric, "--metric")
-    pipe = _pipeline(args)
-    names = pipe.model.config.expert_names
+    options = TaskOptions(args.limit, args.num_fewshot, args.batch_size, args.allow_code)
+    model = _load(args.router, args.experts)
+    device = {} if args.device is None else {"device": args.device}
+    pipe = IR3DERoutingPipeline(model, max_loaded_experts=args.max_loaded_experts, **device)
+    names = model.config.expert_names
     unknown = sorted((tasks.keys() | metrics.keys()) - set(names))
     if unknown:
         raise ValueError(f"--task and --metric name domains without an expert: {unknown}. Experts: {names}.")
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     manager = _task_manager(args.include_path, [task for listed in tasks.values() for task in listed.split(",")])
-    routed, own, errors = {}, {}, {}
+    routed: dict[str, float] = {}
+    own: dict[str, float] = {}
+    errors: dict[str, str] = {}
     for domain, listed in tasks.items():
         try:
-            for scores, way, expert in ((routed, "routed", None), (own, "own", domain)):
-                results = _evaluate(pipe, expert, listed.split(","), manager, args)
-                text = json.dumps(results, indent=1, default=str, ensure_ascii=False)
-                (output / f"{domain}.{way}.json").write_text(text + "\n", encoding="utf-8")
-                scores[domain] = score(results, metrics.get(domain))
+            by_routing = evaluate_tasks(pipe, None, listed.split(","), manager, options)
+            _write(output / f"{domain}.routed.json", by_routing)
+            routed[domain] = score(by_routing, metrics.get(domain))
+            by_own = evaluate_tasks(pipe, domain, listed.split(","), manager, options)
+            _write(output / f"{domain}.own.json", by_own)
+            own[domain] = score(by_own, metrics.get(domain))
         except Exception as error:  # the others go on
-            own.pop(domain, None)
             errors[domain] = describe_error(error)
             print(f"{domain}: {errors[domain]}", file=sys.stderr)
-    figures = {**normalised_scores(routed, own), "tasks": tasks, "limit": args.limit, "errors": errors}
+    figures: Figures = {**normalised_scores(routed, own), "tasks": tasks, "limit": args.limit, "errors": errors}
     table = describe(figures)
     (output / "results.json").write_text(json.dumps(figures, indent=1).replace("NaN", "null") + "\n", encoding="utf-8")
     (output / "results.md").write_text(table + "\n", encoding="utf-8")
@@ -81,22 +114,31 @@ def run(args: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-def _pairs(entries: list[str], option: str) -> dict[str, str]:
-    pairs = dict(entry.partition("=")[::2] for entry in entries)
-    if not all(pairs.values()) or not all(pairs) or len(pairs) < len(entries):
-        raise ValueError(f"{option} takes DOMAIN=NAME, each domain once; got {entries}.")
+def _write(path: Path, results: Mapping[str, Any]) -> None:
+    text = json.dumps(results, indent=1, default=str, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _pairs(entries: Sequence[str], option: str) -> dict[str, str]:
+    """What each domain is given, in the order of the entries."""
+    pairs = {}
+    for entry in entries:
+        domain, _, name = entry.partition("=")
+        if not domain or not name or domain in pairs:
+            raise ValueError(f"{option} takes DOMAIN=NAME, each domain once; got {entries}.")
+        pairs[domain] = name
     return pairs
 
 
-def _pipeline(args: argparse.Namespace) -> IR3DERoutingPipeline:
-    model = IR3DEModel.from_pretrained(args.router)
-    if args.experts:
+def _load(router: str, experts: str | None) -> IR3DEModel:
+    """The router, with the experts of a list instead of its own where there is one."""
+    model: IR3DEModel = IR3DEModel.from_pretrained(router)
+    if experts:
         names = model.config.expert_names
-        model.config.set_experts(read_experts(args.experts))
+        model.config.set_experts(read_experts(experts))
         if model.config.expert_names != names:
-            raise ValueError(f"{args.experts} must list the experts {names}, got {model.config.expert_names}.")
-    device = {} if args.device is None else {"device": args.device}
-    return IR3DERoutingPipeline(model, max_loaded_experts=args.max_loaded_experts, **device)
+            raise ValueError(f"{experts} must list the experts {names}, got {model.config.expert_names}.")
+    return model
 
 
 def _task_manager(folder: str | None, tasks: list[str]) -> Any:
@@ -109,29 +151,39 @@ def _task_manager(folder: str | None, tasks: list[str]) -> Any:
     return manager if set(tasks) <= set(manager.all_tasks) else TaskManager(include_path=folder)
 
 
-def _evaluate(
-    pipe: IR3DERoutingPipeline, expert: str | None, tasks: list[str], manager: Any, args: argparse.Namespace
+def evaluate_tasks(
+    pipe: IR3DERoutingPipeline, expert: str | None, tasks: list[str], manager: Any, options: TaskOptions
 ) -> dict[str, Any]:
-    """What lm-eval says of tasks, answered by routing or by one expert."""
+    """Evaluates tasks with lm-eval.
+
+    Args:
+        pipe ([`IR3DERoutingPipeline`]): that answers.
+        expert (`str`, *optional*): that answers everything, instead of the one that is routed to.
+        tasks (`list[str]`): names of tasks.
+        manager (`TaskManager`): that knows them.
+        options ([`TaskOptions`]): how.
+
+    Returns:
+        `dict`: the part of lm-eval's results that is kept.
+    """
     from lm_eval import simple_evaluate
 
     from ir3de.scripts.routers.harness import RoutedLM
 
     found = simple_evaluate(
-        model=RoutedLM(pipe, expert, args.batch_size),
+        model=RoutedLM(pipe, expert, options.batch_size),
         tasks=tasks,
-        num_fewshot=args.num_fewshot,
-        limit=args.limit,
+        num_fewshot=options.num_fewshot,
+        limit=options.limit,
         task_manager=manager,
-        confirm_run_unsafe_code=args.allow_code,
+        confirm_run_unsafe_code=options.allow_code,
         bootstrap_iters=0,
     )
-    return {
-        key: found[key] for key in ("results", "versions", "n-samples", "group_subtasks", "samples") if key in found
-    }
+    kept = ("results", "versions", "n-samples", "group_subtasks", "samples")
+    return {key: found[key] for key in kept if key in found}
 
 
-def score(results: dict[str, Any], metric: str | None) -> float:
+def score(results: Mapping[str, Any], metric: str | None) -> float:
     """The mean over tasks of a metric, by default each task's first.
 
     Raises:
@@ -142,8 +194,10 @@ def score(results: dict[str, Any], metric: str | None) -> float:
     for task, figures in results["results"].items():
         if task in groups:
             continue
-        numbers = {key: value for key, value in figures.items() if isinstance(value, (int, float)) and "," in key}
-        numbers = {key: value for key, value in numbers.items() if "_stderr," not in key}
+        numbers = {}
+        for key, value in figures.items():  # a metric's key is its name, a comma and a filter of answers
+            if isinstance(value, (int, float)) and "," in key and "_stderr," not in key:
+                numbers[key] = value
         name = metric or next(iter(numbers), None)
         if name not in numbers:
             raise ValueError(
@@ -153,7 +207,7 @@ def score(results: dict[str, Any], metric: str | None) -> float:
     return sum(values) / len(values)
 
 
-def describe(figures: dict[str, Any]) -> str:
+def describe(figures: Figures) -> str:
     """The figures as a table in Markdown."""
     rows = []
     for domain, tasks in figures["tasks"].items():

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ir3de.scripts.command import command
-from ir3de.scripts.data.sources import load_source, quickstart_source
+from ir3de.scripts.data.sources import load_quickstart_source, load_source
 from ir3de.scripts.data.splits import DataOptions, DataSet, read_data_set
 from ir3de.scripts.reports.comparison import Results, Settings, compare, describe_data, measure_few_shot
 from ir3de.scripts.reports.machine import describe_machine, versions
@@ -93,8 +93,7 @@ def run(args: argparse.Namespace) -> int:
     if args.embeddings:
         tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
     else:
-        source = quickstart_source()
-        tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
+        tokenizer, embeddings = load_quickstart_source()
     known: dict[str, Factory] = {**ours(tokenizer, embeddings), **BASELINES, **PEERS}
     names = args.routers.split(",") if args.routers else [name for name in known if name not in ON_REQUEST]
     routers = choose_routers(known, names)

@@ -8,8 +8,7 @@ import math
 import random
 import shutil
 import sys
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingA
 
 from ir3de.card_ir3de import markdown_table
 from ir3de.scripts.command import command
-from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, by_domain, read_rows
 from ir3de.specs_ir3de import check_expert_name
 
 HELD_OUT_EVERY = 5
@@ -158,13 +157,13 @@ def read_blocks(options: TextOptions, tokenizer: Any) -> tuple[dict[str, Blocks]
     Raises:
         ValueError: a domain's training or held-out text does not fill a block.
     """
-    train = _by_domain(read_rows(options.train))
+    train = by_domain(read_rows(options.train))
     if options.held_out:
-        held_out = _by_domain(read_rows(options.held_out))
+        held_out = by_domain(read_rows(options.held_out))
     else:
         held_out = {domain: texts[::HELD_OUT_EVERY] for domain, texts in train.items()}
-        for texts in train.values():
-            del texts[::HELD_OUT_EVERY]
+        for kept in train.values():
+            del kept[::HELD_OUT_EVERY]
     domains = [check_expert_name(domain) for domain in train]
     parts = []
     for texts, most, name in ((train, options.tokens, "training"), (held_out, options.held_out_tokens, "held-out")):
@@ -175,13 +174,6 @@ def read_blocks(options: TextOptions, tokenizer: Any) -> tuple[dict[str, Blocks]
                 raise ValueError(f"The {name} text of {domain!r} has fewer than {options.block} tokens (--block).")
         parts.append(part)
     return parts[0], parts[1]
-
-
-def _by_domain(rows: Iterable[Row]) -> dict[str, list[str]]:
-    texts: dict[str, list[str]] = defaultdict(list)
-    for row in rows:
-        texts[row.domain].append(row.text)
-    return texts
 
 
 def pack(texts: Sequence[str], tokenizer: Any, block: int, most: int, seed: int) -> Blocks:

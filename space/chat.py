@@ -70,7 +70,7 @@ def build(site: Site, visitor: gr.State) -> None:
     }
     running = [gr.on([said.submit, send.click], ask, **generating), retry.click(again, **generating)]
     stop.click(None, cancels=running, **private).then(halt, [turns, visitor], [shown, turns], queue=False, **private)
-    empty = (views.conversation([], []), [], "")
+    empty: tuple[str, Turns, str] = (views.conversation([], []), [], "")
     clear.click(lambda: empty, None, [shown, turns, notice], cancels=running, queue=False, **private)
 
 

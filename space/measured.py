@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from ir3de.second_opinion_ir3de import load_encoder
 from ir3de.space import views
 from ir3de.space.site import Site, Visitor
 
@@ -138,8 +139,7 @@ def _encoder() -> Callable[[list[str]], Any] | None:
     if place == MINILM:
         return None
     try:
-        from sentence_transformers import SentenceTransformer
+        model = load_encoder(place, device="cpu")
     except ImportError:
         return None
-    model = SentenceTransformer(place, device="cpu")
     return lambda batch: model.encode(batch, batch_size=len(batch), show_progress_bar=False)

@@ -14,7 +14,7 @@ from ir3de.gateway.limits import Limits
 from ir3de.gateway.local import Generate
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.metrics.accuracy import routing_accuracy
+from ir3de.scripts.metrics.accuracy import RoutingFigures, routing_accuracy
 
 UNDO_STEPS = 10
 PAUSE = 0.1  # seconds between two pieces of an answer on the page
@@ -94,7 +94,7 @@ class Site:
         *before, last = visitor.before
         return None if last is self.router else Visitor(last, before)
 
-    def figures(self, router: IR3DERoutingPipeline, **choice: Any) -> dict[str, Any] | None:
+    def figures(self, router: IR3DERoutingPipeline, **choice: Any) -> RoutingFigures | None:
         """How a router does on those samples whose domain it has; none if there are none."""
         names = router.model.config.expert_names
         rows = [row for row in self.samples if row.domain in names]

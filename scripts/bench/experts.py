@@ -164,9 +164,17 @@ def _tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
 def _save_expert(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
     """Saves a Llama of 42 million random weights, so that two of them outweigh the process around them."""
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 12}
-    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 2}
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=512, **sizes, **special)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=512,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=2,
+    )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -177,8 +185,8 @@ def _statistics(
     """The statistics of a domain whose prompts are its words in any order."""
     prepared = config.features.prepare(embeddings)(embeddings)
     collector = StatisticsCollector(prepared, feature_space(tokenizer, embeddings, config.features))
-    draw = random.Random(words[0])
-    ids = [tokenizer.convert_tokens_to_ids(draw.choices(words, k=8)) for _ in range(20)]
+    draw, vocabulary = random.Random(words[0]), tokenizer.get_vocab()
+    ids = [[vocabulary[word] for word in draw.choices(words, k=8)] for _ in range(20)]
     collector.add(Prompts.of(ids))
     return collector.statistics
 

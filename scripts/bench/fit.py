@@ -15,10 +15,11 @@ from typing import Any
 
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
-from ir3de.scripts.data.sources import load_source, quickstart_source
+from ir3de.scripts.data.sources import load_quickstart_source
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fitting.fit import fit_router
 from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments
+from ir3de.specs_ir3de import ExpertSpec
 
 _BATCH = 1024
 
@@ -33,17 +34,16 @@ def main() -> int:
     print("    tokens  tokenizing s   fit s  ratio  peak memory MB")
     for tokens in args.tokens:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(pool.apply(measure, (args, int(tokens))), flush=True)
+            print(pool.apply(measure, (RowSource.from_args(args), FitOptions.from_args(args), int(tokens))), flush=True)
     return 0
 
 
-def measure(args: argparse.Namespace, tokens: int) -> str:
+def measure(source: RowSource, options: FitOptions, tokens: int) -> str:
     """Times tokenizing alone and a whole fit, from text in memory to W, of a corpus of so many tokens."""
-    source = quickstart_source()
-    tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
-    rows = list(read_rows(RowSource.from_args(args)))
+    tokenizer, embeddings = load_quickstart_source()
+    rows = list(read_rows(source))
     lengths = [len(ids) for ids in tokenizer([row.text for row in rows], add_special_tokens=False)["input_ids"]]
-    repeats = max(1, round(tokens / sum(min(length, args.max_length) for length in lengths)))
+    repeats = max(1, round(tokens / sum(min(length, options.max_length) for length in lengths)))
 
     def corpus() -> Iterator[Row]:
         """The rows, again and again."""
@@ -53,11 +53,11 @@ def measure(args: argparse.Namespace, tokens: int) -> str:
     _tokenize(corpus(), tokenizer)
     alone = time.perf_counter() - start
     start = time.perf_counter()
-    experts = [{"name": name} for name in sorted({row.domain for row in rows})]
+    experts: list[ExpertSpec] = [{"name": name} for name in sorted({row.domain for row in rows})]
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder))
-        spool.fill(corpus(), tokenizer, args.max_length)
-        fit_router(IR3DEConfig(experts=experts), tokenizer, embeddings, spool, FitOptions.from_args(args))
+        spool.fill(corpus(), tokenizer, options.max_length)
+        fit_router(IR3DEConfig(experts=experts), tokenizer, embeddings, spool, options)
     fit = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return f"{repeats * sum(lengths):10,d} {alone:13.1f} {fit:7.1f} {fit / alone:6.2f} {peak:15.0f}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -16,17 +16,22 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ir3de.batch_ir3de import batches
+from ir3de.card_ir3de import markdown_table
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.route_selector_ir3de import select
-from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
-from ir3de.scripts.data.sources import load_source, quickstart_source
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, by_domain, read_rows
+from ir3de.scripts.data.sources import load_quickstart_source, load_source
 from ir3de.scripts.fitting.private import SHARE, PrivateCollector, release
+from ir3de.scripts.metrics.measures import mean_recall
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, gram_from_counts
 
 DELTA = 1e-6
 PLAIN, BOUNDED = "plain", "bounded"  # no private mode; its bounds without its noise
-MAPS = {"unit": {"feature_map": "unit"}, "rff 64": {"feature_map": "rff", "num_features": 64}}
+MAPS: dict[str, dict[str, Any]] = {
+    "unit": {"feature_map": "unit"},
+    "rff 64": {"feature_map": "rff", "num_features": 64},
+}
 LAMBDAS = (1e-3, 1e-1)  # times the mean diagonal of A
 
 
@@ -42,13 +47,16 @@ def main() -> int:
     parser.add_argument("--name", default="privacy", help="of the plot and the figures (default: privacy)")
     parser.add_argument("--output", default=".", metavar="DIR", help="folder for both")
     args = parser.parse_args()
-    source = {"source": args.embeddings, "gguf_file": args.gguf_file}
     if args.embeddings is None:
-        source = {("source" if key == "model" else key): value for key, value in quickstart_source().items()}
-    tokenizer, E = load_source(**source)
+        tokenizer, E = load_quickstart_source()
+    else:
+        tokenizer, E = load_source(args.embeddings, gguf_file=args.gguf_file)
+    source = RowSource.from_args(args)
+    train = by_domain(read_rows(source))
+    test = by_domain(read_rows(replace(source, where=tuple(args.test_where))))
     results: dict[str, Any] = {"prompts": {}, "accuracy": {}}
     for title, features in MAPS.items():
-        bench = Bench(features, tokenizer, E, args)
+        bench = Bench(features, tokenizer, E, train, test)
         results["prompts"] = {name: len(lengths) for name, (_, lengths) in bench.train.items()}
         for epsilon in (PLAIN, BOUNDED, *args.epsilons):
             draws = [bench.accuracies(epsilon) for _ in range(args.seeds if isinstance(epsilon, float) else 1)]
@@ -72,20 +80,26 @@ class Bench:
         features (`Mapping[str, Any]`): fields of the config.
         tokenizer (`PreTrainedTokenizerBase`): that belongs to the embeddings.
         E (`torch.Tensor` of shape `(V, h)`): token embeddings.
-        args (`argparse.Namespace`): names the data.
+        train (`Mapping[str, list[str]]`): texts to collect, by domain.
+        test (`Mapping[str, list[str]]`): texts to measure on, of the same domains.
     """
 
-    def __init__(self, features: Mapping[str, Any], tokenizer: Any, E: torch.Tensor, args: argparse.Namespace) -> None:
-        self.texts = _by_domain(args)
-        names = sorted(self.texts)
+    def __init__(
+        self,
+        features: Mapping[str, Any],
+        tokenizer: Any,
+        E: torch.Tensor,
+        train: Mapping[str, list[str]],
+        test: Mapping[str, list[str]],
+    ) -> None:
+        names = sorted(train)
         self.config = IR3DEConfig(experts=[{"name": n} for n in names], variant="prompt", token_noise=0.3, **features)
         self.config.vocab_size, self.config.hidden_size = E.shape
         self.router = IR3DEModel(self.config)
         self.router.embed_tokens.weight.data, self.router.tokenizer = E, tokenizer
         self.phi, self.config.fingerprint = self.config.features.table(E), "benchmark"
-        self.train = {name: self.router.tokenize(self.texts[name]) for name in names}
-        tests = _by_domain(argparse.Namespace(**{**vars(args), "where": args.test_where}))
-        self.test = {name: self.router.tokenize(tests[name]) for name in names}
+        self.train = {name: self.router.tokenize(train[name]) for name in names}
+        self.test = {name: self.router.tokenize(test[name]) for name in names}
         self.plain, self.bounded = {}, {}
         for name, prompts in self.train.items():
             plain, bounded = StatisticsCollector(self.phi, "benchmark"), PrivateCollector(self.phi, "benchmark")
@@ -107,39 +121,34 @@ class Bench:
         return found
 
     def _measure(self) -> float:
-        table, recalls = self.router.token_table(), []
-        for index, prompts in enumerate(self.test.values()):
-            right = sum(
-                int((select(table, part, "prompt", 1).argmax(dim=1) == index).sum()) for part in batches(prompts)
-            )
-            recalls.append(right / len(prompts.lengths))
-        return mean(recalls)
+        """Macro accuracy on the test prompts of the router as it is fitted."""
+        table, recalls = self.router.token_table(), {}
+        for index, (name, prompts) in enumerate(self.test.items()):
+            logits = torch.cat([select(table, part, "prompt", 1) for part in batches(prompts)])
+            recalls[name] = float((logits.argmax(dim=1) == index).double().mean())
+        return mean_recall(recalls)
 
     def _statistics(self, name: str, epsilon: float | str) -> DomainStatistics:
         if epsilon == PLAIN:
             return self.plain[name]
         if epsilon == BOUNDED:
             return DomainStatistics.from_grams(self.bounded[name], "benchmark")
-        return release(*self.bounded[name].values(), "benchmark", float(epsilon), DELTA)
-
-
-def _by_domain(args: argparse.Namespace) -> dict[str, list[str]]:
-    texts: dict[str, list[str]] = defaultdict(list)
-    for row in read_rows(RowSource.from_args(args)):
-        texts[row.domain].append(row.text)
-    return dict(texts)
+        tokens, prompts = self.bounded[name]["tokens"], self.bounded[name]["prompts"]
+        return release(tokens, prompts, "benchmark", float(epsilon), DELTA)
 
 
 def table(results: Mapping[str, Any]) -> str:
     """Macro accuracy in percent as Markdown: a row an epsilon, a column a curve; with its standard deviation."""
     curves = results["accuracy"]
-    lines = ["| epsilon | " + " | ".join(curves) + " |", "|---|" + "---:|" * len(curves)]
+    rows = []
     for epsilon in next(iter(curves.values())):
-        cells = [
-            f"{100 * m:.1f}" + (f" ± {100 * s:.1f}" if s else "") for m, s in (c[epsilon] for c in curves.values())
-        ]
-        lines.append(f"| {epsilon} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        row = [epsilon]
+        for curve in curves.values():
+            accuracy, deviation = curve[epsilon]
+            spread = f" ± {100 * deviation:.1f}" if deviation else ""
+            row.append(f"{100 * accuracy:.1f}{spread}")
+        rows.append(row)
+    return markdown_table(["epsilon", *curves], rows, numbers=len(curves))
 
 
 def plot(results: Mapping[str, Any], path: Path) -> None:

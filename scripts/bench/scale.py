@@ -17,7 +17,8 @@ import torch
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
-from ir3de.scripts.data.sources import load_source, quickstart_source
+from ir3de.scripts.data.sources import load_quickstart_source
+from ir3de.specs_ir3de import ExpertSpec
 from ir3de.statistics_ir3de import KINDS, DomainStatistics, gram_from_counts
 
 PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. " * 2
@@ -33,12 +34,11 @@ def main() -> int:
 
 def many_experts(prompts: int = 1000, rounds: int = 5) -> None:
     """Batch routing of prompts of about 50 tokens by random routers of 5 and of 1,000 experts, tokenizing included."""
-    source = quickstart_source()
-    tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
+    tokenizer, embeddings = load_quickstart_source()
     texts = [f"{index}. {PROMPT}" for index in range(prompts)]
     routers: dict[str, Callable[[], Any]] = {"tokenizing alone": lambda: tokenizer(texts, add_special_tokens=False)}
     for number in (5, 1000):
-        experts = [{"name": f"expert-{index}"} for index in range(number)]
+        experts: list[ExpertSpec] = [{"name": f"expert-{index}"} for index in range(number)]
         config = IR3DEConfig(vocab_size=len(embeddings), hidden_size=embeddings.shape[1], experts=experts)
         model = IR3DEModel(config).eval()
         model.embed_tokens.weight.data = embeddings
@@ -58,9 +58,9 @@ def many_experts(prompts: int = 1000, rounds: int = 5) -> None:
 def large_table(vocab_size: int = 128_256, hidden_size: int = 4096, domains: int = 10) -> None:
     """Solve and table of both kinds of row over a random vocabulary, from sums that are given."""
     generator = torch.Generator().manual_seed(0)
-    experts = [{"name": f"expert-{index}"} for index in range(domains)]
+    experts: list[ExpertSpec] = [{"name": f"expert-{index}"} for index in range(domains)]
     config = IR3DEConfig(vocab_size=vocab_size, hidden_size=hidden_size, experts=experts, fingerprint="random")
-    model = IR3DEModel(config).to(torch.bfloat16).eval()
+    model = IR3DEModel(config).bfloat16().eval()
     model.token_router.float(), model.prompt_router.float()
     model.embed_tokens.weight.data.normal_(generator=generator)
     counts = torch.randint(0, 2, (vocab_size,), generator=generator) * (torch.arange(vocab_size) < 8192)
@@ -83,7 +83,7 @@ def look_up(prompts: int = 32768, tokens: int = 60, rounds: int = 5) -> None:
     generator = torch.Generator().manual_seed(0)
     ids, lengths = torch.randint(49152, (prompts * tokens,), generator=generator), torch.full((prompts,), tokens)
     for number in (5, 1000):
-        experts = [{"name": f"expert-{index}"} for index in range(number)]
+        experts: list[ExpertSpec] = [{"name": f"expert-{index}"} for index in range(number)]
         model = IR3DEModel(IR3DEConfig(vocab_size=49152, hidden_size=576, experts=experts)).eval()
         for device in ["cpu", "cuda"][: 1 + torch.cuda.is_available()]:
             model.to(device)

@@ -187,6 +187,14 @@ def read_part(source: RowSource, part: Part, report: Report) -> Iterator[Row]:
     return _rows(source, part, report, _labelled)
 
 
+def by_domain(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """The texts of each domain, in the order of the rows."""
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        texts.setdefault(row.domain, []).append(row.text)
+    return texts
+
+
 def read_file(path: str | Path) -> Iterator[Row]:
     """Streams the rows of a file.
 

@@ -54,6 +54,12 @@ def quickstart_source() -> dict[str, str]:
     return {"model": str(Path(package.origin).parent), "gguf_file": QUICKSTART_GGUF}
 
 
+def load_quickstart_source() -> tuple[Any, torch.Tensor]:
+    """Reads the tokenizer and the embeddings of SmolLM2-135M-Instruct; see [`load_source`]."""
+    source = quickstart_source()
+    return load_source(source["model"], gguf_file=source.get("gguf_file"))
+
+
 def _gguf_embeddings(path: str) -> torch.Tensor:
     try:
         from gguf import GGUFReader, dequantize

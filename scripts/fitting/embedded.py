@@ -16,7 +16,7 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_source, quickstart_source
+from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_quickstart_source, quickstart_source
 from ir3de.scripts.fitting.fit import Fitted, fit_rows
 from ir3de.scripts.fitting.options import FitOptions
 from ir3de.statistics_ir3de import DomainStatistics
@@ -31,7 +31,6 @@ def refit(rows: Iterable[Row], datasets: list[str] | None = None) -> Fitted:
         rows (`Iterable[Row]`): of the domains of `quickstart/experts.yaml`.
         datasets (`list[str]`, *optional*): ids of the Hub data sets that they are from.
     """
-    source = quickstart_source()
     options = FitOptions(variant="prompt", feature_map="unit")
     config = IR3DEConfig(
         experts=read_experts(FOLDER / "experts.yaml"),
@@ -39,7 +38,7 @@ def refit(rows: Iterable[Row], datasets: list[str] | None = None) -> Fitted:
         datasets=datasets,
         **options.config_fields(),
     )
-    tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
+    tokenizer, embeddings = load_quickstart_source()
     fitted = fit_rows(config, tokenizer, embeddings, rows, options)
     with tempfile.TemporaryDirectory() as folder:
         fitted.model.save_pretrained(folder)
@@ -68,7 +67,7 @@ def build(output: str | None = None) -> str:
     folder = Path(output) if output else _cache(source)
     if not output and (folder / "config.json").is_file():
         return str(folder)
-    tokenizer, embeddings = load_source(source["model"], gguf_file=source.get("gguf_file"))
+    tokenizer, embeddings = load_quickstart_source()
     config = IR3DEConfig.from_pretrained(FOLDER)
     config.set_experts([_at_hand(expert, source) for expert in config.experts])
     statistics = {

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.experts_ir3de import ExpertPool, describe_error
 from ir3de.scripts.metrics.measures import Array, Integers
 from ir3de.specs_ir3de import ExpertSpec, has_source, is_remote
@@ -120,7 +120,7 @@ def score_experts(folder: Path, texts: Sequence[str], specs: Sequence[ExpertSpec
     """
     folder.mkdir(parents=True, exist_ok=True)
     # One base at a time: it is needed for all texts, and then no more. Adapters of one base share it.
-    pool = ExpertPool(SimpleNamespace(experts=specs), **{"max_loaded_experts": 1, **pool_options})
+    pool = ExpertPool(IR3DEConfig(experts=list(specs)), **{"max_loaded_experts": 1, **pool_options})
     columns: dict[str, _Column] = {}
     failures = {}
     with tqdm(total=len(texts) * len(specs), desc="Scoring", unit=" texts", disable=None) as progress:

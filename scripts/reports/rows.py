@@ -174,8 +174,9 @@ def describe_row(
         choice (`str`, *optional*): what was chosen, or else what to say of it.
         seconds (`float`, *optional*): that it took.
     """
-    accuracy = expected_accuracy(losses.domains, losses.experts, p)
-    row: TableRow = {"row": name, "accuracy": accuracy, **normalised(losses, p), "seconds": seconds}
+    row: TableRow = {"row": name, "accuracy": expected_accuracy(losses.domains, losses.experts, p)}
+    row.update(normalised(losses, p))
+    row["seconds"] = seconds
     if choice is not None:
         row["choice"] = choice
     return row

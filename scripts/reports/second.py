@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ir3de.card_ir3de import markdown_table
 from ir3de.scripts.fitting.second import AtBound
+from ir3de.scripts.reports.drawing import save_plot
 
 
 def describe(figures: Sequence[AtBound], prompts: int) -> str:
     """The figures as a table in Markdown."""
-    lines = ["| second_below | prompts that pay (%) | macro accuracy (%) |", "|---:|---:|---:|"]
-    lines += [f"| {row.bound:g} | {100 * row.share:.1f} | {100 * row.accuracy:.2f} |" for row in figures]
-    return "\n".join([f"On {prompts:,} prompts:", "", *lines])
+    rows = [[f"{row.bound:g}", f"{100 * row.share:.1f}", f"{100 * row.accuracy:.2f}"] for row in figures]
+    head = ["second_below", "prompts that pay (%)", "macro accuracy (%)"]
+    return f"On {prompts:,} prompts:\n\n{markdown_table(head, rows, numbers=3)}"
 
 
 def plot(figures: Sequence[AtBound], path: Path) -> None:
     """Draws accuracy over the share of prompts that pay, a point a bound, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     canvas = Figure(layout="constrained", figsize=(5, 3.5))
@@ -34,5 +35,4 @@ def plot(figures: Sequence[AtBound], path: Path) -> None:
     axes.legend(fontsize=8, loc="lower right")
     axes.set_xlabel("prompts that the encoder reads (%)")
     axes.set_ylabel("macro accuracy (%)")
-    FigureCanvasAgg(canvas)
-    canvas.savefig(path, dpi=150, bbox_inches="tight")
+    save_plot(canvas, path, dpi=150)

@@ -46,8 +46,13 @@ def average_experts(folder: Path, specs: Sequence[ExpertSpec], name: str) -> Exp
         else:
             _average_models(folder / name, bases)
         done.write_text(key, encoding="utf-8")
-    path = str(folder / name)
-    return {**bases[0], "name": name, "adapter": path} if all(adapters) else {"name": name, "model": path}
+    average: ExpertSpec = {"name": name}
+    if all(adapters):
+        average.update(bases[0])
+        average["adapter"] = str(folder / name)
+    else:
+        average["model"] = str(folder / name)
+    return average
 
 
 def _average_adapters(folder: Path, specs: Sequence[ExpertSpec], name: str, base: BaseSpec) -> None:

@@ -131,8 +131,9 @@ class RandomRouter(Baseline):
 
     def scores(self, texts: Sequence[str], cached: bool = False) -> Array:
         """Equal but for a trace of noise that decides."""
-        p: Array = 1 + 1e-6 * self.random.random((len(texts), len(self.domains)))
-        return p / p.sum(axis=1, keepdims=True)
+        noisy = 1 + 1e-6 * self.random.random((len(texts), len(self.domains)))
+        p: Array = noisy / noisy.sum(axis=1, keepdims=True)
+        return p
 
 
 class TfidfRegression(Baseline):
@@ -245,8 +246,10 @@ class NearestNeighbours:
         nearest = np.argpartition(-similarities, k - 1, axis=1)[:, :k]
         near = np.take_along_axis(similarities, nearest, axis=1).clip(0, 1)
         votes = np.einsum("nk,nkd->nd", 1 + 1e-3 * near, self.Y[nearest])
+        shares = votes / votes.sum(axis=1, keepdims=True)
         trust = near.mean(axis=1, keepdims=True)
-        return trust * votes / votes.sum(axis=1, keepdims=True) + (1 - trust) / self.Y.shape[1]
+        p: Array = trust * shares + (1 - trust) / self.Y.shape[1]
+        return p
 
 
 class FineTunedEncoder(Baseline):

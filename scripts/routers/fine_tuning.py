@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -51,13 +51,13 @@ class SequenceClassifier:
         """Bytes of the weights."""
         return sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
 
-    def fit(self, texts: Sequence[str], labels: Integers) -> SequenceClassifier:
+    def fit(self, X: NDArray[Any], labels: Integers) -> SequenceClassifier:
         """Fine-tunes on texts and their labels, which count from 0."""
         torch.manual_seed(self.seed)
         self.model = AutoModelForSequenceClassification.from_pretrained(
             self.name, num_labels=int(labels.max()) + 1, ignore_mismatched_sizes=True
         )
-        rows = [{**self._encode(text), "label": int(label)} for text, label in zip(texts, labels, strict=True)]
+        rows = [{**self._encode(text), "label": int(label)} for text, label in zip(X, labels, strict=True)]
         with tempfile.TemporaryDirectory() as folder:
             options = TrainingArguments(
                 folder,
@@ -79,14 +79,14 @@ class SequenceClassifier:
         self.model.eval()
         return self
 
-    def predict_proba(self, texts: Sequence[str]) -> Array:
+    def predict_proba(self, X: NDArray[Any]) -> Array:
         """Probabilities of shape `(texts, labels)`."""
-        order = np.argsort([len(text) for text in texts])
-        p = np.empty((len(texts), self.model.config.num_labels))
+        order = np.argsort([len(text) for text in X])
+        p = np.empty((len(X), self.model.config.num_labels))
         with torch.inference_mode():
             for start in range(0, len(order), _BATCH):
                 batch = order[start : start + _BATCH]
-                inputs = self.tokenizer.pad([self._encode(texts[i]) for i in batch], return_tensors="pt")
+                inputs = self.tokenizer.pad([self._encode(X[i]) for i in batch], return_tensors="pt")
                 p[batch] = self.model(**inputs.to(self.model.device)).logits.double().softmax(dim=1).cpu()
         return p
 

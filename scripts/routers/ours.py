@@ -17,7 +17,8 @@ from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.fitting.fit import fit_rows
 from ir3de.scripts.fitting.options import FitOptions
 from ir3de.scripts.fitting.second import choose
-from ir3de.scripts.routers.base import Options
+from ir3de.scripts.metrics.measures import Array
+from ir3de.scripts.routers.base import Factory, Options
 from ir3de.second_opinion_ir3de import SecondOpinion
 
 AUTO, CHAIN = "ir3de", "ir3de-chain"
@@ -41,7 +42,7 @@ class IR3DERouter:
         self.tokenizer, self.embeddings = tokenizer, embeddings
         self.domains: list[str] = []
         self.choice = ""
-        self.pipeline: Any = None
+        self.pipeline: Any = None  # an [`IR3DERoutingPipeline`], once fitted
 
     def fit(self, texts: Sequence[str], domains: Sequence[str]) -> IR3DERouter:
         """Fits as `ir3de fit` does."""
@@ -49,19 +50,22 @@ class IR3DERouter:
         config = IR3DEConfig(experts=[{"name": name} for name in self.domains], **self.options.config_fields())
         rows = (Row(text, domain) for text, domain in zip(texts, domains, strict=True))
         model = fit_rows(config, self.tokenizer, self.embeddings, rows, self.options).model
-        self.choice = ", ".join(f"{key} {value}" for key, value in _chosen(model.config).items())
+        self.choice = _describe_choice(model.config)
         self.pipeline = IR3DERoutingPipeline(model, device="cpu")
         return self
 
-    def route(self, texts: Sequence[str]) -> Any:
+    def route(self, texts: Sequence[str]) -> object:
         """Their records."""
         return self.pipeline(list(texts), generate=False)
 
-    def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
+    def scores(self, texts: Sequence[str], cached: bool = False) -> Array:
         """The records' scores, in the order of `domains`."""
         records = self.pipeline(list(texts), generate=False)
-        order = [{expert["expert"]: expert["score"] for expert in record["ranking"]} for record in records]
-        return np.array([[row[name] for name in self.domains] for row in order])
+        rows = []
+        for record in records:
+            scores = {entry["expert"]: entry["score"] for entry in record["ranking"]}
+            rows.append([scores[name] for name in self.domains])
+        return np.array(rows)
 
     @property
     def nbytes(self) -> int:
@@ -91,18 +95,18 @@ class ChainRouter(IR3DERouter):
         self.encoded, self.pipeline.second_opinion = len(kept), opinion
         return self
 
-    def route(self, texts: Sequence[str]) -> Any:
+    def route(self, texts: Sequence[str]) -> object:
         """Their records, the encoder at work for those that it is asked about."""
         self.cached = False
         return super().route(texts)
 
-    def scores(self, texts: Sequence[str], cached: bool = False) -> Any:
+    def scores(self, texts: Sequence[str], cached: bool = False) -> Array:
         """As above; `cached` takes the vectors from the cache."""
         self.cached = cached
         return super().scores(texts)
 
-    def _encode(self, texts: list[str]) -> Any:
-        return (self.encoder.cached if self.cached else self.encoder.encode)(texts)
+    def _encode(self, texts: list[str]) -> Array:
+        return self.encoder.cached(texts) if self.cached else self.encoder.encode(texts)
 
     @property
     def nbytes(self) -> int:
@@ -110,27 +114,34 @@ class ChainRouter(IR3DERouter):
         return super().nbytes + self.encoder.nbytes
 
 
-def ours(tokenizer: Any, embeddings: torch.Tensor) -> dict[str, Any]:
+def ours(tokenizer: Any, embeddings: torch.Tensor) -> dict[str, Factory]:
     """A factory by name: the automatic choice, also with a second opinion, each variant, and `prompt` on each map."""
     options = {AUTO: FitOptions(), f"{AUTO}-best": FitOptions(standard_errors=0)}
     options |= {f"{AUTO}-{variant}": FitOptions(variant=variant) for variant in VARIANTS}
     for name in FEATURE_MAP_ROUTERS:
         options[name] = FitOptions(variant="prompt", feature_map=name.split("-")[-1])
-    made: dict[str, Any] = {name: partial(_make, given, tokenizer, embeddings) for name, given in options.items()}
-    return made | {CHAIN: partial(ChainRouter, tokenizer=tokenizer, embeddings=embeddings)}
+    made: dict[str, Factory] = {}
+    for name, given in options.items():
+        made[name] = partial(_make, given, tokenizer, embeddings)
+    made[CHAIN] = partial(ChainRouter, tokenizer=tokenizer, embeddings=embeddings)
+    return made
 
 
-def _make(options: FitOptions, tokenizer: Any, embeddings: torch.Tensor, _: Any) -> IR3DERouter:
+def _make(options: FitOptions, tokenizer: Any, embeddings: torch.Tensor, _: Options) -> IR3DERouter:
     return IR3DERouter(options, tokenizer, embeddings)
 
 
-def _chosen(config: IR3DEConfig) -> dict[str, Any]:
+def _describe_choice(config: IR3DEConfig) -> str:
     """The fields of the config that the choice set, as far as they matter to its variant."""
-    prompt = config.variant == "prompt"
-    keys = [
-        "variant",
-        "feature_map",
-        *(["prompt_regularization", "token_noise", "lexical_weight"] if prompt else ["regularization"]),
-    ]
-    keys += ["num_votes"] if config.variant == "top-k" else []
-    return {key: f"{value:.2g}" if isinstance(value := getattr(config, key), float) else value for key in keys}
+    keys = ["variant", "feature_map"]
+    if config.variant == "prompt":
+        keys += ["prompt_regularization", "token_noise", "lexical_weight"]
+    else:
+        keys.append("regularization")
+    if config.variant == "top-k":
+        keys.append("num_votes")
+    parts = []
+    for key in keys:
+        value = getattr(config, key)
+        parts.append(f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}")
+    return ", ".join(parts)

@@ -7,7 +7,7 @@ install both with `pip install --no-deps`, beside `faiss-cpu` and what their imp
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,7 @@ class SemanticRouter(Baseline):
         super().__init__(options)
         self.max_train = options.max_train
         self.encoder = options.sentence_encoder
-        self.encode = self.encoder.encode
+        self.encode: Callable[[Sequence[str]], Array] = self.encoder.encode
 
     def features(self, texts: Sequence[str], cached: bool = False) -> Features:
         """The texts; the router encodes them itself, or is given their vectors from the cache."""
@@ -52,7 +52,7 @@ class SemanticRouter(Baseline):
     @property
     def nbytes(self) -> int:
         """Bytes of the encoder and of the prompts' vectors."""
-        return self.encoder.nbytes + self.model.index.index.nbytes
+        return int(self.encoder.nbytes + self.model.index.index.nbytes)
 
 
 class _SemanticRouter:
@@ -104,7 +104,7 @@ class AdaptiveClassifier(Baseline):
     @property
     def nbytes(self) -> int:
         """Bytes of its encoder and its examples' vectors."""
-        return self.model.nbytes
+        return int(self.model.nbytes)
 
 
 class _AdaptiveClassifier:
@@ -122,10 +122,10 @@ class _AdaptiveClassifier:
     @property
     def nbytes(self) -> int:
         """Bytes of the encoder and of the examples' vectors."""
-        examples = (example for group in self.classifier.memory.examples.values() for example in group)
-        return sum(weight.nbytes for weight in self.classifier.model.parameters()) + sum(
-            example.embedding.nbytes for example in examples
-        )
+        total = sum(int(weight.nbytes) for weight in self.classifier.model.parameters())
+        for examples in self.classifier.memory.examples.values():
+            total += sum(int(example.embedding.nbytes) for example in examples)
+        return total
 
     def predict_proba(self, X: Features) -> Array:
         """The classifier's scores, made to sum to 1: `(texts, domains)`."""
@@ -135,8 +135,9 @@ class _AdaptiveClassifier:
 
 def _shares(scores: Sequence[Sequence[float]]) -> Array:
     """Scores of prompts made to sum to 1 a prompt, none of them 0."""
-    positive: Array = np.array(scores).clip(min=1e-6)
-    return positive / positive.sum(axis=1, keepdims=True)
+    positive = np.array(scores, dtype=float).clip(min=1e-6)
+    shares: Array = positive / positive.sum(axis=1, keepdims=True)
+    return shares
 
 
 PEERS = {"semantic-router": SemanticRouter, "adaptive-classifier": AdaptiveClassifier}

@@ -174,9 +174,15 @@ def describe_row(
         choice (`str`, *optional*): what was chosen, or else what to say of it.
         seconds (`float`, *optional*): that it took.
     """
-    row: TableRow = {"row": name, "accuracy": expected_accuracy(losses.domains, losses.experts, p)}
-    row.update(normalised(losses, p))
-    row["seconds"] = seconds
+    figures = normalised(losses, p)
+    row: TableRow = {
+        "row": name,
+        "accuracy": expected_accuracy(losses.domains, losses.experts, p),
+        "normalised": figures["normalised"],
+        "interval": figures["interval"],
+        "domains": figures["domains"],
+        "seconds": seconds,
+    }
     if choice is not None:
         row["choice"] = choice
     return row

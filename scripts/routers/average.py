@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -46,13 +46,9 @@ def average_experts(folder: Path, specs: Sequence[ExpertSpec], name: str) -> Exp
         else:
             _average_models(folder / name, bases)
         done.write_text(key, encoding="utf-8")
-    average: ExpertSpec = {"name": name}
     if all(adapters):
-        average.update(bases[0])
-        average["adapter"] = str(folder / name)
-    else:
-        average["model"] = str(folder / name)
-    return average
+        return cast(ExpertSpec, {**bases[0], "name": name, "adapter": str(folder / name)})
+    return {"name": name, "model": str(folder / name)}
 
 
 def _average_adapters(folder: Path, specs: Sequence[ExpertSpec], name: str, base: BaseSpec) -> None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .batch_ir3de import Prompts
-from .prompts_ir3de import token_ids_of
+from .configuration_ir3de import IR3DEConfig
 from .specs_ir3de import ExpertSpec, check_expert, check_expert_name
 from .statistics_ir3de import DomainStatistics, FeatureSpace, StatisticsCollector
 
@@ -192,143 +192,50 @@ def pull(statistics: Mapping[str, DomainStatistics], balance: bool) -> dict[str,
     return {name: trace / sum(traces.values()) for name, trace in traces.items()}
 
 
-def union_of(sources: Iterable[Experts], first: Experts) -> Experts:
-    """The union of all, each of which must bring something new."""
-    for source in sources:
-        first = first.union(source)
-    return first
+def statistics_of(
+    name: str, texts: Iterable[str], collector: StatisticsCollector, tokenize: Callable[[list[str]], Prompts]
+) -> DomainStatistics:
+    """The statistics of a domain's texts, which are read in a stream.
 
-
-class RouterEdits:
-    """The edits of a router: each checks everything, solves W anew, and only then changes the router.
-
-    Its second opinion, if any, follows: it forgets whom the router forgets, and learns what a merged router's knows.
-    Of an expert that joins with texts or statistics it knows nothing until its own `add_expert` is called.
+    Raises:
+        ValueError: the texts have no tokens.
     """
+    rest = iter([texts] if isinstance(texts, str) else texts)
+    while batch := list(itertools.islice(rest, _TEXTS)):
+        collector.add(tokenize(batch))
+    if not int(collector.counts.sum()):
+        raise ValueError(f"The texts of {name!r} have no tokens: give text of the domain.")
+    return collector.statistics
 
-    config: Any
-    embed_tokens: Any
-    tokenizer: Any
-    second_opinion: Any
 
-    @property
-    def statistics(self) -> dict[str, DomainStatistics]:
-        """The statistics of each domain."""
-        raise NotImplementedError
+def check_new(before: Experts, after: Experts, config: IR3DEConfig, embeddings: torch.Tensor) -> None:
+    """Raises ValueError where a contribution that an edit brings cannot be what it claims."""
+    known = {key for domain in before.statistics.values() for key in domain.contributions}
+    new = {name: domain.only(domain.contributions.keys() - known) for name, domain in after.statistics.items()}
+    longest = _longest_rows(config, embeddings) if any(domain.contributions for domain in new.values()) else {}
+    for name, domain in new.items():
+        domain.check(name, longest)
 
-    def collector(self, device: str | torch.device = "cpu") -> StatisticsCollector:
-        """A collector of statistics in the router's feature space."""
-        raise NotImplementedError
 
-    def _become(self, config: Any, statistics: dict[str, DomainStatistics]) -> None:
-        raise NotImplementedError
+def _longest_rows(config: IR3DEConfig, embeddings: torch.Tensor) -> dict[str, float]:
+    """The largest squared length of a row of each kind; a prompt's is at most its tokens' sum."""
+    token = 1.0
+    if config.feature_map == "identity":
+        token = max(float(rows.double().square().sum(dim=1).max()) for rows in embeddings.split(_CHUNK))
+    return {"tokens": token, "prompts": token * config.max_length}
 
-    def add_expert(self, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
-        """Adds an expert; the others' text is not needed, and how much there was does not matter.
 
-        Args:
-            spec (`str` or [`ExpertSpec`]): its name, or its spec; see [`ExpertSpec`].
-            texts (`Iterable[str]`, *optional*): text of its domain.
-            statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain, instead of texts.
+def edited(config: IR3DEConfig, before: Experts, after: Experts) -> IR3DEConfig:
+    """A copy of a router's config for other experts. It remembers on which contributions the router was measured, until
+    they are all there is again.
 
-        Raises:
-            ValueError: spec or statistics are malformed, the name is taken, or a contribution is here already. The
-                router is as before.
-        """
-        name = spec if isinstance(spec, str) else str(spec.get("name"))
-        self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)))
-
-    def remove_expert(self, name: str) -> None:
-        """Removes an expert: the router is then, bit for bit, the one that never had it.
-
-        Raises:
-            ValueError: there is no such expert, it is the last, or it is the fallback. The router is as before.
-        """
-        rest = experts_of(self).without(name)
-        if not rest.specs:
-            raise ValueError(f"{name!r} is the last expert, and a router needs one. Add another before removing it.")
-        self._edit(rest)
-
-    def replace_expert(
-        self, name: str, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None
-    ) -> None:
-        """Puts an expert in another's place.
-
-        Args:
-            name (`str`): of the expert that leaves.
-            spec (`str` or [`ExpertSpec`]): of the one that comes, under the same name or a new one.
-            texts (`Iterable[str]`, *optional*): text of its domain. Without texts and statistics it takes over those of
-                the expert that leaves.
-            statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain.
-
-        Raises:
-            ValueError: as in [`IR3DEModel.add_expert`] and [`IR3DEModel.remove_expert`]. The router is as before.
-        """
-        here = experts_of(self)
-        rest, second = here.without(name), None
-        if texts is None and statistics is None:
-            statistics, second = here.statistics[name], here.second.get(name)
-        new = name if isinstance(spec, str) else str(spec.get("name"))
-        self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second))
-
-    def merge(self, *sources: Any) -> None:
-        """Merges other routers or statistics: new domains become experts, known ones gain contributions.
-
-        Args:
-            sources (`Any`): each a router, the folder or Hub id of one, a statistics file that is named after its
-                domain, or a mapping of domains to statistics.
-
-        Raises:
-            ValueError: a source is malformed, of another feature space, or brings nothing new. The router is as before.
-        """
-        load = type(self).from_pretrained  # type: ignore[attr-defined]
-        second = None if self.second_opinion is None else self.second_opinion.space
-        self._edit(union_of((read_experts(source, self.space, load, second) for source in sources), experts_of(self)))
-
-    def tokenize(self, texts: list[str]) -> Prompts:
-        """Texts as the router reads them; those without a token are left out."""
-        return Prompts.of([ids for ids in token_ids_of(self.tokenizer, texts, self.config.max_length) if ids])
-
-    def _new(self, name: str, texts: Iterable[str] | None, statistics: Any) -> DomainStatistics:
-        """The statistics of a domain that is to join, from either source, checked as a stranger's."""
-        if (texts is None) == (statistics is None):
-            raise ValueError(f"Expert {name!r} needs either `texts` of its domain or `statistics` of it.")
-        if texts is None:
-            return read_statistics(statistics, name, self.space)
-        collector, rest = self.collector(), iter([texts] if isinstance(texts, str) else texts)
-        while batch := list(itertools.islice(rest, _TEXTS)):
-            collector.add(self.tokenize(batch))
-        if not int(collector.counts.sum()):
-            raise ValueError(f"The texts of {name!r} have no tokens: give text of the domain.")
-        return collector.statistics
-
-    @property
-    def space(self) -> FeatureSpace:
-        """What the router's statistics lie in."""
-        return self.config.space  # type: ignore[no-any-return]
-
-    def _edit(self, experts: Experts) -> None:
-        """Takes on other experts, once everything that is new has been checked."""
-        before = experts_of(self)
-        known = {key for domain in before.statistics.values() for key in domain.contributions}
-        new = {name: domain.only(domain.contributions.keys() - known) for name, domain in experts.statistics.items()}
-        longest = self._longest() if any(domain.contributions for domain in new.values()) else {}
-        for name, domain in new.items():
-            domain.check(name, longest)
-        config = copy.deepcopy(self.config)
-        config.set_experts(list(experts.specs.values()))
-        config.check()
-        if config.evaluation or config.calibration:
-            measured_on = config.measured_on or before.digest
-            config.measured_on = None if measured_on == experts.digest else measured_on
-        second = self.second_opinion and self.second_opinion.having(experts.second)
-        self._become(config, experts.statistics)
-        self.second_opinion = second
-
-    def _longest(self) -> dict[str, float]:
-        """The largest squared length of a row of each kind; a prompt's is at most its tokens' sum."""
-        token = 1.0
-        if self.config.feature_map == "identity":
-            parts = self.embed_tokens.weight.detach().split(_CHUNK)
-            token = max(float(rows.double().square().sum(dim=1).max()) for rows in parts)
-        return {"tokens": token, "prompts": token * self.config.max_length}
+    Raises:
+        ValueError: the config does not suit these experts, as when its fallback has left.
+    """
+    config = copy.deepcopy(config)
+    config.set_experts(list(after.specs.values()))
+    config.check()
+    if config.evaluation or config.calibration:
+        measured_on = config.measured_on or before.digest
+        config.measured_on = None if measured_on == after.digest else measured_on
+    return config

@@ -1,56 +1,149 @@
-"""Saving a folder of files so that a killed save leaves the old files or the new ones, never a mixture that is loaded.
+"""A router's folder: one writer at a time, readers that never write, and after a kill the old files or the new.
 
-New files are written to a hidden folder inside. One rename, of config.json, is the moment from which the new files
-count. What is then left in the hidden folder is moved into place at once, or by whoever loads or saves next.
+A save writes all its files to a hidden folder inside. One replacement, of a small file that names that folder, is the
+moment from which the new files count, and they are read where they are. Then they are put into their places, and when
+all are there the small file and the hidden folder go. What a killed save has left is read by readers, and replaced by
+the next writer, who never carries on with it: so a stranger's folder cannot have anything written or deleted.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where two writers at once must be kept apart by whoever starts them
+    fcntl = None  # type: ignore[assignment]
+
 STATISTICS_FOLDER = "statistics"
 SECOND_FOLDER = "second"  # a router's second opinion, with a config and statistics of its own
 CONFIG = "config.json"
-_STAGED, _WRITING = ".ir3de-staged", ".ir3de-writing-"
+_SWITCH, _STATE = ".ir3de-switch", ".ir3de-state-"
+_STATE_NAME = re.compile(rf"{re.escape(_STATE)}[a-z0-9_]{{1,32}}")
+_FORMER = ".ir3de-staged"  # of a save by version 0.1.0 before its release
+_LEFT = (f"{_STATE}*", f"{_SWITCH}-*", ".ir3de-writing-*", _FORMER)  # what killed saves leave
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL, errno.ENOSYS}  # some network file systems
+
+
+# Reading.
+
+
+@contextlib.contextmanager
+def reading(folder: Path) -> Iterator[Path]:
+    """Where a folder's files are to be read, and stay as they are for as long as the `with` block lasts.
+
+    Raises:
+        ValueError: the folder is what a killed save and a copy have left of one.
+    """
+    with _locked(folder, exclusive=False):
+        yield current(folder)
+
+
+def current(folder: Path) -> Path:
+    """The folder itself, or the hidden one inside where the files of a save are that was killed after its moment.
+
+    Raises:
+        ValueError: that one is missing, or a save by an earlier version was killed.
+    """
+    try:
+        status = os.lstat(folder / _SWITCH)
+    except FileNotFoundError:
+        _check_former(folder)
+        return folder
+    # A pipe would keep us waiting, and a link leads elsewhere.
+    name = ""
+    if stat.S_ISREG(status.st_mode) and status.st_size < 100:
+        name = (folder / _SWITCH).read_text(encoding="ascii", errors="replace").strip()
+    state = folder / name
+    if not _STATE_NAME.fullmatch(name) or state.is_symlink() or not (state / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} is not whole: its file {_SWITCH} says that the last save is in {name[:80]!r}, which is no such"
+            " folder inside. Copy or fetch it again with its hidden files, or save the router anew."
+        )
+    return state
+
+
+def _check_former(folder: Path) -> None:
+    """Raises ValueError where files are half those of one router and half those of another."""
+    former = folder / _FORMER
+    if former.is_dir() and not (former / CONFIG).exists():
+        raise ValueError(
+            f"{folder} holds a save by an earlier version that was killed: move what is in {_FORMER} over the files"
+            " beside it and delete it, or save the router anew."
+        )
+
+
+# Writing.
 
 
 @contextlib.contextmanager
 def staged(folder: Path) -> Iterator[Path]:
-    """A folder to write new files to, a config.json among them; at the end of the `with` block they replace the old."""
+    """A folder to write new files to, a config.json among them; at the end of the `with` block they replace the old.
+
+    Raises:
+        ValueError: a folder inside, into which files would be put, is a link to elsewhere.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    finish_save(folder)
-    for left in folder.glob(f"{_WRITING}*"):  # of a killed save
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=_WRITING, dir=folder) as writing:
-        new = Path(writing, "new")
-        new.mkdir()
-        yield new
-        if (folder / _STAGED).exists():  # killed before its moment; moved first, because a half-deleted one would count
-            (folder / _STAGED).rename(Path(writing, "old"))
-        new.rename(folder / _STAGED)
-        os.replace(folder / _STAGED / CONFIG, folder / CONFIG)
-        finish_save(folder)
+    with _locked(folder, exclusive=True):
+        new = Path(tempfile.mkdtemp(prefix=_STATE, dir=folder))
+        try:
+            yield new
+            _check_stays_inside(new, folder)
+            _sync(new)
+            _switch_to(new, folder)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        _sync_folder(folder)
+        _put_into_place(new, folder)
+        (folder / _SWITCH).unlink()
+        _sync_folder(folder)
+        _clear_up(folder)
 
 
-def finish_save(folder: Path) -> None:
-    """Moves into place what a save that was killed after its moment has left to move."""
-    new = folder / _STAGED
-    if not new.is_dir() or (new / CONFIG).exists():
-        return
+def _switch_to(new: Path, folder: Path) -> None:
+    """Makes the new files count."""
+    handle, switch = tempfile.mkstemp(prefix=f"{_SWITCH}-", dir=folder)
+    with open(handle, "w", encoding="ascii") as file:
+        file.write(new.name)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(switch, folder / _SWITCH)
+
+
+def _put_into_place(new: Path, folder: Path) -> None:
+    """Copies the new files over the old, and deletes statistics of experts that are gone."""
     for path in sorted(path for path in new.rglob("*") if path.is_file()):
         target = folder / path.relative_to(new)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            os.replace(path, target)
+        copy = new.with_name(f"{new.name}.copy")  # renamed over the target, so that a link there is replaced
+        _link_or_copy(path, copy)
+        os.replace(copy, target)
     for part in (folder, folder / SECOND_FOLDER):
         _drop_former(part)
-    shutil.rmtree(new, ignore_errors=True)
+    for each in {path.parent.relative_to(new) for path in new.rglob("*")}:
+        if each != Path():  # a killed save of this part alone counts no more
+            (folder / each / _SWITCH).unlink(missing_ok=True)
+            _clear_up(folder / each)
+        _sync_folder(folder / each)
+
+
+def _link_or_copy(path: Path, copy: Path) -> None:
+    copy.unlink(missing_ok=True)
+    try:
+        os.link(path, copy)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, copy)
+        _sync_file(copy)
 
 
 def _drop_former(folder: Path) -> None:
@@ -61,3 +154,70 @@ def _drop_former(folder: Path) -> None:
     for path in (folder / STATISTICS_FOLDER).glob("*.safetensors"):
         if path.stem not in {expert["name"] for expert in experts}:
             path.unlink(missing_ok=True)
+
+
+def _check_stays_inside(new: Path, folder: Path) -> None:
+    """Raises ValueError where new files would be put through a link, or old statistics deleted through one."""
+    inside = [path.relative_to(new) for path in new.rglob("*") if path.is_dir()]
+    for part in {*inside, Path(STATISTICS_FOLDER), Path(SECOND_FOLDER), Path(SECOND_FOLDER, STATISTICS_FOLDER)}:
+        if (folder / part).is_symlink():
+            raise ValueError(f"{folder / part} is a link to elsewhere: save to a folder without it. Nothing was saved.")
+
+
+def _clear_up(folder: Path) -> None:
+    """Deletes what this save and killed ones have left. Links are deleted themselves, not what they lead to."""
+    for path in (path for pattern in _LEFT for path in folder.glob(pattern)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+# The disk.
+
+
+def _sync(folder: Path) -> None:
+    """Waits until a folder's files are on the disk, so that no crash makes an empty one of a file that counts."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
+        elif path.is_dir():
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":  # which knows no such thing
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, exclusive: bool) -> Iterator[None]:
+    """Keeps writers apart from each other and from readers, in threads and processes. The lock is on the folder itself:
+    there is no file to write or to leave, and a killed process holds none.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+        with contextlib.suppress(OSError):  # also of copies of the handle that a fork has made meanwhile
+            fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        os.close(handle)

@@ -7,7 +7,8 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,13 +27,16 @@ from transformers.utils.hub import cached_file
 from .batch_ir3de import Prompts, batches
 from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
 from .configuration_ir3de import IR3DEConfig, check_choice
-from .edits_ir3de import RouterEdits
-from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, finish_save, staged
+from .edits_ir3de import Experts, check_new, edited, experts_of, read_experts, read_statistics, statistics_of
+from .files_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
+from .prompts_ir3de import token_ids_of
 from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, select
 from .second_opinion_ir3de import SecondOpinion
+from .specs_ir3de import ExpertSpec
 from .statistics_ir3de import (
     DOCUMENTS,
     DomainStatistics,
+    FeatureSpace,
     StatisticsCollector,
     check_token_ids,
     fingerprint,
@@ -71,7 +75,7 @@ class IR3DEOutput(ModelOutput):
     contributions: torch.Tensor | None = None
 
 
-class IR3DEModel(RouterEdits, PreTrainedModel):
+class IR3DEModel(PreTrainedModel):
     """
     A linear token router over frozen token embeddings (arXiv 2606.06098).
 
@@ -112,6 +116,7 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         self._second_opinion: Any = None
         self._second_is_read = True
         self._origin: dict[str, Any] | None = None
+        self._saved: bytes | None = None  # config.json as it was read from a folder
         self.post_init()
 
     # Routing: section 3.2.
@@ -349,6 +354,15 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         return StatisticsCollector(phi, self._feature_space, device)
 
     @property
+    def space(self) -> FeatureSpace:
+        """What the router's statistics lie in."""
+        return self.config.space
+
+    def tokenize(self, texts: list[str]) -> Prompts:
+        """Texts as the router reads them; those without a token are left out."""
+        return Prompts.of([ids for ids in token_ids_of(self.tokenizer, texts, self.config.max_length) if ids])
+
+    @property
     def _feature_space(self) -> str:
         """The fingerprint of the tokenizer with the embeddings as they are now."""
         E, features = self.embed_tokens.weight.detach(), self.config.features
@@ -360,14 +374,102 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
 
         return self._derive("space", make)  # type: ignore[no-any-return]
 
+    # Edits: each checks everything, solves W anew, and only then changes the router. Its second opinion, if any,
+    # follows: it forgets whom the router forgets, and learns what a merged router's knows. Of an expert that joins with
+    # texts or statistics it knows nothing until its own `add_expert` is called.
+
+    def add_expert(self, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
+        """Adds an expert; the others' text is not needed, and how much there was does not matter.
+
+        Args:
+            spec (`str` or [`ExpertSpec`]): its name, or its spec; see [`ExpertSpec`].
+            texts (`Iterable[str]`, *optional*): text of its domain.
+            statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain, instead of texts.
+
+        Raises:
+            ValueError: spec or statistics are malformed, the name is taken, or a contribution is here already. The
+                router is as before.
+        """
+        name = spec if isinstance(spec, str) else str(spec.get("name"))
+        self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)))
+
+    def remove_expert(self, name: str) -> None:
+        """Removes an expert: the router is then, bit for bit, the one that never had it.
+
+        Raises:
+            ValueError: there is no such expert, it is the last, or it is the fallback. The router is as before.
+        """
+        rest = experts_of(self).without(name)
+        if not rest.specs:
+            raise ValueError(f"{name!r} is the last expert, and a router needs one. Add another before removing it.")
+        self._edit(rest)
+
+    def replace_expert(
+        self, name: str, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None
+    ) -> None:
+        """Puts an expert in another's place.
+
+        Args:
+            name (`str`): of the expert that leaves.
+            spec (`str` or [`ExpertSpec`]): of the one that comes, under the same name or a new one.
+            texts (`Iterable[str]`, *optional*): text of its domain. Without texts and statistics it takes over those of
+                the expert that leaves.
+            statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain.
+
+        Raises:
+            ValueError: as in [`IR3DEModel.add_expert`] and [`IR3DEModel.remove_expert`]. The router is as before.
+        """
+        here = experts_of(self)
+        rest, second = here.without(name), None
+        if texts is None and statistics is None:
+            statistics, second = here.statistics[name], here.second.get(name)
+        new = name if isinstance(spec, str) else str(spec.get("name"))
+        self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second))
+
+    def merge(self, *sources: Any) -> None:
+        """Merges other routers or statistics: new domains become experts, known ones gain contributions.
+
+        Args:
+            sources (`Any`): each a router, the folder or Hub id of one, a statistics file that is named after its
+                domain, or a mapping of domains to statistics.
+
+        Raises:
+            ValueError: a source is malformed, of another feature space, or brings nothing new. The router is as before.
+        """
+        second = None if self.second_opinion is None else self.second_opinion.space
+        merged = experts_of(self)
+        for source in sources:
+            merged = merged.union(read_experts(source, self.space, type(self).from_pretrained, second))
+        self._edit(merged)
+
+    def _new(self, name: str, texts: Iterable[str] | None, statistics: Any) -> DomainStatistics:
+        """The statistics of a domain that is to join, from either source."""
+        if (texts is None) == (statistics is None):
+            raise ValueError(f"Expert {name!r} needs either `texts` of its domain or `statistics` of it.")
+        if texts is None:
+            return read_statistics(statistics, name, self.space)
+        return statistics_of(name, texts, self.collector(), self.tokenize)
+
+    def _edit(self, experts: Experts) -> None:
+        """Takes on other experts, once everything that is new has been checked."""
+        before = experts_of(self)
+        check_new(before, experts, self.config, self.embed_tokens.weight.detach())
+        config = edited(self.config, before, experts)
+        second = self.second_opinion and self.second_opinion.having(experts.second)
+        self._become(config, experts.statistics)
+        self.second_opinion = second
+
+    # What belongs to it.
+
     @property
     def statistics(self) -> dict[str, DomainStatistics]:
         """The statistics of each domain; those of a loaded router are read on first use."""
         if self._statistics is None:
-            self._statistics = {
-                name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
-                for name in self.config.expert_names
-            }
+            with self._held():
+                self._statistics = {
+                    name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
+                    for name in self.config.expert_names
+                }
         return self._statistics
 
     @property
@@ -375,7 +477,10 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         """The tokenizer that belongs to the embeddings; that of a loaded router is read on first use."""
         if self._tokenizer is None:
             origin = dict(self._require_origin())
-            self._tokenizer = AutoTokenizer.from_pretrained(origin.pop("path"), trust_remote_code=False, **origin)
+            path = origin.pop("path")
+            with self._held():
+                place = current(Path(path)) if os.path.isdir(path) else path
+                self._tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **origin)
         return self._tokenizer
 
     @tokenizer.setter
@@ -422,38 +527,46 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             ValueError: config and weights disagree, or weights or statistics are missing, truncated or not finite.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        if os.path.isdir(pretrained_model_name_or_path):
-            finish_save(Path(pretrained_model_name_or_path, kwargs.get("subfolder", "")))
-        model: Any
-        info: Any
-        try:
-            model, info = super().from_pretrained(  # type: ignore[misc]
-                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
-            )
-        except (SafetensorError, RuntimeError) as error:
-            raise ValueError(
-                f"The weights of {pretrained_model_name_or_path} are damaged, or do not fit its config.json (does it"
-                f" name as many experts as W has columns?): fetch both again. Cause: {error}"
-            ) from error
-        if info["missing_keys"]:
-            raise ValueError(
-                f"The weights of {pretrained_model_name_or_path} lack {sorted(info['missing_keys'])}: fetch"
-                " model.safetensors again."
-            )
-        for name, parameter in model.named_parameters():
-            if not bool(parameter.isfinite().all()):
-                raise ValueError(
-                    f"{name} of {pretrained_model_name_or_path} holds NaN or infinity: fit the router again."
-                )
-        hub = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
-        revision = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
-        local = os.path.isdir(pretrained_model_name_or_path)
-        path = os.path.abspath(pretrained_model_name_or_path) if local else str(pretrained_model_name_or_path)
-        model._origin, model._second_is_read = {"path": path, "revision": revision, **hub}, False
-        if local:
+        origin = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
+        if not os.path.isdir(pretrained_model_name_or_path):
+            model, info = cls._read(pretrained_model_name_or_path, *args, **kwargs)
+            origin["revision"] = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
+            model._origin = {"path": str(pretrained_model_name_or_path), **origin}
+            return (model, info) if wants_info else model
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        with reading(folder) as place:
+            if place != folder:
+                pretrained_model_name_or_path = str(place)
+                kwargs.pop("subfolder", None)
+            model, info = cls._read(pretrained_model_name_or_path, *args, **_with_present_config(kwargs, place))
+            model._origin = {"path": str(folder.absolute()), "revision": None, **origin}
+            model._origin.pop("subfolder", None)
+            model._saved = (place / CONFIG).read_bytes()
             for name in model.config.expert_names:
                 read_header(model._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _read(cls, source: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """A router with what transformers says of its loading, once its weights have been checked."""
+        model: Any
+        info: Any
+        try:
+            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"The weights of {source} are damaged, or do not fit its config.json (does it name as many experts as W"
+                f" has columns?): fetch both again. Cause: {error}"
+            ) from error
+        if info["missing_keys"]:
+            raise ValueError(
+                f"The weights of {source} lack {sorted(info['missing_keys'])}: fetch model.safetensors again."
+            )
+        for name, parameter in model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise ValueError(f"{name} of {source} holds NaN or infinity: fit the router again.")
+        model._second_is_read = False
+        return model, info
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes a complete repository: config, weights, statistics, tokenizer, code, card, second opinion if any.
@@ -484,8 +597,10 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
             if second_opinion is not None:
                 _warn_of_unknown(second_opinion, self.config.expert_names)
                 second_opinion.save_pretrained(new / SECOND_FOLDER)
-            if (folder / CARD_NAME).is_file():
-                shutil.copy(folder / CARD_NAME, new)
+            with suppress(ValueError):  # of a folder that is not whole, which this save makes whole
+                card = current(folder) / CARD_NAME
+                if card.is_file() and not card.is_symlink():
+                    shutil.copy(card, new)
             update_card(new / CARD_NAME, self.config, statistics)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
@@ -557,9 +672,30 @@ class IR3DEModel(RouterEdits, PreTrainedModel):
         """The local path of a file of the repository that the router was loaded from."""
         origin = dict(self._require_origin())
         path = origin.pop("path")
-        if os.path.isdir(path):
-            return str(Path(path, origin.get("subfolder", ""), filename))
-        return cached_file(path, filename, **origin, **options)
+        if not os.path.isdir(path):
+            return cached_file(path, filename, **origin, **options)
+        place = current(Path(path))
+        if self._saved is not None and (place / CONFIG).read_bytes() != self._saved:
+            raise ValueError(
+                f"{path} has been saved anew since this router was loaded, so {filename} there is not of this router:"
+                " load it again."
+            )
+        return str(place / filename)
+
+    def _held(self) -> AbstractContextManager[Any]:
+        """Keeps the folder that the router was loaded from, if any, as it is while files are read."""
+        path = self._require_origin()["path"]
+        return reading(Path(path)) if os.path.isdir(path) else nullcontext()
+
+
+def _with_present_config(kwargs: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Options of loading, whose config, if any, may have been read before another process saved the folder anew."""
+    config: Any = kwargs.get("config")
+    if not hasattr(config, "expert_names"):
+        return kwargs
+    present = type(config).from_pretrained(place)
+    same = (config.expert_names, config.fingerprint) == (present.expert_names, present.fingerprint)
+    return kwargs if same else {**kwargs, "config": present}
 
 
 def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers.utils.hub import cached_file
 
-from .files_ir3de import CONFIG, STATISTICS_FOLDER, finish_save, staged
+from .files_ir3de import CONFIG, STATISTICS_FOLDER, reading, staged
 from .route_selector_ir3de import probabilities
 from .specs_ir3de import check_expert_name, is_number
 from .statistics_ir3de import KINDS, DomainStatistics, FeatureSpace, one_thread, total
@@ -334,15 +335,16 @@ class SecondOpinion:
             ValueError: config or statistics are malformed.
         """
 
-        def fetch(name: str) -> str:
-            """The local path of a file of it."""
-            if os.path.isdir(source):
-                return str(Path(source, subfolder, name))
-            return str(cached_file(source, name, subfolder=subfolder, **hub))
+        if not os.path.isdir(source):
+            return cls._read(lambda name: str(cached_file(source, name, subfolder=subfolder, **hub)), encoder, encode)
+        with reading(Path(source)) as router:
+            folder = router / subfolder
+            with reading(folder) if folder.is_dir() else nullcontext(folder) as place:
+                return cls._read(lambda name: str(place / name), encoder, encode)
 
-        if os.path.isdir(source):
-            finish_save(Path(source))
-            finish_save(Path(source, subfolder))
+    @classmethod
+    def _read(cls, fetch: Callable[[str], str], encoder: str | None, encode: Encode | None) -> SecondOpinion:
+        """Reads the files whose local paths `fetch` gives."""
         config = _read_config(fetch(CONFIG))
         names = [expert["name"] for expert in config.pop("experts")]
         if encoder is not None:

@@ -1,5 +1,6 @@
 """A killed save leaves the old router or the new one."""
 
+import contextlib
 import os
 import random
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from ir3de import IR3DEModel
 from ir3de import files_ir3de as files
@@ -32,7 +34,7 @@ def which(folder: Path, *models: IR3DEModel) -> int:
     loaded.fit()
     assert all(torch.equal(weights[key], value) for key, value in loaded.state_dict().items())
     assert len(loaded.tokenizer) == len(tiny.TOKENS)
-    assert {path.stem for path in (folder / "statistics").iterdir()} >= set(loaded.config.expert_names)
+    assert {path.stem for path in (files.current(folder) / "statistics").iterdir()} >= set(loaded.config.expert_names)
     return [model.config.expert_names for model in models].index(loaded.config.expert_names)
 
 
@@ -61,6 +63,14 @@ def test_saves_killed_at_random_instants_leave_one_of_the_two(tmp_path: Path) ->
     assert min(found) > 0, "kills before and after the moment that decides"
 
 
+def tree(folder: Path) -> dict[str, object]:
+    """What is in a folder: the bytes of files, and what links lead to."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else path.is_file() and path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+    }
+
+
 class Killed(BaseException):
     """Stands for a kill: nothing is cleaned up after it."""
 
@@ -77,13 +87,11 @@ def die_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
         return run
 
-    monkeypatch.setattr(files.os, "replace", dying(os.replace))
-    monkeypatch.setattr(Path, "rename", dying(Path.rename))
-    monkeypatch.setattr(files.tempfile.TemporaryDirectory, "cleanup", lambda self: None)
-    monkeypatch.setattr(files.tempfile.TemporaryDirectory, "__exit__", lambda *_: None)
+    for module, name in ((files.os, "replace"), (files.os, "link"), (Path, "unlink"), (files.shutil, "rmtree")):
+        monkeypatch.setattr(module, name, dying(getattr(module, name)))
 
 
-@pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 8, 13, 1000])
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 5, 8, 13, 30, 50, 60, 1000])
 def test_a_kill_at_any_step_leaves_one_of_the_two(step: int, tmp_path: Path) -> None:
     models = old_and_new()
     models[0].save_pretrained(tmp_path)
@@ -93,7 +101,9 @@ def test_a_kill_at_any_step_leaves_one_of_the_two(step: int, tmp_path: Path) -> 
             models[1].save_pretrained(tmp_path)
         except Killed:
             assert step < 1000
-    assert which(tmp_path, *models) == (step >= 2), "the rename of the folder and that of config.json decide"
+    before = tree(tmp_path)
+    assert which(tmp_path, *models) == (step >= 1), "one replacement decides"
+    assert tree(tmp_path) == before, "loading writes nothing"
     models[1].save_pretrained(tmp_path)
     assert which(tmp_path, *models) == 1
     assert not list(tmp_path.glob(".ir3de-*")), "the next save clears up"
@@ -112,3 +122,127 @@ def test_a_save_that_fails_leaves_the_old(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="No space"):
         models[1].save_pretrained(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+# Folders of strangers.
+
+
+def hostile(folder: Path, outside: Path) -> None:
+    """Puts into a router's folder whatever could have something written, deleted or waited for elsewhere."""
+    up = Path("..") / outside.name
+    for name in (".ir3de-staged", ".ir3de-writing-a", ".ir3de-state-abc", ".ir3de-state-def"):
+        (folder / name / "statistics").mkdir(parents=True)
+        (folder / name / "model.safetensors").symlink_to(outside / "kept.txt")
+        (folder / name / "link").symlink_to(outside)
+        (folder / name / ("n" * 200)).mkdir()
+        (folder / name / ("n" * 200) / "secret").write_text("x")
+        (folder / name / "new.txt").write_text("planted")
+        (folder / name / "statistics" / "law.safetensors").write_bytes(b"")
+        os.mkfifo(folder / name / "pipe")
+    (folder / ".ir3de-state-up").symlink_to(up)
+    (folder / ".ir3de-writing-link").symlink_to(outside)
+    (folder / ".ir3de-state-link").symlink_to(outside)
+    (folder / ".ir3de-state-file").symlink_to(outside / "kept.txt")
+
+
+def world(root: Path) -> tuple[Path, Path]:
+    """A stranger's folder, and files outside of it."""
+    outside = root / "outside"
+    (outside / "statistics").mkdir(parents=True)
+    (outside / "new").mkdir()
+    for name in ("kept.txt", "config.json", "statistics/law.safetensors", "statistics/gone.safetensors", "new/x"):
+        (outside / name).write_text("mine")
+    tiny.router().save_pretrained(root / "router")
+    return root / "router", outside
+
+
+SWITCHES = ["", "..", "../outside", ".ir3de-state-link", ".ir3de-state-abc", ".ir3de-state-" + "n" * 300, "\0", "/etc"]
+
+
+@pytest.mark.parametrize("switch", [*SWITCHES, "a link", "a pipe", "a folder"])
+@pytest.mark.parametrize("former", [False, True])
+def test_a_strangers_folder_changes_nothing_outside_of_it_and_nothing_inside_when_read(
+    switch: str, former: bool, tmp_path: Path
+) -> None:
+    folder, outside = world(tmp_path)
+    hostile(folder, outside)
+    if former:  # a save by an earlier version, past its moment
+        (folder / ".ir3de-staged" / "model.safetensors").unlink()
+    else:
+        (folder / ".ir3de-staged" / "config.json").write_text("{}")
+    if switch == "a link":
+        (folder / ".ir3de-switch").symlink_to(outside / "kept.txt")
+    elif switch == "a pipe":
+        os.mkfifo(folder / ".ir3de-switch")
+    elif switch == "a folder":
+        (folder / ".ir3de-switch").mkdir()
+    elif switch:
+        (folder / ".ir3de-switch").write_text(switch)
+    before = tree(tmp_path)
+    with contextlib.suppress(ValueError, OSError):
+        loaded = IR3DEModel.from_pretrained(folder)
+        assert (loaded.statistics, loaded.second_opinion) == (loaded.statistics, None)
+    assert tree(tmp_path) == before
+    elsewhere = tree(outside)
+    with contextlib.suppress(ValueError, OSError):  # a folder in the switch's place
+        tiny.router().save_pretrained(folder)
+    assert tree(outside) == elsewhere
+    if switch != "a folder":
+        assert IR3DEModel.from_pretrained(folder).config.expert_names == tiny.router().config.expert_names
+        assert not list(folder.glob(".ir3de-*"))
+
+
+@pytest.mark.parametrize("part", ["statistics", "second"])
+def test_a_save_does_not_go_through_a_link_out_of_the_folder(part: str, tmp_path: Path) -> None:
+    folder, outside = world(tmp_path)
+    if part == "statistics":
+        files.shutil.rmtree(folder / part)
+    (folder / part).symlink_to(outside)
+    before = tree(tmp_path)
+    with pytest.raises(ValueError, match=f"{part} is a link to elsewhere"):
+        tiny.router().save_pretrained(folder)
+    assert tree(tmp_path) == before
+
+
+def test_links_to_files_are_replaced_not_written_through(tmp_path: Path) -> None:
+    folder, outside = world(tmp_path)
+    for name in ("config.json", "model.safetensors", "README.md", "statistics/law.safetensors"):
+        (folder / name).unlink()
+        (folder / name).symlink_to(outside / "kept.txt")
+    elsewhere = tree(outside)
+    tiny.router().save_pretrained(folder)
+    assert tree(outside) == elsewhere
+    assert not (folder / "config.json").is_symlink()
+    IR3DEModel.from_pretrained(folder)
+
+
+def test_what_an_earlier_version_left_half_done_is_said(tmp_path: Path) -> None:
+    folder, _ = world(tmp_path)
+    (folder / ".ir3de-staged").mkdir()
+    (folder / "model.safetensors").rename(folder / ".ir3de-staged" / "model.safetensors")
+    with pytest.raises(ValueError, match=r"by an earlier version that was killed: move what is in \.ir3de-staged"):
+        IR3DEModel.from_pretrained(folder)
+    (folder / ".ir3de-staged" / "model.safetensors").rename(folder / "model.safetensors")
+    (folder / ".ir3de-staged").rmdir()
+    IR3DEModel.from_pretrained(folder)
+
+
+def test_a_copy_without_its_hidden_files_is_said(tmp_path: Path) -> None:
+    folder, _ = world(tmp_path)
+    (folder / ".ir3de-switch").write_text(".ir3de-state-gone")
+    with pytest.raises(ValueError, match=r"not whole.*with its hidden files"):
+        IR3DEModel.from_pretrained(folder)
+
+
+def test_a_router_whose_folder_was_saved_anew_reads_no_files_of_the_other(tmp_path: Path) -> None:
+    old, new = old_and_new()
+    old.save_pretrained(tmp_path)
+    loaded, whole = IR3DEModel.from_pretrained(tmp_path), IR3DEModel.from_pretrained(tmp_path)
+    assert set(whole.statistics) == set(old.config.expert_names)
+    new.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="saved anew since this router was loaded"):
+        loaded.statistics  # noqa: B018
+    assert set(whole.statistics) == set(old.config.expert_names)
+    config = AutoConfig.from_pretrained(tmp_path)
+    old.save_pretrained(tmp_path)
+    assert IR3DEModel.from_pretrained(tmp_path, config=config).config.expert_names == old.config.expert_names

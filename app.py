@@ -7,7 +7,7 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import gradio as gr
 import psutil  # type: ignore[import-untyped]
@@ -26,10 +26,14 @@ from ir3de.gateway.serving import served
 from ir3de.gateway.settings import Settings
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.prompts_ir3de import Prompt
 from ir3de.scripts.data.rows import Row, read_file
 from ir3de.scripts.fitting.embedded import FOLDER, build
 from ir3de.space import chat, experts, measured, route, views
-from ir3de.space.site import Site
+from ir3de.space.site import Event, Options, Site
+
+T = TypeVar("T")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 LIMITS = Limits(body=1 << 20, messages=256, characters=100_000, max_tokens=1024, default_tokens=256, seconds=300)
 STYLE = Path(__file__).resolve().parent / "space" / "style.css"
@@ -116,7 +120,7 @@ def _tools(site: Site) -> None:
             prompt: the text to route.
             experts: names of those that may be chosen; all by default.
         """
-        options: dict[str, Any] = {"experts": experts} if experts else {}
+        options: Options = {"experts": experts} if experts else {}
         record: dict[str, Any] = _checked(lambda: site.router(site.check(prompt), generate=False, **options))
         return record
 
@@ -128,7 +132,7 @@ def _tools(site: Site) -> None:
             expert: name of the one that shall answer; by default the router chooses.
             max_tokens: length of the answer at most.
         """
-        options: dict[str, Any] = {"max_new_tokens": min(max_tokens, site.limits.max_tokens)}
+        options: Options = {"max_new_tokens": min(max_tokens, site.limits.max_tokens)}
         options |= {"experts": [expert]} if expert else {}
         *_, record = _checked(lambda: list(site.answer(None, site.check(prompt), **options)))
         return {"expert": record["expert"], "score": record["score"], "answer": record["generated_text"]}
@@ -137,7 +141,7 @@ def _tools(site: Site) -> None:
     api(ask, api_name="ask", concurrency_id="answers", concurrency_limit=2)
 
 
-def _checked(work: Callable[[], Any]) -> Any:
+def _checked(work: Callable[[], T]) -> T:
     """The result of `work`, with a refusal as an error that Gradio shows."""
     try:
         return work()
@@ -145,7 +149,7 @@ def _checked(work: Callable[[], Any]) -> Any:
         raise gr.Error(str(error)) from None
 
 
-def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> Any:
+def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> object:
     """Starts the interface with the endpoint beside it, on the same server."""
     theme = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT, font_mono=MONO).set(
         color_accent="*primary_600",
@@ -198,7 +202,7 @@ def load(
     pipe = IR3DERoutingPipeline(model, second_opinion=second_opinion, max_memory=budget)
     rows: Sequence[Row] = list(read_file(samples or str(FOLDER / "sample.jsonl")))
 
-    def stream(prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
+    def stream(prompt: Prompt, **options: Any) -> Iterator[Event]:
         """The pipeline's stream as a generator function, which is what a lent GPU is asked for."""
         yield from pipe.stream(prompt, **options)
 
@@ -229,13 +233,13 @@ def _half_of_memory(device: torch.device) -> int:
     return min(total, int(own) if own.isdigit() else total) // 2
 
 
-def _on_lent_hardware(function: Callable[..., Any]) -> Callable[..., Any]:
+def _on_lent_hardware(function: Function) -> Function:
     """On a Space with ZeroGPU, the function with a GPU for the time of each call."""
     if importlib.util.find_spec("spaces") is None:
         return function
     from spaces import GPU
 
-    return cast(Callable[..., Any], GPU(function))
+    return cast(Function, GPU(function))
 
 
 def main() -> None:

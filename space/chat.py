@@ -8,9 +8,10 @@ from typing import Any
 import gradio as gr
 
 from ir3de.space import views
-from ir3de.space.site import Site, Visitor
+from ir3de.space.site import Event, Options, Site, Visitor
 
-Turns = list[dict[str, Any]]  # messages; those of experts with `expert`, `score`, `state` and `note` too
+Turn = dict[str, Any]  # a message; one of an expert with `expert`, `score`, `state` and `note` too
+Turns = list[Turn]
 Shown = tuple[str, Turns, str, str]  # the conversation as HTML and as turns, the message box, a notice
 
 
@@ -61,8 +62,8 @@ def build(site: Site, visitor: gr.State) -> None:
         turns = [{**turn, "state": ""} for turn in turns]
         return views.conversation(turns, site.router_of(visitor).model.config.expert_names), turns
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    generating: dict[str, Any] = {
+    private: Options = {"api_visibility": "private", "show_progress": "hidden"}
+    generating: Options = {
         "inputs": [said, turns, stickiness, route_on, length, visitor],
         "outputs": [shown, turns, said, notice],
         "concurrency_id": "answers",
@@ -79,7 +80,7 @@ def replied(
 ) -> Iterator[Shown]:
     """The conversation as the answer to a new message grows; where that fails it stays as it was, with a notice."""
     names = site.router_of(visitor).model.config.expert_names
-    reply: dict[str, Any] = {"role": "assistant"}
+    reply: Turn = {"role": "assistant"}
     turns = [*before, {"role": "user", "content": text.strip()}]
     chat = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
     kept = views.conversation(before, names), before, text
@@ -102,7 +103,7 @@ def replied(
         yield *kept, views.message(str(error), "error")
 
 
-def _note(event: dict[str, Any]) -> str:
+def _note(event: Event) -> str:
     """Whether stickiness kept the conversation with its expert."""
     best = event["ranking"][0]
     if best["expert"] == event["expert"] or event.get("fallback") or "failures" in event:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import gradio as gr
 
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.space import views
 from ir3de.space.sharing import packed, public_words, push, stranger
-from ir3de.space.site import Site, Visitor
-from ir3de.specs_ir3de import check_hub_id
+from ir3de.space.site import Options, Site, Visitor
+from ir3de.specs_ir3de import ExpertSpec, check_hub_id
 
 _PASTED = 200_000  # characters of example texts
 _OFF = (
@@ -19,7 +21,7 @@ _OFF = (
     " their own."
 )
 _ON = "What you edit is a copy of your own: other visitors and the endpoint keep the router as it is."
-_EDITING: dict[str, Any] = {"concurrency_id": "edits", "api_visibility": "private"}
+_EDITING: Options = {"concurrency_id": "edits", "api_visibility": "private"}
 
 Edited = tuple[Visitor | None, str]  # the visitor, and what came of it as HTML
 
@@ -73,13 +75,16 @@ def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
             )
             from_hub = gr.Button("Add", variant="primary", elem_id="add-hub")
 
-    def spec(name: str, model: str, revision: str, cost: str) -> dict[str, Any]:
+    def spec(name: str, model: str, revision: str, cost: str) -> ExpertSpec:
         fields = {
             "name": name.strip(),
             "model": model.strip() and check_hub_id("The model", model.strip()),
             "revision": revision.strip(),
         }
-        return {**{key: value for key, value in fields.items() if value}, **({"cost": float(cost)} if cost else {})}
+        made = cast(ExpertSpec, {key: value for key, value in fields.items() if value})
+        if cost:
+            made["cost"] = float(cost)
+        return made
 
     def add_texts(visitor: Visitor | None, texts: str, name: str, *fields: str) -> Edited:
         lines = [line for line in texts[:_PASTED].splitlines() if line.strip()]
@@ -121,7 +126,7 @@ def _remove(site: Site, visitor: gr.State, result: gr.HTML) -> None:
         after = site.undone(visitor)
         return after, compared(site, visitor.router, site.router_of(after), "Undone")
 
-    def names(visitor: Visitor | None) -> Any:
+    def names(visitor: Visitor | None) -> Options:
         return gr.update(choices=site.router_of(visitor).model.config.expert_names, value=None)
 
     remove.click(drop, [visitor, gone], [visitor, result], **_EDITING)
@@ -148,14 +153,14 @@ def _share(site: Site, visitor: gr.State, result: gr.HTML) -> None:
         done, said = push(site.router_of(visitor).model, repo, token.strip(), as_pr)
         return views.message(said, "hint" if done else "error"), ""
 
-    def pack_it(visitor: Visitor | None) -> Any:
+    def pack_it(visitor: Visitor | None) -> Options:
         return gr.update(value=packed(site.router_of(visitor).model), visible=True)
 
     pack.click(pack_it, visitor, file, **_EDITING)
     send.click(pushed, [visitor, target, token, as_pr], [result, token], **_EDITING)
 
 
-def _edit(site: Site, visitor: Visitor | None, change: Callable[[Any], None], what: str) -> Edited:
+def _edit(site: Site, visitor: Visitor | None, change: Callable[[IR3DEModel], object], what: str) -> Edited:
     """The visitor after an edit, or as before with the reason for a refusal."""
     try:
         after = site.edited(visitor, change)
@@ -164,7 +169,7 @@ def _edit(site: Site, visitor: Visitor | None, change: Callable[[Any], None], wh
     return after, compared(site, site.router_of(visitor), after.router, what)
 
 
-def compared(site: Site, before: Any, after: Any, what: str) -> str:
+def compared(site: Site, before: IR3DERoutingPipeline, after: IR3DERoutingPipeline, what: str) -> str:
     """Accuracy on the samples before and after an edit, as HTML."""
     shown = []
     for when, router in (("before", before), ("after", after)):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import gradio as gr
 
+from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.second_opinion_ir3de import load_encoder
 from ir3de.space import views
-from ir3de.space.site import Site, Visitor
+from ir3de.space.site import Options, Site, Visitor
+
+Work = Callable[[list[str]], object]  # on a batch of texts
 
 VOTES = (1, 2, 5, 10, 20, 50, 100)
 _REPEATS = 20
@@ -19,7 +22,7 @@ _REPEATS = 20
 def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
     """Builds the tab."""
     shown = gr.HTML(elem_id="figures")
-    private: dict[str, Any] = {"api_visibility": "private"}
+    private: Options = {"api_visibility": "private"}
     gr.on(
         [tab.select, visitor.change],
         lambda visitor: figures(site, visitor),
@@ -47,7 +50,7 @@ def figures(site: Site, visitor: Visitor | None) -> str:
     return _card(router.model.config) + _live(site, router)
 
 
-def _card(config: Any) -> str:
+def _card(config: IR3DEConfig) -> str:
     """What was measured when the router was fitted."""
     evaluation = config.evaluation
     if not evaluation:
@@ -72,7 +75,7 @@ def _card(config: Any) -> str:
     return f'<h3>When it was fitted</h3>{note}<div class="ir-tiles">{shown}</div>{table}'
 
 
-def _live(site: Site, router: Any) -> str:
+def _live(site: Site, router: IR3DERoutingPipeline) -> str:
     """What is measured now on the samples."""
     own = site.figures(router)
     if own is None:
@@ -96,10 +99,10 @@ def latency(site: Site, visitor: Visitor | None) -> str:
     router = site.router_of(visitor)
     texts = [row.text for row in site.samples] or ["Which expert should answer this?"] * 40
 
-    def tokenize(batch: list[str]) -> Any:
+    def tokenize(batch: list[str]) -> object:
         return router.tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
 
-    tasks: list[tuple[str, Callable[[list[str]], Any], int]] = [
+    tasks: list[tuple[str, Work, int]] = [
         ("tokenizing alone", tokenize, _REPEATS),
         ("tokenizing and routing", lambda batch: router(batch, generate=False), _REPEATS),
     ]
@@ -118,7 +121,7 @@ def latency(site: Site, visitor: Visitor | None) -> str:
     )
 
 
-def _microseconds(work: Callable[[list[str]], Any], texts: Sequence[str], at_once: int, repeats: int) -> float:
+def _microseconds(work: Work, texts: Sequence[str], at_once: int, repeats: int) -> float:
     """The best time a prompt, after one run that does not count."""
     batches = [list(texts[i : i + at_once]) for i in range(0, len(texts), at_once)]
     work(batches[0])
@@ -131,7 +134,7 @@ def _microseconds(work: Callable[[list[str]], Any], texts: Sequence[str], at_onc
     return 1e6 * best / len(texts)
 
 
-def _encoder() -> Callable[[list[str]], Any] | None:
+def _encoder() -> Work | None:
     """A sentence encoder, if one is installed with its weights."""
     from ir3de.scripts.routers.encoders import MINILM, default_encoder
 

@@ -8,8 +8,9 @@ from typing import Any
 import gradio as gr
 
 from ir3de.configuration_ir3de import VARIANTS
+from ir3de.policy_ir3de import Ranked
 from ir3de.space import views
-from ir3de.space.site import Site, Visitor
+from ir3de.space.site import Options, Site, Visitor
 
 EXAMPLES = (
     "Explain how to compute prime numbers with a sieve.",
@@ -58,7 +59,7 @@ def build(site: Site, visitor: gr.State, demo: gr.Blocks) -> None:
     def answer_both(text: str, length: int, *choice: Any) -> Iterator[tuple[str, str]]:
         yield from compared(site, text, length, *choice)
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    private: Options = {"api_visibility": "private", "show_progress": "hidden"}
     routing = {"fn": show, "inputs": [prompt, *choice], "outputs": [ranking, tokens], "queue": False, **private}
     changes = [prompt.change, variant.change, k.change, min_score.change, cost_weight.change, visitor.change]
     gr.on([*changes, demo.load], trigger_mode="always_last", **routing)
@@ -99,13 +100,19 @@ def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr
     return variant, k, min_score, cost_weight, length
 
 
-def options(variant: str, k: int, min_score: float, cost_weight: float) -> dict[str, Any]:
+def options(variant: str, k: int, min_score: float, cost_weight: float) -> Options:
     """The options of a call that the controls stand for."""
     return {"variant": variant, "num_votes": int(k), "min_score": min_score, "cost_weight": cost_weight}
 
 
 def shown(
-    site: Site, text: str, variant: str, k: int, min_score: float, cost_weight: float, visitor: Visitor | None
+    site: Site,
+    text: str,
+    variant: str,
+    k: int,
+    min_score: float,
+    cost_weight: float,
+    visitor: Visitor | None,
 ) -> tuple[str, str]:
     """The ranking and the tokens of a prompt, as HTML."""
     router = site.router_of(visitor)
@@ -122,7 +129,14 @@ def shown(
 
 
 def answered(
-    site: Site, text: str, length: int, variant: str, k: int, min_score: float, cost_weight: float, visitor: Any
+    site: Site,
+    text: str,
+    length: int,
+    variant: str,
+    k: int,
+    min_score: float,
+    cost_weight: float,
+    visitor: Visitor | None,
 ) -> Iterator[str]:
     """The chosen expert's answer as it grows, as HTML."""
     try:
@@ -134,7 +148,14 @@ def answered(
 
 
 def compared(
-    site: Site, text: str, length: int, variant: str, k: int, min_score: float, cost_weight: float, visitor: Any
+    site: Site,
+    text: str,
+    length: int,
+    variant: str,
+    k: int,
+    min_score: float,
+    cost_weight: float,
+    visitor: Visitor | None,
 ) -> Iterator[tuple[str, str]]:
     """The answers of the first two experts, one after the other."""
     try:
@@ -152,9 +173,7 @@ def compared(
         yield views.message(str(error), "error"), ""
 
 
-def pane(
-    site: Site, visitor: Visitor | None, text: str, entry: dict[str, Any] | None = None, **options: Any
-) -> Iterator[str]:
+def pane(site: Site, visitor: Visitor | None, text: str, entry: Ranked | None = None, **options: Any) -> Iterator[str]:
     """An answer as it grows: of the expert that the options choose, or of that of an entry of a ranking."""
     names = site.router_of(visitor).model.config.expert_names
     name, score, said = "", 0.0, ""

@@ -12,9 +12,14 @@ from typing import Any
 from ir3de.gateway.generation import pieces
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.local import Generate
+from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.prompts_ir3de import Prompt
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import RoutingFigures, routing_accuracy
+
+Event = dict[str, Any]  # of a pipeline's stream
+Options = dict[str, Any]  # of one of Gradio's listeners, or of a call of the pipeline
 
 UNDO_STEPS = 10
 PAUSE = 0.1  # seconds between two pieces of an answer on the page
@@ -51,7 +56,7 @@ class Site:
     """
 
     router: IR3DERoutingPipeline
-    stream: Callable[..., Iterator[dict[str, Any]]]
+    stream: Callable[..., Iterator[Event]]
     limits: Limits
     samples: Sequence[Row]
     allow_edit: bool
@@ -62,7 +67,7 @@ class Site:
         """The visitor's own router, or everybody's."""
         return self.router if visitor is None else visitor.router
 
-    def answer(self, visitor: Visitor | None, prompt: Any, **options: Any) -> Iterator[dict[str, Any]]:
+    def answer(self, visitor: Visitor | None, prompt: Prompt, **options: Any) -> Iterator[Event]:
         """Events of the router's stream, with its text in pieces that a browser can follow.
 
         Closing this iterator stops the generation.
@@ -79,7 +84,7 @@ class Site:
                 if event["event"] != "text":
                     yield event
 
-    def edited(self, visitor: Visitor | None, edit: Callable[[Any], None]) -> Visitor:
+    def edited(self, visitor: Visitor | None, edit: Callable[[IR3DEModel], object]) -> Visitor:
         """The visitor with one more edit, which is done on a copy and so done wholly or not at all."""
         here = self.router_of(visitor)
         after = here.copy()

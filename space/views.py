@@ -7,6 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.policy_ir3de import Record
+from ir3de.specs_ir3de import ExpertSpec, is_remote
+
 # An expert has a colour and a kind of line, so that colour alone says nothing.
 _COLOURS = (
     "#2f6fde",
@@ -45,7 +49,7 @@ def message(text: str, kind: str = "hint") -> str:
     return f'<p class="ir-{kind}"{role}>{escape(text)}</p>'
 
 
-def route(record: Mapping[str, Any], names: Sequence[str], note: str = "") -> str:
+def route(record: Record, names: Sequence[str], note: str = "") -> str:
     """The chosen expert and the ranking as bars."""
     chosen = record["expert"]
     if chosen is None:
@@ -68,7 +72,7 @@ def route(record: Mapping[str, Any], names: Sequence[str], note: str = "") -> st
     return f'<div class="ir-route"><p class="ir-head" role="status">{head}</p>{bars}{hint}</div>'
 
 
-def tokens(record: Mapping[str, Any], names: Sequence[str]) -> str:
+def tokens(record: Record, names: Sequence[str]) -> str:
     """The prompt's tokens, each marked with the expert it supports: stronger where it counts more."""
     heaviest = max((token["weight"] for token in record["tokens"]), default=0.0) or 1.0
     marks, rows = [], []
@@ -143,12 +147,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> s
     )
 
 
-def experts(model: Any, loaded: Iterable[Mapping[str, Any]]) -> str:
+def experts(model: IR3DEModel, loaded: Iterable[Mapping[str, Any]]) -> str:
     """The table of a router's experts."""
     names = model.config.expert_names
     resident = {name for each in loaded for name in each["experts"]}
     rows = []
-    for spec in model.config.experts:
+    for spec in model.config.experts or []:
         kind, source, revision = _source(spec)
         rows_seen = model.statistics[spec["name"]].rows("tokens")
         memory = "yes" if spec["name"] in resident else "elsewhere" if kind == "remote" else "no"
@@ -158,10 +162,10 @@ def experts(model: Any, loaded: Iterable[Mapping[str, Any]]) -> str:
     return table(head, rows, f"The {len(rows)} experts")
 
 
-def _source(spec: Mapping[str, Any]) -> tuple[str, str, str]:
+def _source(spec: ExpertSpec) -> tuple[str, str, str]:
     """Kind, model and revision of an expert; of what lies in a folder of this machine the last part alone."""
     model = _short(spec.get("gguf_file") or spec.get("model", "its base"))
-    if spec.keys() & {"endpoint", "provider"}:
+    if is_remote(spec):
         return "remote", model, "the server's"
     if "adapter" in spec:
         return "adapter", f"{_short(spec['adapter'])} on {model}", spec.get("adapter_revision", "not pinned")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -39,13 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments[:1] == [name]:  # to list the others, their options are not needed
             _import(name).add_arguments(of_command)
     args = parser.parse_args(arguments)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # of every library's bars; tqdm reads it when it is imported
     ir3de.register()
     return _run(args)
 
 
 def _run(args: argparse.Namespace) -> int:
     """Runs the subcommand that was asked for."""
-    from huggingface_hub.errors import HTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
         return int(_import(args.command).run(args))

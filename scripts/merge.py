@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from huggingface_hub import HfApi
 
     from ir3de.modeling_ir3de import IR3DEModel
-    from ir3de.scripts.publishing.review import Proposal, compare, snapshot
+    from ir3de.scripts.publishing.review import Proposal, Snapshot, compare
     from ir3de.scripts.publishing.targets import apply_edit
 
     if bool(args.source) == (args.pr is not None):
@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
 
     def edit(model: IR3DEModel) -> None:
         """Merges, and prints before and after."""
-        before = snapshot(model, rows)
+        before = Snapshot.of(model, rows)
         if args.pr is None:
             model.merge(*args.source)
         else:
             model.merge(Proposal(args.router, args.pr, model))
-        print(compare(before, snapshot(model, rows)))
+        print(compare(before, Snapshot.of(model, rows)))
 
     if args.dry_run:
         edit(IR3DEModel.from_pretrained(args.router))

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from ir3de.configuration_ir3de import VARIANTS
+from ir3de.choices_ir3de import VARIANTS
 from ir3de.policy_ir3de import Ranked
 from ir3de.space import views
 from ir3de.space.site import Options, Site, Visitor

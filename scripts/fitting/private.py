@@ -58,7 +58,8 @@ class PrivateCollector(StatisticsCollector):
 
     def _rows(self, prompts: Prompts) -> torch.Tensor:
         rows = super()._rows(prompts).double()
-        return rows / rows.norm(dim=1, keepdim=True).clamp_min(1)
+        lengths: torch.Tensor = rows.norm(dim=1, keepdim=True)
+        return rows / lengths.clamp_min(1)
 
 
 def release(

@@ -10,11 +10,12 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 
 from ir3de.batch_ir3de import Prompts, batches
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.route_selector_ir3de import TokenTable, select
+from ir3de.scripts.metrics.measures import mean_recall, standard_error_of
+from ir3de.scripts.reports.progress import progress
 from ir3de.statistics_ir3de import StatisticsCollector, count_tokens, gram_from_counts
 from ir3de.token_router_ir3de import log_odds, mean_diagonal, ridge, sums
 
@@ -24,7 +25,22 @@ PROMPT_LAMBDAS = (1e-3, 1e-2, 1e-1, 1.0)
 TOKEN_NOISES = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
 LEXICAL_SHARES = (0.0, 0.25, 0.5, 1.0, 2.0)  # spread of naive Bayes over that of the other scores
 
-Grids = Mapping[str, Sequence[float] | None]
+
+class Grids(NamedTuple):
+    """
+    What is tried instead of the default values; None leaves these.
+
+    Args:
+        num_votes (`Sequence[int]`, *optional*): k of top-k.
+        lambdas (`Sequence[float]`, *optional*): absolute.
+        token_noises (`Sequence[float]`, *optional*): rho of prompt rows.
+        lexical_weights (`Sequence[float]`, *optional*): of naive Bayes in prompt rows.
+    """
+
+    num_votes: Sequence[int] | None = None
+    lambdas: Sequence[float] | None = None
+    token_noises: Sequence[float] | None = None
+    lexical_weights: Sequence[float] | None = None
 
 
 class Split(NamedTuple):
@@ -95,13 +111,12 @@ class Candidate:
     @cached_property
     def macro_accuracy(self) -> float:
         """Mean recall of the domains, 0 to 1."""
-        return sum(self.recalls.values()) / len(self.right)
+        return mean_recall(self.recalls)
 
     @property
     def standard_error(self) -> float:
         """Of the macro accuracy, from the binomial variance of each recall."""
-        variances = (r * (1 - r) / len(self.right[name]) for name, r in self.recalls.items())
-        return math.sqrt(sum(variances)) / len(self.right)
+        return standard_error_of(self.recalls, {name: len(right) for name, right in self.right.items()})
 
     def standard_error_to(self, other: Candidate) -> float:
         """Of the difference to another's macro accuracy on the same prompts: those count that one alone has right."""
@@ -126,7 +141,7 @@ def search(
     splits: Iterable[Split],
     variants: Sequence[str],
     num_features: int | None = None,
-    **grids: Sequence[float] | None,
+    grids: Grids = Grids(),  # noqa: B008 (a tuple, which cannot change)
 ) -> list[Candidate]:
     """Tries variants on the config's feature map.
 
@@ -137,8 +152,7 @@ def search(
         variants (`Sequence[str]`): to try.
         num_features (`int`, *optional*): random features to try with, where fewer than the config's will do; the
             lambdas, given and found, are those for the config's number.
-        grids (*optional*): `num_votes`, `lambdas` (absolute), `token_noises` and `lexical_weights` to try instead of
-            the default ones.
+        grids ([`Grids`], *optional*): values to try.
     """
     features = config.features._replace(size=num_features or config.num_features)
     phi = features.table(embeddings)
@@ -153,7 +167,7 @@ def search(
         of_prompts = _prompt_candidates(config, phi, scale, split, tokens_A, grids) if "prompt" in variants else ()
         tried.append([*of_tokens, *of_prompts])
     joined = (Candidate.joined(parts) for parts in zip(*tried, strict=True))
-    return [each for candidate in joined for each in candidate.with_bayes(grids.get("lexical_weights"))]
+    return [each for candidate in joined for each in candidate.with_bayes(grids.lexical_weights)]
 
 
 def _token_gram(sample: Mapping[str, Prompts], phi: torch.Tensor) -> torch.Tensor:
@@ -172,16 +186,17 @@ def _token_candidates(
     used_phi = phi[used]
     counts = (count_tokens(prompts.token_ids, len(phi)) for prompts in split.sample.values())
     A, B = sums((gram_from_counts(c, phi) for c in counts), config.balance)
-    for value in grids.get("lambdas") or [mean_diagonal(A) / scale * relative for relative in TOKEN_LAMBDAS]:
+    lambdas = grids.lambdas or [mean_diagonal(A) / scale * relative for relative in TOKEN_LAMBDAS]
+    for value in progress(lambdas, f"Trying ({config.feature_map})", "lambdas", keep=False):
         logits = _scored(used_phi, ridge(A, B, value * scale, config.bias, config.normalize_columns))
         for variant in variants:
             if variant == "prompt":
                 continue
             fields = {"variant": variant, "feature_map": config.feature_map, "regularization": value}
             table = TokenTable.of(logits, variant)
-            for k in grids.get("num_votes") or NUM_VOTES if variant == "top-k" else [1]:
-                votes = {"num_votes": int(k)} if variant == "top-k" else {}
-                yield Candidate({**fields, **votes}, _logits(table, held_out, variant, int(k)))
+            for k in grids.num_votes or NUM_VOTES if variant == "top-k" else [1]:
+                votes = {"num_votes": k} if variant == "top-k" else {}
+                yield Candidate({**fields, **votes}, _logits(table, held_out, variant, k))
 
 
 def _prompt_candidates(
@@ -191,15 +206,17 @@ def _prompt_candidates(
     used, held_out = _renumbered(split.held_out)
     used_phi = phi[used]
     collectors = [StatisticsCollector(phi, "sample") for _ in split.sample]
-    rows = zip(collectors, split.sample.values(), strict=True)
-    for collector, prompts in tqdm(rows, f"Summing ({config.feature_map})", len(collectors), leave=False, disable=None):
+    rows = list(zip(collectors, split.sample.values(), strict=True))
+    for collector, prompts in progress(rows, f"Summing ({config.feature_map})", "domains", keep=False):
         collector.add(prompts)
     A, B = sums(collector.prompts for collector in collectors)
     lexicon = log_odds([collector.documents for collector in collectors])[used].float()
     bayes = _logits(TokenTable.of(lexicon, "prompt"), held_out, "prompt")
-    for noise in grids.get("token_noises") or TOKEN_NOISES:
+    lambdas = grids.lambdas or [mean_diagonal(A) / scale * relative for relative in PROMPT_LAMBDAS]
+    noises = grids.token_noises or TOKEN_NOISES
+    for noise in progress(noises, f"Trying ({config.feature_map})", "token noises", keep=False):
         noisy = A + noise * tokens_A
-        for value in grids.get("lambdas") or [mean_diagonal(A) / scale * relative for relative in PROMPT_LAMBDAS]:
+        for value in lambdas:
             W = ridge(noisy, B, value * scale, bias=False)
             fields = {"variant": "prompt", "feature_map": config.feature_map, "prompt_regularization": value}
             scores = _logits(TokenTable.of(_scored(used_phi, W), "prompt"), held_out, "prompt")

@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 import numpy as np
 from tqdm.auto import tqdm
 
-from ir3de.configuration_ir3de import VARIANTS
+from ir3de.choices_ir3de import VARIANTS
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.measures import Array, mean_recall

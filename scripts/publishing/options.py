@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from ir3de.specs_ir3de import ExpertSpec
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def expert_spec(
     revision: str | None = None,
     system_prompt: str | None = None,
     cost: float | None = None,
-) -> dict[str, Any]:
+) -> ExpertSpec:
     """An expert's spec of what is known of it."""
     fields = {"name": name, "model": model, "system_prompt": system_prompt, "cost": cost, "revision": revision}
-    return {key: value for key, value in fields.items() if value is not None}
+    return cast("ExpertSpec", {key: value for key, value in fields.items() if value is not None})

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 
 from ir3de.edits_ir3de import pull, read_statistics
-from ir3de.files_ir3de import SECOND_FOLDER
-from ir3de.modeling_ir3de import STATISTICS_FOLDER, IR3DEModel
+from ir3de.files_ir3de import SECOND_FOLDER, STATISTICS_FOLDER
+from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
@@ -86,54 +88,78 @@ def _read_specs(path: str) -> dict[str, Any]:
         raise ValueError(f"The config.json of the pull request has no readable experts ({error!r}).") from error
 
 
-def snapshot(model: IR3DEModel, rows: Sequence[Row]) -> dict[str, Any]:
-    """What a comparison needs to know of a router.
+@dataclass(frozen=True)
+class Snapshot:
+    """
+    What a comparison needs to know of a router.
 
     Args:
-        model ([`IR3DEModel`]): the router.
-        rows (`Sequence[Row]`): labelled prompts; those of domains without an expert are left out.
+        W (`dict[str, torch.Tensor]`): each expert's column.
+        pull (`dict[str, float]`): each domain's share of A's trace.
+        contributions (`dict[str, int]`): of each domain.
+        prompts (`dict[str, int]`): of each domain, in its statistics.
+        recalls (`dict[str, float]`): of the domains that there are labelled prompts of, 0 to 1.
+        summary (`str`): of these prompts; empty where there are none.
     """
-    names = model.config.expert_names
-    router = model.prompt_router if model.config.variant == "prompt" else model.token_router
-    known = [row for row in rows if row.domain in names]
-    return {
-        "W": dict(zip(names, router.weight.detach().double().clone(), strict=True)),
-        "pull": pull(model.statistics, model.config.balance),
-        "contributions": {name: len(domain.contributions) for name, domain in model.statistics.items()},
-        "prompts": {name: domain.rows("prompts") for name, domain in model.statistics.items()},
-        "accuracy": routing_accuracy(IR3DERoutingPipeline(model, device="cpu"), known) if known else None,
-    }
+
+    W: dict[str, torch.Tensor]
+    pull: dict[str, float]
+    contributions: dict[str, int]
+    prompts: dict[str, int]
+    recalls: dict[str, float]
+    summary: str
+
+    @classmethod
+    def of(cls, model: IR3DEModel, rows: Sequence[Row]) -> Snapshot:
+        """A router as it is now.
+
+        Args:
+            model ([`IR3DEModel`]): the router.
+            rows (`Sequence[Row]`): labelled prompts; those of domains without an expert are left out.
+        """
+        names = model.config.expert_names
+        router = model.prompt_router if model.config.variant == "prompt" else model.token_router
+        known = [row for row in rows if row.domain in names]
+        recalls, summary = {}, ""
+        if known:
+            figures = routing_accuracy(IR3DERoutingPipeline(model, device="cpu"), known)
+            recalls = {name: of_domain["recall"] for name, of_domain in figures["domains"].items()}
+            summary = f"macro accuracy {figures['macro_accuracy']:.2%} of {figures['prompts']:,} prompts"
+        return cls(
+            W=dict(zip(names, router.weight.detach().double().clone(), strict=True)),
+            pull=pull(model.statistics, model.config.balance),
+            contributions={name: len(domain.contributions) for name, domain in model.statistics.items()},
+            prompts={name: domain.rows("prompts") for name, domain in model.statistics.items()},
+            recalls=recalls,
+            summary=summary,
+        )
 
 
-def compare(before: dict[str, Any], after: dict[str, Any]) -> str:
+def compare(before: Snapshot, after: Snapshot) -> str:
     """Two snapshots side by side: contributions, prompts, pull, how far W moved, and recall where there are data."""
     lines = [f"{'expert':<24}{'contributions':>16}{'prompts':>20}{'pull %':>16}{'W moves %':>11}{'recall %':>18}"]
-    for name in sorted(before["W"].keys() | after["W"].keys()):
-        old, new = before["W"].get(name), after["W"].get(name)
-        moved = "" if old is None or new is None else f"{100 * float((new - old).norm() / old.norm()):.2f}"
-        recalls = [_recall(side, name) for side in (before, after)]
-        cells = [
-            _change(before["contributions"].get(name), after["contributions"].get(name), "{}"),
-            _change(before["prompts"].get(name), after["prompts"].get(name), "{:,}"),
-            _change(before["pull"].get(name), after["pull"].get(name), "{:.1%}"),
-        ]
-        lines.append(
-            f"{name:<24}{cells[0]:>16}{cells[1]:>20}{cells[2].replace('%', ''):>16}{moved:>11}"
-            f"{_change(*recalls, '{:.1%}').replace('%', ''):>18}"
-        )
+    for name in sorted(before.W.keys() | after.W.keys()):
+        contributions = _change(before.contributions.get(name), after.contributions.get(name), "{}")
+        prompts = _change(before.prompts.get(name), after.prompts.get(name), "{:,}")
+        share = _change(before.pull.get(name), after.pull.get(name), "{:.1%}").replace("%", "")
+        recall = _change(before.recalls.get(name), after.recalls.get(name), "{:.1%}").replace("%", "")
+        moved = _moved(before.W.get(name), after.W.get(name))
+        lines.append(f"{name:<24}{contributions:>16}{prompts:>20}{share:>16}{moved:>11}{recall:>18}")
     for title, side in (("before", before), ("after", after)):
-        if side["accuracy"]:
-            figures = side["accuracy"]
-            lines.append(f"{title}: macro accuracy {figures['macro_accuracy']:.2%} of {figures['prompts']:,} prompts")
+        if side.summary:
+            lines.append(f"{title}: {side.summary}")
     return "\n".join(lines)
 
 
-def _recall(side: dict[str, Any], name: str) -> float | None:
-    domains = (side["accuracy"] or {}).get("domains", {})
-    return domains[name]["recall"] if name in domains else None
+def _moved(old: torch.Tensor | None, new: torch.Tensor | None) -> str:
+    """How far an expert's column of W moved, in percent of its length."""
+    if old is None or new is None:
+        return ""
+    return f"{100 * float((new - old).norm() / old.norm()):.2f}"
 
 
-def _change(old: Any, new: Any, form: str) -> str:
+def _change(old: float | None, new: float | None, form: str) -> str:
+    """A value before and after, or one where they read the same."""
     if old is None and new is None:
         return ""
     cells = ["-" if value is None else form.format(value) for value in (old, new)]

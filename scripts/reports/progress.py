@@ -42,10 +42,11 @@ class Steps:
         total (`int`, *optional*): how many there are, if that is known.
     """
 
+    said = time.monotonic()  # when the last line was printed, by whichever work: many short works are long, too
+
     def __init__(self, doing: str, unit: str, total: int | None = None) -> None:
         self.doing, self.unit, self.total = doing, unit, total
         self.done = 0
-        self.said = time.monotonic()
         self.bar = tqdm(desc=doing, unit=f" {unit}", total=total) if sys.stderr.isatty() else None
 
     def __enter__(self) -> Steps:
@@ -60,7 +61,7 @@ class Steps:
         self.done += number
         if self.bar is not None:
             self.bar.update(number)
-        elif time.monotonic() - self.said >= EVERY:
-            self.said = time.monotonic()
+        elif time.monotonic() - Steps.said >= EVERY:
+            Steps.said = time.monotonic()
             of = "" if self.total is None else f" of {self.total:,}"
             print(f"{self.doing}: {self.done:,}{of} {self.unit}", file=sys.stderr, flush=True)

@@ -1,0 +1,88 @@
+"""The `ir3de` command itself: what it imports to say what, and how it says how far it is."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ir3de.scripts import cli
+from ir3de.scripts.reports import progress
+
+HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "ir3de.modeling_ir3de")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own, as it is installed, and says last which heavy modules it imported."""
+    program = (
+        f"import sys, json; sys.argv = ['ir3de', *{arguments!r}]\n"
+        "from ir3de.scripts.cli import main\n"
+        "try:\n    code = main()\nexcept SystemExit as end:\n    code = end.code\n"
+        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))\nsys.exit(code)"
+    )
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([name, "--help"] for name in ("fit", "route", "add", "merge"))])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "usage: ir3de" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_each_command_is_listed_with_what_it_does(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    listed = " ".join(capsys.readouterr().out.split())
+    assert f"{name} {cli._summary(name)}" in listed
+    assert cli._import(name).__doc__.startswith(f"`ir3de {name}`: {cli._summary(name)}")
+
+
+def test_a_command_that_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["fitt"])
+    assert caught.value.code == 2
+    assert "'fitt'" in capsys.readouterr().err
+
+
+def test_importing_the_package_registers_the_task_and_the_command_does_so_before_it_works(tmp_path: Path) -> None:
+    program = "import ir3de; from transformers import AutoConfig; from transformers.pipelines import *\n"
+    program += (
+        "print(PIPELINE_REGISTRY.check_task('ir3de-routing')[0], ir3de.IR3DEModel, AutoConfig.for_model('ir3de'))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert "ir3de-routing" in done.stdout
+    assert "IR3DEConfig" in done.stdout
+    absent = run("route", str(tmp_path / "absent"), "a prompt")
+    assert absent.returncode == 2
+    assert "ir3de.modeling_ir3de" in json.loads(absent.stdout.splitlines()[-1])
+    assert "ir3de route: " in absent.stderr
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, now = io.StringIO(), [0.0]
+    monkeypatch.setattr("sys.stderr", shown)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress.Steps, "said", 0.0)
+    for part in range(4):  # each too short for a line of its own
+        for _ in progress.progress(range(1000, 1003), "Summing", "domains"):
+            now[0] += 1
+        assert shown.getvalue().count("\n") == (part + 1) * 3 // 10
+    assert shown.getvalue() == "Summing: 1 of 3 domains\n"
+
+
+def test_without_a_terminal_no_bar_is_drawn(
+    json_lines: Path, source: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "router")]
+    done = run(*arguments, "--variant", "all", "--regularization", "0.01")
+    assert done.returncode == 0, done.stderr
+    assert "Saved a router of 3 experts" in done.stdout
+    routed = run("route", str(tmp_path / "router"), "court")
+    for text in (done.stderr, routed.stderr, done.stdout, routed.stdout):
+        assert "\r" not in text
+        assert "%|" not in text

@@ -51,7 +51,7 @@ prove: $(TEST)
 lint: $(LINT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy *.py gateway/*.py
+	$(BIN)/mypy *.py gateway/*.py space/*.py scripts/*.py scripts/*/*.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -183,7 +183,7 @@ def _candidates(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, opt
     candidates: list[Candidate] = []
     for feature_map, variants in _plan(options, len(spool.domains), config.num_features).items():
         config.feature_map = feature_map
-        candidates += search(config, embeddings, splits(spool), variants, half, grids)
+        candidates += search(config, embeddings, splits(spool), variants, half, grids=grids)
     return candidates
 
 

@@ -43,10 +43,12 @@ app: $(APP)
 test: $(TEST)
 	$(BIN)/python -m pytest
 
-# A hundred saves and a hundred collections killed at random instants; the memory that refusing each hostile file takes.
+# A hundred saves and a hundred collections killed at random instants; the memory that refusing each hostile file takes;
+# two thousand loads beside a writer, four hundred pairs of writers, and eight first starts at once.
 prove: $(TEST)
 	IR3DE_KILLS=100 $(BIN)/python -m pytest -rP tests/test_atomic_save.py tests/test_collect.py tests/test_trust.py \
 		-k "random_instants or hostile"
+	IR3DE_LOADS=2000 IR3DE_PAIRS=400 $(BIN)/python -m pytest -rP tests/test_saves_at_once.py
 
 lint: $(LINT)
 	$(BIN)/ruff check .

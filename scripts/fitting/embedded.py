@@ -76,11 +76,7 @@ def build(output: str | None = None) -> str:
         name: DomainStatistics.load(FOLDER / STATISTICS_FOLDER / f"{name}.safetensors") for name in config.expert_names
     }
     model = IR3DEModel.from_statistics(config, embeddings, statistics, tokenizer)
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    model.save_pretrained(folder)  # several processes may start at once: each saves the same, one after the other
     return str(folder)
 
 

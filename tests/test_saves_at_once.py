@@ -171,7 +171,7 @@ def test_first_starts_at_once_all_succeed(number: int, tmp_path: Path, monkeypat
     if "IR3DE_LOADS" not in os.environ:  # in the suite the tiny world stands for the embedded router
         tiny.router({name: {"model": "org/x"} for name in tiny.DOMAINS}).save_pretrained(tmp_path / "embedded")
         monkeypatch.setattr(embedded, "FOLDER", tmp_path / "embedded")
-        monkeypatch.setattr(embedded, "load_source", lambda *_, **__: (tiny.tokenizer(), tiny.embeddings()))
+        monkeypatch.setattr(embedded, "load_quickstart_source", lambda: (tiny.tokenizer(), tiny.embeddings()))
         monkeypatch.setattr(embedded, "quickstart_source", lambda: {"model": "tiny"})
     monkeypatch.setattr(embedded, "cached_assets_path", lambda *_, **__: str(tmp_path))
 

@@ -47,6 +47,7 @@ from ir3de.scripts.routers.ours import ours
 from ir3de.specs_ir3de import ExpertSpec
 
 ROUTER = "this router"
+LEAST = {"prompts": 1, "max_tokens": 2, "max_train_per_domain": 0, "seeds": 1}
 QUICK = {"prompts": 10, "max_tokens": 64, "max_train_per_domain": 10, "seeds": 1}
 
 
@@ -133,6 +134,7 @@ class Evaluation:
         output (`Path`, *optional*): folder for the results; without one only the routing accuracy is printed.
         reading ([`Reading`], *optional*): where experts read the data.
         training ([`Training`], *optional*): where other routers are fitted.
+        card (`bool`): whether the router's card gets the figures.
         quick (`bool`): whether the sizes are those of `QUICK`.
         device (`str`): of the experts.
     """
@@ -144,8 +146,68 @@ class Evaluation:
     output: Path | None
     reading: Reading | None
     training: Training | None
+    card: bool
     quick: bool
     device: str
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> Evaluation:
+        """What the options say.
+
+        Raises:
+            ValueError: a size is too small, or the options do not go together.
+        """
+        sizes: dict[str, int] = {key: getattr(args, key) for key in LEAST}
+        if args.quick:
+            sizes |= QUICK
+        for key, least in LEAST.items():
+            if sizes[key] < least:
+                raise ValueError(f"--{key.replace('_', '-')} must be at least {least}, got {sizes[key]}.")
+        source = RowSource.from_args(args)
+        reading, training = None, None
+        if args.experts is not None:
+            reading = Reading(args.experts, sizes["prompts"], sizes["max_tokens"])
+        if args.train:
+            data = replace(source, sources=tuple(args.train), where=tuple(args.train_where), split=args.train_split)
+            names = tuple(args.routers.split(",")) if args.routers else DEFAULT
+            options = Options(
+                args.encoder or default_encoder(),
+                args.modem_encoder,
+                max_train=sizes["max_train_per_domain"] or None,
+                max_tokens=sizes["max_tokens"],
+            )
+            training = Training(data, names, options, sizes["seeds"])
+        made = cls(
+            args.router,
+            source,
+            args.variant,
+            args.num_votes,
+            Path(args.output) if args.output else None,
+            reading,
+            training,
+            args.card,
+            args.quick,
+            args.device,
+        )
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Raises ValueError where the options do not go together."""
+        if self.output is None and (self.reading or self.training or self.card):
+            raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
+        if not self.card:
+            return
+        if self.variant or self.num_votes is not None or (self.reading and self.reading.experts):
+            raise ValueError(
+                "--card writes what the router does as it is: leave out --variant, --num-votes and the list of"
+                " --experts."
+            )
+        if not Path(self.router, CARD_NAME).is_file():
+            raise ValueError(
+                f"--card writes into the {CARD_NAME} of a router's folder, and {self.router} has none: download the"
+                " router, evaluate the folder and upload it again (`hf upload`)."
+            )
 
     @property
     def choice(self) -> dict[str, Any]:
@@ -156,10 +218,7 @@ class Evaluation:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates; the exit code is 1 where an expert or another router failed."""
-    if args.quick:
-        vars(args).update(QUICK)
-    _check(args)
-    asked = _evaluation(args)
+    asked = Evaluation.from_args(args)
     started = time.monotonic()
     model = IR3DEModel.from_pretrained(asked.router)
     router = IR3DERoutingPipeline(model, device="cpu")
@@ -193,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
     results["seconds"] = time.monotonic() - started
     table = write_report(results, asked.output)
     print((asked.output / RESULTS).read_text(encoding="utf-8") if args.json else table)
-    if args.card:
+    if asked.card:
         write_card(Path(asked.router), results, state(model.config, model.statistics))
     return _tell_failures(results)
 
@@ -207,53 +266,6 @@ def _tell_failures(results: Results) -> int:
     for name, error in failed.items():
         print(f"{name} could not be had: {error}", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _check(args: argparse.Namespace) -> None:
-    """Refuses options that do not go together before anything is read."""
-    least = {"prompts": 1, "max_tokens": 2, "max_train_per_domain": 0, "seeds": 1}
-    for key, value in least.items():
-        if getattr(args, key) < value:
-            raise ValueError(f"--{key.replace('_', '-')} must be at least {value}, got {getattr(args, key)}.")
-    if not args.output and (args.experts is not None or args.train or args.card):
-        raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
-    if args.card and (args.variant or args.num_votes is not None or args.experts):
-        raise ValueError(
-            "--card writes what the router does as it is: leave out --variant, --num-votes and the list of --experts."
-        )
-    if args.card and not Path(args.router, CARD_NAME).is_file():
-        raise ValueError(
-            f"--card writes into the {CARD_NAME} of a router's folder, and {args.router} has none: download the router,"
-            " evaluate the folder and upload it again (`hf upload`)."
-        )
-
-
-def _evaluation(args: argparse.Namespace) -> Evaluation:
-    source = RowSource.from_args(args)
-    reading, training = None, None
-    if args.experts is not None:
-        reading = Reading(args.experts, args.prompts, args.max_tokens)
-    if args.train:
-        data = replace(source, sources=tuple(args.train), where=tuple(args.train_where), split=args.train_split)
-        names = tuple(args.routers.split(",")) if args.routers else DEFAULT
-        options = Options(
-            args.encoder or default_encoder(),
-            args.modem_encoder,
-            max_train=args.max_train_per_domain or None,
-            max_tokens=args.max_tokens,
-        )
-        training = Training(data, names, options, args.seeds)
-    return Evaluation(
-        args.router,
-        source,
-        args.variant,
-        args.num_votes,
-        Path(args.output) if args.output else None,
-        reading,
-        training,
-        args.quick,
-        args.device,
-    )
 
 
 def _specs(asked: Evaluation, config: IR3DEConfig) -> list[ExpertSpec]:

@@ -77,19 +77,21 @@ def read_outcomes(source: Any, where: Mapping[str, str] | None = None) -> Iterat
         FileNotFoundError: there is no such file.
         ValueError: a row is malformed; file and line, or the number of the row, are named.
     """
+    for _, row, outcomes in read_rows(source):
+        if all(str(row.get(key)) == value for key, value in (where or {}).items()):
+            yield outcomes
+
+
+def read_rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any], list[Outcome]]]:
+    """Streams rows: where each is, the row itself, and its outcomes, as [`read_outcomes`] takes them."""
     for place, row in _rows(source):
-        if isinstance(row, Outcome):
-            outcomes = [row]
-        elif all(str(row.get(key)) == value for key, value in (where or {}).items()):
-            outcomes = _outcomes_of(place, row)
-        else:
-            continue
+        outcomes = [row] if isinstance(row, Outcome) else _outcomes_of(place, row)
         for outcome in outcomes:
             try:
                 outcome.check()
             except ValueError as error:
                 raise ValueError(f"{place}: {error}. Mend the row, or leave it out.") from error
-        yield outcomes
+        yield place, row._asdict() if isinstance(row, Outcome) else row, outcomes
 
 
 def _outcomes_of(place: str, row: Mapping[str, Any]) -> list[Outcome]:

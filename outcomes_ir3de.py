@@ -38,8 +38,8 @@ FORMAT = "ir3de-outcomes-1"
 STRENGTH = 10  # outcomes that a prior counts for; chosen on held-out outcomes, see docs/outcomes.md
 COLUMNS = ("n", "score", "score_squared", *(f"{part}{name}" for name in MEASURES for part in ("n_", "")))
 ONE = 1 << 20  # units that one outcome counts for, and of a score, a second or a token
-_COST = 1 << 32  # units of a cost of 1
-_UNITS = np.array([_COST if name == "cost" else ONE for name in COLUMNS], dtype=np.float64)
+COST_ONE = 1 << 32  # units of a cost of 1
+_UNITS = np.array([COST_ONE if name == "cost" else ONE for name in COLUMNS], dtype=np.float64)
 _MOST = 1 << 62  # units of a sum
 _SMALL = 1e-2  # outcomes that hold the effect of a domain without any at zero
 _MOST_BYTES, _MOST_HEADER = 1 << 28, 1 << 24  # of a file
@@ -265,7 +265,7 @@ def _sum_up(outcomes: Sequence[Outcome], weights: Any, expert: str) -> Any:
     for name in MEASURES:
         values = np.array([getattr(outcome, name) for outcome in outcomes], dtype=np.float64)  # None becomes NaN
         known = ~np.isnan(values)
-        unit = _COST // ONE if name == "cost" else 1
+        unit = COST_ONE // ONE if name == "cost" else 1
         parts += [weights * known[:, None], _times(weights, np.where(known, values, 0) * unit)]
     if max(float(part.sum(dtype=np.float64)) for part in parts) > _MOST:
         raise _overflow(expert)
@@ -287,7 +287,7 @@ def _plus(sums: Any, new: Any, expert: str) -> Any:
 
 def _overflow(expert: str) -> OverflowError:
     return OverflowError(
-        f"The outcomes of {expert!r} add up to more than is counted exactly (a cost of {_MOST / _COST:.2g}, or"
+        f"The outcomes of {expert!r} add up to more than is counted exactly (a cost of {_MOST / COST_ONE:.2g}, or"
         f" {_MOST / ONE:.2g} outcomes, seconds or tokens): give costs in a larger unit."
     )
 

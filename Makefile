@@ -47,7 +47,7 @@ test: $(TEST)
 # two thousand loads beside a writer, four hundred pairs of writers, and eight first starts at once.
 prove: $(TEST)
 	IR3DE_KILLS=100 $(BIN)/python -m pytest -rP tests/test_atomic_save.py tests/test_collect.py tests/test_trust.py \
-		-k "random_instants or hostile"
+		-k "random_instants or hostile or ray_cluster"
 	IR3DE_LOADS=2000 IR3DE_PAIRS=400 $(BIN)/python -m pytest -rP tests/test_saves_at_once.py
 
 # mypy must find the package under its name, whatever this folder is called.

@@ -247,7 +247,9 @@ MIXED = [{"text": f"{domain} {i}", "domain": domain} for domain in ("law", "math
 
 def test_rows_of_another_domain_are_left_out_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(read_texts(RowSource((MIXED,)), "math")) == ["math 0", "math 1", "math 2"]
-    assert "6 rows of other domains were left out: 'code' 3, 'law' 3." in capsys.readouterr().err
+    assert (
+        "6 rows of other domains were left out: 'code' 3, 'law' 3 (--any-domain takes them)." in capsys.readouterr().err
+    )
     assert len(list(read_texts(RowSource((MIXED,), any_domain=True), "maths", Report()))) == 9
     assert len(list(read_texts(RowSource((MIXED,), where=("domain=math",)), "maths", Report()))) == 3
     with pytest.raises(ValueError, match="No row of list is of this domain; they are of 'code' 3, 'law' 3, 'math' 3"):
@@ -278,7 +280,7 @@ def test_add_takes_the_rows_of_its_domain_alone(tmp_path: Path, capsys: pytest.C
     (tmp_path / "mixed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = ["--data", str(tmp_path / "mixed.jsonl")]
     assert cli.main(["add", str(tmp_path / "router"), "math", *data]) == 0
-    assert "40 rows of other domains were left out: 'code' 20, 'law' 20." in capsys.readouterr().err
+    assert "40 rows of other domains were left out: 'code' 20, 'law' 20 (" in capsys.readouterr().err
     assert IR3DEModel.from_pretrained(tmp_path / "router").statistics["math"].rows("prompts") == 20
     assert cli.main(["add", str(tmp_path / "router"), "maths", *data]) == 2
     assert "of this domain; they are of 'code' 20, 'law' 20, 'math' 20." in capsys.readouterr().err

@@ -30,6 +30,10 @@ class Part(Protocol):
     def domain(self) -> str | None:
         """What its rows belong to, by the name of its folder or file."""
 
+    @property
+    def size(self) -> int | None:
+        """Its bytes, where they are known."""
+
     def records(self, wanted: Wanted) -> Iterator[Record]:
         """Streams its rows."""
 
@@ -48,6 +52,13 @@ class FilePart:
     name: str
     domain: str | None = None
     whole: bool = False
+
+    @property
+    def size(self) -> int | None:
+        """Its bytes."""
+        fs, path = fsspec.url_to_fs(self.name)
+        size: int | None = fs.size(path)
+        return size
 
     def records(self, wanted: Wanted) -> Iterator[Record]:
         """Streams its rows."""
@@ -81,6 +92,11 @@ class HubPart:
         """None: rows must name theirs."""
         return None
 
+    @property
+    def size(self) -> int | None:
+        """None: it is not known."""
+        return None
+
     def records(self, wanted: Wanted) -> Iterator[Record]:
         """Streams its rows."""
         rows: Any = _load_hub(self.dataset, self.split)
@@ -108,6 +124,11 @@ class TablePart:
     @property
     def domain(self) -> str | None:
         """None: rows must name theirs."""
+        return None
+
+    @property
+    def size(self) -> int | None:
+        """None: it is not known."""
         return None
 
     def records(self, wanted: Wanted) -> Iterator[Record]:

@@ -103,11 +103,30 @@ class Report:
         if note and note not in self.guesses:
             self.guesses.append(note)
 
+    def add(self, other: Report) -> None:
+        """Takes in what was noticed in another part of the data."""
+        self.rows += other.rows
+        self.bad += other.bad
+        self.first_bad = [*self.first_bad, *other.first_bad][:_SHOWN]
+        self.others += other.others
+        for note in other.guesses:
+            self.guess(note)
+
+    def as_json(self) -> dict[str, Any]:
+        """What [`Report.from_json`] reads."""
+        return {**vars(self), "others": dict(self.others)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Report:
+        """A report that was written down."""
+        return cls(**{**values, "others": Counter(values.get("others", {}))})
+
     def notes(self) -> list[str]:
         """What a person should know, in words."""
         notes = list(self.guesses)
         if self.others:
-            notes.append(f"{self.others.total():,} rows of other domains were left out: {counted(self.others)}.")
+            left_out = f"{self.others.total():,} rows of other domains were left out: {counted(self.others)}"
+            notes.append(f"{left_out} (--any-domain takes them).")
         if self.bad:
             notes.append(f"{self.bad:,} bad rows were left out, such as: {' '.join(self.first_bad[:1])}")
         return notes
@@ -193,6 +212,21 @@ def by_domain(rows: Iterable[Row]) -> dict[str, list[str]]:
     for row in rows:
         texts.setdefault(row.domain, []).append(row.text)
     return texts
+
+
+def read_texts_of_part(
+    source: RowSource, parts: Sequence[Part], part: Part, domain: str, report: Report
+) -> Iterator[str]:
+    """Streams the texts of one domain in one part of the data.
+
+    Args:
+        source ([`RowSource`]): the data.
+        parts (`Sequence[Part]`): all of theirs.
+        part ([`Part`]): one of them.
+        domain (`str`): its name.
+        report ([`Report`]): takes the notes.
+    """
+    return _rows(source, part, report, text_of_domain(source, parts, domain, report))
 
 
 def read_file(path: str | Path) -> Iterator[Row]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -20,6 +20,32 @@ EXAMPLES = (
     "Is a proof by computer still a proof?",
     "How did the steam engine change warfare?",
 )
+
+
+class Controls(NamedTuple):
+    """
+    What the controls of the tab say.
+
+    Args:
+        variant (`str`): of the router.
+        k (`float`): tokens that vote in top-k, a whole number, which a slider may give as a float.
+        min_score (`float`): below it the fallback answers, or nobody.
+        cost_weight (`float`): score that a unit of an expert's cost must be worth.
+    """
+
+    variant: str
+    k: float
+    min_score: float
+    cost_weight: float
+
+    def options(self) -> Options:
+        """The options of a call that they stand for."""
+        return {
+            "variant": self.variant,
+            "num_votes": int(self.k),
+            "min_score": self.min_score,
+            "cost_weight": self.cost_weight,
+        }
 
 
 def build(site: Site, visitor: gr.State, demo: gr.Blocks) -> None:
@@ -50,14 +76,17 @@ def build(site: Site, visitor: gr.State, demo: gr.Blocks) -> None:
     choice = [variant, k, min_score, cost_weight, visitor]
 
     def show(text: str, *choice: Any) -> tuple[str, str]:
-        return shown(site, text, *choice)
+        *values, visitor = choice
+        return shown(site, text, Controls(*values), visitor)
 
     def answer(text: str, length: int, *choice: Any) -> Iterator[tuple[str, str]]:
-        for pane in answered(site, text, length, *choice):
+        *values, visitor = choice
+        for pane in answered(site, text, length, Controls(*values), visitor):
             yield pane, ""
 
     def answer_both(text: str, length: int, *choice: Any) -> Iterator[tuple[str, str]]:
-        yield from compared(site, text, length, *choice)
+        *values, visitor = choice
+        yield from compared(site, text, length, Controls(*values), visitor)
 
     private: Options = {"api_visibility": "private", "show_progress": "hidden"}
     routing = {"fn": show, "inputs": [prompt, *choice], "outputs": [ranking, tokens], "queue": False, **private}
@@ -100,68 +129,37 @@ def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr
     return variant, k, min_score, cost_weight, length
 
 
-def options(variant: str, k: int, min_score: float, cost_weight: float) -> Options:
-    """The options of a call that the controls stand for."""
-    return {"variant": variant, "num_votes": int(k), "min_score": min_score, "cost_weight": cost_weight}
-
-
-def shown(
-    site: Site,
-    text: str,
-    variant: str,
-    k: int,
-    min_score: float,
-    cost_weight: float,
-    visitor: Visitor | None,
-) -> tuple[str, str]:
+def shown(site: Site, text: str, controls: Controls, visitor: Visitor | None) -> tuple[str, str]:
     """The ranking and the tokens of a prompt, as HTML."""
     router = site.router_of(visitor)
     names = router.model.config.expert_names
     try:
         if not (text := site.check(text)):
             return views.message("Type a prompt to see where it goes, and why."), ""
-        chosen = options(variant, k, min_score, cost_weight)
-        record = router(text, generate=False, explain=True, **chosen)
+        record = router(text, generate=False, explain=True, **controls.options())
     except ValueError as error:
         return views.message(str(error), "error"), ""
-    note = f"Ranked by score less {cost_weight:g} times cost." if cost_weight else ""
+    note = f"Ranked by score less {controls.cost_weight:g} times cost." if controls.cost_weight else ""
     return views.route(record, names, note), views.tokens(record, names)
 
 
-def answered(
-    site: Site,
-    text: str,
-    length: int,
-    variant: str,
-    k: int,
-    min_score: float,
-    cost_weight: float,
-    visitor: Visitor | None,
-) -> Iterator[str]:
+def answered(site: Site, text: str, length: int, controls: Controls, visitor: Visitor | None) -> Iterator[str]:
     """The chosen expert's answer as it grows, as HTML."""
     try:
         if text := site.check(text):
-            chosen = options(variant, k, min_score, cost_weight)
-            yield from pane(site, visitor, text, max_new_tokens=int(length), **chosen)
+            yield from pane(site, visitor, text, max_new_tokens=int(length), **controls.options())
     except ValueError as error:
         yield views.message(str(error), "error")
 
 
 def compared(
-    site: Site,
-    text: str,
-    length: int,
-    variant: str,
-    k: int,
-    min_score: float,
-    cost_weight: float,
-    visitor: Visitor | None,
+    site: Site, text: str, length: int, controls: Controls, visitor: Visitor | None
 ) -> Iterator[tuple[str, str]]:
     """The answers of the first two experts, one after the other."""
     try:
         if not (text := site.check(text)):
             return
-        chosen = options(variant, k, 0, cost_weight)
+        chosen = controls._replace(min_score=0).options()
         first, *others = site.router_of(visitor)(text, generate=False, top_n=2, **chosen)["ranking"]
         left = ""
         for left in pane(site, visitor, text, first, max_new_tokens=int(length)):

@@ -42,7 +42,7 @@ def url(site: Site) -> Iterator[str]:
 
 
 def test_the_route_view_shows_the_ranking_and_what_each_token_supports(site: Site) -> None:
-    ranking, tokens = route.shown(site, "court tell me of python", "top-k", 1, 0, 0, None)
+    ranking, tokens = route.shown(site, "court tell me of python", route.Controls("top-k", 1, 0, 0), None)
     record = site.router("court tell me of python", generate=False, explain=True, variant="top-k", num_votes=1)
     for entry in record["ranking"]:
         assert f"{100 * entry['score']:.1f}" in ranking
@@ -53,7 +53,7 @@ def test_the_route_view_shows_the_ranking_and_what_each_token_supports(site: Sit
 
 def test_each_control_acts(site: Site) -> None:
     def seen(*choice: Any) -> str:
-        return route.shown(site, "court python", *choice, None)[0]
+        return route.shown(site, "court python", route.Controls(*choice), None)[0]
 
     plain = seen("prompt", 1, 0, 0)
     assert seen("avg", 1, 0, 0) != plain
@@ -64,7 +64,7 @@ def test_each_control_acts(site: Site) -> None:
 
 @pytest.mark.parametrize("text", [MARKUP, "a & b < c > \"d\" 'e'"])
 def test_markup_is_shown_as_text(site: Site, text: str) -> None:
-    shown = "".join(route.shown(site, text, "prompt", 1, 0, 0, None))
+    shown = "".join(route.shown(site, text, route.Controls("prompt", 1, 0, 0), None))
     shown += views.answer("law", ["law"], 1, text) + views.conversation([{"role": "user", "content": text}], ["law"])
     shown += views.message(text) + views.text(f"```html\n{text}```")
     for tag in ("<img", "<script", "b < c", '"d"'):
@@ -74,21 +74,21 @@ def test_markup_is_shown_as_text(site: Site, text: str) -> None:
 
 def test_a_bad_prompt_is_explained(site: Site) -> None:
     for text, said in (("", "Type a prompt"), ("court\x00", "U+0000"), ("court " * 1000, "at most 2,000")):
-        assert said in route.shown(site, text, "prompt", 1, 0, 0, None)[0]
-    assert "at most" in list(route.answered(site, "court " * 1000, 8, "prompt", 1, 0, 0, None))[-1]
+        assert said in route.shown(site, text, route.Controls("prompt", 1, 0, 0), None)[0]
+    assert "at most" in list(route.answered(site, "court " * 1000, 8, route.Controls("prompt", 1, 0, 0), None))[-1]
 
 
 def test_the_answer_grows_and_names_its_expert(site: Site) -> None:
-    panes = list(route.answered(site, LAW, 8, "prompt", 1, 0, 0, None))
+    panes = list(route.answered(site, LAW, 8, route.Controls("prompt", 1, 0, 0), None))
     assert len(panes) > 1
     assert 'aria-busy="true"' in panes[0]
     assert 'aria-busy="false"' in panes[-1]
     assert "Answer of law" in panes[-1]
-    assert "nobody answers" in list(route.answered(site, LAW, 8, "prompt", 1, 1, 0, None))[-1]
+    assert "nobody answers" in list(route.answered(site, LAW, 8, route.Controls("prompt", 1, 1, 0), None))[-1]
 
 
 def test_two_experts_are_compared(site: Site) -> None:
-    left, right = list(route.compared(site, LAW, 8, "prompt", 1, 0, 0, None))[-1]
+    left, right = list(route.compared(site, LAW, 8, route.Controls("prompt", 1, 0, 0), None))[-1]
     first, second = (entry["expert"] for entry in site.router(LAW, generate=False, top_n=2)["ranking"])
     assert f"Answer of {first}" in left
     assert f"Answer of {second}" in right
@@ -97,7 +97,7 @@ def test_two_experts_are_compared(site: Site) -> None:
 def test_an_expert_that_fails_is_not_explained_by_its_folders() -> None:
     broken = make_site({name: {"model": f"/secret/{name}"} for name in tiny.DOMAINS})
     for shown in (
-        list(route.answered(broken, LAW, 8, "prompt", 1, 0, 0, None))[-1],
+        list(route.answered(broken, LAW, 8, route.Controls("prompt", 1, 0, 0), None))[-1],
         list(chat.replied(broken, LAW, [], 0, "last", 8, None))[-1][-1],
         views.experts(broken.router.model, []),
     ):

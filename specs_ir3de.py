@@ -13,7 +13,7 @@ from .addresses_ir3de import server_of
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "revision", "gguf_file", "adapter", "adapter_revision", "dtype"), (str,)),
     **dict.fromkeys(("endpoint", "provider", "task", "system_prompt"), (str,)),
-    **dict.fromkeys(("trust_remote_code", "use_safetensors"), (bool,)),
+    **dict.fromkeys(("trust_remote_code", "use_safetensors", "tools", "images", "json", "logprobs"), (bool,)),
     **dict.fromkeys(("quantization", "max_memory", "generation"), (dict,)),
     "device_map": (str, dict),
 }
@@ -81,6 +81,12 @@ class ExpertSpec(_Named, BaseSpec, total=False):
         system_prompt (`str`, *optional*): put before a prompt that has none of its own.
         generation (`dict`, *optional*): default options of its generation.
         cost (`float`, *optional*): of an answer, in any unit that all experts share.
+        context (`int`, *optional*): tokens that its window holds, those of the answer included. This and what follows
+            says which requests it can take; what is not said is read from its files where they are at hand, else tried.
+        tools (`bool`, *optional*): whether it calls tools.
+        images (`bool`, *optional*): whether it sees.
+        json (`bool`, *optional*): whether it answers in JSON of a given schema.
+        logprobs (`bool`, *optional*): whether it tells the log probabilities of its tokens.
     """
 
     adapter: str
@@ -92,6 +98,11 @@ class ExpertSpec(_Named, BaseSpec, total=False):
     system_prompt: str
     generation: dict[str, Any]
     cost: float
+    context: int
+    tools: bool
+    images: bool
+    json: bool
+    logprobs: bool
 
 
 EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key != "token")
@@ -155,6 +166,9 @@ def check_expert(spec: Any) -> ExpertSpec:
     for key in ("cost", "timeout"):
         if not is_number(clean.get(key, 1)) or clean.get(key, 1) < 0:
             raise ValueError(f"`{key}` of expert {name!r} must be a number of at least 0, got {clean[key]!r}.")
+    context = clean.get("context", 1)
+    if not isinstance(context, int) or isinstance(context, bool) or context < 1:
+        raise ValueError(f"`context` of expert {name!r} must be a whole number of at least 1, got {context!r}.")
     _check_source(name, clean)
     return cast(ExpertSpec, clean)
 

@@ -53,6 +53,10 @@ class Api:
         """Whether there is something to see in the conversation."""
         return any(part.get("type") in _IMAGES for _, content in self.turns(fields) for part in _dicts(content))
 
+    def without_thoughts(self, fields: dict[str, Any]) -> tuple[Any, int]:
+        """The conversation without the parts that only the model that made them can read, and how many these were."""
+        return fields.get(self.conversation), 0
+
     def new_tokens(self, fields: dict[str, Any]) -> int:
         """Tokens of the answer that are asked for; 0 where the request does not say."""
         values = (fields.get(field) for field in self.length_fields)
@@ -130,6 +134,14 @@ class Responses(Api):
         """Whether the answer must come with log probabilities."""
         return bool(fields.get("top_logprobs"))
 
+    def without_thoughts(self, fields: dict[str, Any]) -> tuple[Any, int]:
+        """The input without the items of reasoning."""
+        given = fields.get("input")
+        if not isinstance(given, list):
+            return given, 0
+        kept = [item for item in given if _type_of(item) != "reasoning"]
+        return kept, len(given) - len(kept)
+
     def with_system_prompt(self, body: Body, prompt: str) -> dict[str, str | None]:
         """The change that gives instructions where there are none."""
         return {} if body.fields.get("instructions") is not None else {"instructions": json.dumps(prompt)}
@@ -156,6 +168,20 @@ class Messages(Api):
             parts = list(_dicts(content))
             results = bool(parts) and all(part.get("type") == "tool_result" for part in parts)
             yield ("tool" if results else role), content
+
+    def without_thoughts(self, fields: dict[str, Any]) -> tuple[Any, int]:
+        """The messages without blocks of thought, which are signed."""
+        dropped = 0
+        messages = []
+        for message in fields["messages"]:
+            content = message.get("content") if isinstance(message, dict) else None
+            if not isinstance(content, list):
+                messages.append(message)
+                continue
+            kept = [part for part in content if _type_of(part) not in ("thinking", "redacted_thinking")]
+            dropped += len(content) - len(kept)
+            messages.append({**message, "content": kept})
+        return messages, dropped
 
     def wants_json(self, fields: dict[str, Any]) -> bool:
         """Whether the answer must be JSON of a schema."""

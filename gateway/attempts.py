@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -91,8 +92,14 @@ class Attempts:
                 busy = False
                 continue
             tried += 1
+            conversation = None
+            if choice.before not in (None, name):
+                kept, dropped = ask.api.without_thoughts(ask.body.fields)
+                if dropped:
+                    conversation = json.dumps(kept)
+                    exchange.note = f"{dropped} parts that only {choice.before} can read were left out"
             try:
-                reply = await self._ask(serving.experts[name], breaker, ask, headers, exchange)
+                reply = await self._ask(serving.experts[name], breaker, ask, conversation, headers, exchange)
             except ExpertFailed as failure:
                 failures[name] = failure.why
                 exchange.failures.append(f"{name}: {failure.why}")
@@ -111,13 +118,19 @@ class Attempts:
         return self._breakers.setdefault(key, Breaker(self._options))
 
     async def _ask(
-        self, expert: Expert, breaker: Breaker, ask: Ask, headers: Mapping[str, str], exchange: Exchange
+        self,
+        expert: Expert,
+        breaker: Breaker,
+        ask: Ask,
+        conversation: str | None,
+        headers: Mapping[str, str],
+        exchange: Exchange,
     ) -> Reply:
         """The reply of one expert, after some patience with it."""
         for attempt in range(self._patience.retries + 1):
             started = time.perf_counter()
             try:
-                reply = await self._open(expert, ask, headers, exchange)
+                reply = await self._open(expert, ask, conversation, headers, exchange)
             except ExpertFailed as failure:
                 if failure.broken:
                     breaker.failed()
@@ -140,10 +153,12 @@ class Attempts:
                 return reply
         raise AssertionError("unreachable")
 
-    async def _open(self, expert: Expert, ask: Ask, headers: Mapping[str, str], exchange: Exchange) -> Reply:
+    async def _open(
+        self, expert: Expert, ask: Ask, conversation: str | None, headers: Mapping[str, str], exchange: Exchange
+    ) -> Reply:
         if isinstance(expert, LocalExpert):
             return await self._workshop.open(expert, ask)
         sent = expert.headers(headers, exchange.id, ask.api)
         if ask.details:
             sent["accept-encoding"] = "identity"  # or the route could not be put into the answer
-        return await self._forwarder.open(expert, ask.api.path, expert.body(ask), sent)
+        return await self._forwarder.open(expert, ask.api.path, expert.body(ask, conversation), sent)

@@ -22,12 +22,12 @@ class Choice(NamedTuple):
     Args:
         record (`dict`): of the pipeline: the chosen `expert`, its `score`, the `ranking`.
         candidates (`list[str]`): those that may answer, the chosen one first.
-        kept (`bool`): whether the first is who answered this conversation before.
+        before (`str`, *optional*): who answered this conversation before.
     """
 
     record: dict[str, Any]
     candidates: list[str]
-    kept: bool = False
+    before: str | None = None
 
 
 class Conversations:
@@ -75,8 +75,9 @@ class Chooser:
         """
         if ask.model != ROUTER:
             self._check_able([ask.model], ask, serving)
-            only = {"expert": ask.model, "score": 1.0, "ranking": [{"expert": ask.model, "score": 1.0}]}
-            return Choice(only, [ask.model])
+            return _only(ask.model)
+        if ask.previous is not None:
+            return _only(self._who_made(ask.previous, serving))
         names = serving.router.model.config.expert_names
         allowed = self._allowed(ask, names)
         unable = self._check_able([name for name in allowed if name in serving.experts], ask, serving)
@@ -85,6 +86,18 @@ class Chooser:
             options["experts"] = [name for name in allowed if name not in unable]
         record = await self._route(ask, serving, options)
         return self._kept(ask, record, _candidates(record, ask, serving), unable)
+
+    def _who_made(self, response: str, serving: Serving) -> str:
+        """Who keeps a response that a request goes on from.
+
+        Raises:
+            GatewayError: that is not known here.
+        """
+        expert = self.conversations.expert(response)
+        if expert is None or expert not in serving.experts:
+            message = "`previous_response_id` names no response of this gateway; send the conversation, or its expert."
+            raise GatewayError(400, "previous_response_not_found", message, "previous_response_id")
+        return expert
 
     def _allowed(self, ask: Ask, names: list[str]) -> list[str]:
         """The experts that a request lets answer; a list that makes no sense is left to the pipeline's own check."""
@@ -142,11 +155,16 @@ class Chooser:
         """The choice, with the expert first that an agent's conversation has had, where it may still answer."""
         before = self.conversations.expert(ask.conversation) if ask.agent else None
         if "stickiness" in ask.options or before not in candidates or before in unable:
-            return Choice(record, candidates)
+            return Choice(record, candidates, before)
         assert before is not None
         score = next((entry["score"] for entry in record["ranking"] if entry["expert"] == before), record["score"])
         record = {**record, "expert": before, "score": score}
-        return Choice(record, [before, *(name for name in candidates if name != before)], kept=True)
+        return Choice(record, [before, *(name for name in candidates if name != before)], before)
+
+
+def _only(name: str) -> Choice:
+    """The choice where there is none."""
+    return Choice({"expert": name, "score": 1.0, "ranking": [{"expert": name, "score": 1.0}]}, [name])
 
 
 def _candidates(record: dict[str, Any], ask: Ask, serving: Serving) -> list[str]:

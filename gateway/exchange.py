@@ -12,6 +12,7 @@ from typing import Any
 logger = logging.getLogger("ir3de.requests")
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
+_RESPONSE = re.compile(rb'"id"\s*:\s*"(resp[^"]{1,200})"')
 _COUNTED = 8192  # bytes at either end of an answer in which its usage is looked for
 _DECODER = json.JSONDecoder()
 
@@ -40,6 +41,8 @@ class Exchange:
     route_seconds: float | None = None
     expert_seconds: float | None = None  # from the request to the expert to the first byte of its answer
     first_byte_seconds: float | None = None
+    note: str = ""  # for the client
+    response: str = ""  # the id of a response that a server may keep
     failures: list[str] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -67,6 +70,12 @@ class Exchange:
             for name in names:
                 if isinstance(usage.get(name), int):
                     setattr(self, field_name, usage[name])
+
+    def read_id(self, part: bytes) -> None:
+        """Notes the id of a response, from the beginning of an answer."""
+        found = _RESPONSE.search(part[:_COUNTED])
+        if found:
+            self.response = found[1].decode("ascii", "replace")
 
     def log(self) -> None:
         """One line of JSON: nothing in it was said by the client or by an expert, but names that the router knows."""

@@ -94,9 +94,16 @@ class RemoteExpert:
                 headers["x-api-key"] = self._token
         return headers
 
-    def body(self, ask: Ask) -> bytes:
-        """The request's body, with the server's name for the model, and with what the spec adds where it is silent."""
+    def body(self, ask: Ask, conversation: str | None = None) -> bytes:
+        """The request's body, with the server's name for the model, and with what the spec adds where it is silent.
+
+        Args:
+            ask ([`Ask`]): the request.
+            conversation (`str`, *optional*): JSON that stands for its conversation.
+        """
         changes: dict[str, str | None] = {"model": json.dumps(self.model), "ir3de": None}
+        if conversation is not None:
+            changes[ask.api.conversation] = conversation
         if "system_prompt" in self._spec:
             changes |= ask.api.with_system_prompt(ask.body, self._spec["system_prompt"])
         if "generation" in self._spec:

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .apis import Api
+from .apis import RESPONSES, Api
 from .attempts import Attempts
 from .choice import Choice, Chooser
 from .errors import GatewayError
@@ -26,7 +26,7 @@ from .metrics import Metrics
 from .presence import Presence
 from .reading import read_body
 from .relay import relay
-from .requests import ROUTER, read_ask
+from .requests import ROUTER, read_ask, response_key
 from .serving import Serving
 from .settings import Settings
 from .words import Words
@@ -105,8 +105,13 @@ class Answer:
             choice = await gateway.chooser.choose(ask, serving)
             exchange.route_seconds = time.perf_counter() - began
             reply = await gateway.attempts.first_reply(ask, choice, serving, headers, exchange)
+            remember = gateway.chooser.conversations.remember
             if ask.agent:
-                gateway.chooser.conversations.remember(ask.conversation, exchange.expert)
+                remember(ask.conversation, exchange.expert)
+            if self._api is RESPONSES:
+                exchange.read_id(reply.first)
+                if exchange.response:
+                    remember(response_key(exchange.caller, exchange.response), exchange.expert)
             exchange.score = _score(choice, exchange.expert)
             exchange.status = reply.status
             details = None
@@ -135,6 +140,8 @@ def _head(exchange: Exchange) -> Headers:
     head = [(b"x-ir3de-expert", exchange.expert.encode()), (b"x-request-id", exchange.id.encode())]
     if exchange.score is not None:
         head.append((b"x-ir3de-score", f"{exchange.score:.6g}".encode()))
+    if exchange.note:
+        head.append((b"x-ir3de-note", exchange.note.encode()))
     return head
 
 
@@ -150,4 +157,4 @@ def _details(choice: Choice, exchange: Exchange) -> dict[str, Any]:
     details |= {"expert": exchange.expert, "score": exchange.score}
     if exchange.failures:
         details["failures"] = [{"expert": each.split(": ", 1)[0]} for each in exchange.failures]
-    return details | ({"kept": True} if choice.kept else {})
+    return details

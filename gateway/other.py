@@ -17,7 +17,7 @@ from .gateway import Gateway, refusal, request_id
 from .presence import Presence
 from .reading import read_body
 from .relay import relay
-from .requests import ROUTER
+from .requests import ROUTER, response_key
 
 _TAKEN = ("models", *(api.path for api in (CHAT, COMPLETIONS, RESPONSES, MESSAGES)))  # for other methods
 
@@ -50,12 +50,20 @@ class Other:
             self._gateway.metrics.went_out(exchange)
             exchange.log()
 
+    def _name(self, path: str, exchange: Exchange) -> str | None:
+        """Whose server the request goes to: of a response, who made it."""
+        kind, _, rest = path.partition("/")
+        if kind == "responses":
+            key = response_key(exchange.caller, rest.partition("/")[0])
+            return self._gateway.chooser.conversations.expert(key)
+        return self._gateway.settings.default_expert
+
     async def _forward(self, request: Request, send: Send, exchange: Exchange) -> None:
         gateway, path = self._gateway, request.path_params["path"]
         if path in _TAKEN:
             message = f"Method Not Allowed: {request.method} is not answered at this address."
             raise GatewayError(405, "refused", message)
-        expert = gateway.serving.experts.get(gateway.settings.default_expert or "")
+        expert = gateway.serving.experts.get(self._name(path, exchange) or "")
         if not isinstance(expert, RemoteExpert) or ".." in path:
             message = f"Not Found: {request.method} is not answered at this address."
             raise GatewayError(404, "not_found", message)

@@ -95,7 +95,7 @@ async def relay(
         details = None
     headers = [*reply.headers, *head]
     if reply.complete and events is None:
-        part, details = with_details(part, details), None
+        part, details = with_details(part, details)
         headers.append((b"content-length", b"%d" % len(part)))
     exchange.first_byte_seconds = exchange.seconds
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -103,7 +103,7 @@ async def relay(
         while not reply.complete:
             if part:
                 exchange.read_usage(part)
-                part, details = with_details(part, details), None
+                part, details = with_details(part, details)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             part = await reply.read()
             part = events.complete(part) if events else part
@@ -116,16 +116,16 @@ async def relay(
         message = f"The expert failed in the middle of its answer: {failure.why}."
         part = api.error_event(GatewayError(502, "expert_failed", message))
     exchange.read_usage(part)
-    part = with_details(part, details)
+    part, _ = with_details(part, details)
     presence.release()
     await send({"type": "http.response.body", "body": part, "more_body": False})
 
 
-def with_details(part: bytes, details: dict[str, Any] | None) -> bytes:
-    """The beginning of an answer with the field `ir3de` put first in its first JSON object, if there is any."""
+def with_details(part: bytes, details: dict[str, Any] | None) -> tuple[bytes, dict[str, Any] | None]:
+    """A part of an answer with the field `ir3de` put first in its first JSON object, and what is left to put."""
     start = part.find(b"{")
     if details is None or start < 0:
-        return part
+        return part, details
     rest = part[start + 1 :]
     comma = b"" if rest.lstrip().startswith(b"}") else b","
-    return part[: start + 1] + b'"ir3de":' + json.dumps(details).encode() + comma + rest
+    return part[: start + 1] + b'"ir3de":' + json.dumps(details).encode() + comma + rest, None

@@ -63,6 +63,7 @@ class Ask(NamedTuple):
         needs ([`Needs`]): of an expert.
         agent (`bool`): whether tools are part of the conversation.
         conversation (`str`): a name of an agent's conversation, the same at each of its turns.
+        previous (`str`, *optional*): a name of the response that it goes on from.
     """
 
     api: Api
@@ -75,6 +76,7 @@ class Ask(NamedTuple):
     needs: Needs
     agent: bool
     conversation: str
+    previous: str | None
 
 
 def read_ask(
@@ -123,7 +125,13 @@ def read_ask(
         ),
         agent=agent,
         conversation=_conversation(fields, headers, turns, caller) if agent else "",
+        previous=response_key(caller, fields["previous_response_id"]) if fields.get("previous_response_id") else None,
     )
+
+
+def response_key(caller: str, response: Any) -> str:
+    """A name for a response that a server keeps, as [`Conversations`] remembers who made it."""
+    return f"response {caller} {response}"
 
 
 def _check_sizes(api: Api, fields: dict[str, Any], limits: Limits) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 
 # Blocks `<name ...> ... </name>` that harnesses add to a user's message: reminders, the state of a machine, files.
 NOT_WORDS = (
@@ -54,6 +55,7 @@ HARNESS_ALONE = (
     "I have *added these files to the chat*",
     "[Request interrupted by user",
 )
+_MOST_TAGS = 10_000  # of one message that are looked at
 
 
 class Words:
@@ -78,7 +80,7 @@ class Words:
         return message.strip()
 
     def _without_blocks(self, message: str) -> str:
-        tags = list(self._tag.finditer(message))
+        tags = list(islice(self._tag.finditer(message), _MOST_TAGS))
         last_end = {tag[2]: tag.end() for tag in tags if tag[1]}  # what is never closed is no block
         kept, place, inside = [], 0, ""
         for tag in tags:

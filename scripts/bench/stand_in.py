@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
@@ -255,3 +256,23 @@ class StandIn:
             return await self.respond(request, received)
         finally:
             self.open -= 1
+
+
+async def respond_slowly_where_asked(request: web.Request, received: Received) -> web.StreamResponse:
+    """Answers as ever, and to a prompt that begins with `slowly` over two seconds."""
+    if b'"slowly' not in received.body:
+        return await respond(request, received)
+    stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await stream.prepare(request)
+    events = chat_chunks(received.json)
+    for event in events:
+        await stream.write(event)
+        await asyncio.sleep(2 / len(events))
+    return stream
+
+
+if __name__ == "__main__":
+    server = StandIn(respond_slowly_where_asked, keep=False)
+    server.port = int(sys.argv[1])
+    with server:
+        threading.Event().wait()

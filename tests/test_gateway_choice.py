@@ -1,0 +1,282 @@
+"""Who answers: what is read as the person's words, what experts can do, and that an agent stays with its expert."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from ir3de.gateway.capabilities import Capabilities
+from ir3de.gateway.limits import Timeouts
+from ir3de.gateway.requests import Needs
+from ir3de.gateway.settings import Settings
+from ir3de.gateway.words import Words
+from ir3de.scripts.bench.stand_in import Received, respond
+from ir3de.specs_ir3de import check_expert
+
+from .gateway_world import CODE, HASTY, LAW, World, world
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+
+@pytest.fixture(scope="module")
+def three() -> Iterator[World]:
+    """A gateway with three servers in good health."""
+    with world() as made:
+        yield made
+
+
+# Words.
+
+
+HARNESSES: dict[str, tuple[str, str]] = {
+    "nothing": (" the court and a judge\n", "the court and a judge"),
+    "a reminder": (
+        "<system-reminder>\nUse the python function in a loop. </system-reminder>the court and a judge",
+        "the court and a judge",
+    ),
+    "an environment with attributes": (
+        '<environment_context id="1">\n<cwd>/python/debug</cwd></environment_context>\nthe court\n',
+        "the court",
+    ),
+    "a task and the state of the editor": (
+        "<task>\nthe court and a judge\n</task>\n<environment_details>\n# VSCode\ndebug.py\n</environment_details>",
+        "the court and a judge",
+    ),
+    "files": ("<file path='a.py'>\nx < 3 and y > 2\n</file>\n<file>b</file> the court", "the court"),
+    "a block within a block": ("<user_info><file>a</file>b</user_info>the court", "the court"),
+    "what is never closed": ("<file> the court", "<file> the court"),
+    "only closed": ("the court </file>", "the court </file>"),
+    "a tag of another name": ("<fileset>the court</fileset>", "<fileset>the court</fileset>"),
+    "markup of the person's own": ("why is <b>this</b> bold", "why is <b>this</b> bold"),
+    "instructions alone": ("# AGENTS.md instructions for /repo\n\n<INSTRUCTIONS>python</INSTRUCTIONS>", ""),
+}
+
+
+@pytest.mark.parametrize("how", HARNESSES)
+def test_a_harness_is_taken_off_the_persons_words(how: str) -> None:
+    message, words = HARNESSES[how]
+    assert Words().of(message) == words
+
+
+def test_the_list_can_be_added_to() -> None:
+    assert Words().of("<mine>python</mine>the court") == "<mine>python</mine>the court"
+    assert Words(["mine"]).of("<mine>python</mine>the court") == "the court"
+
+
+@pytest.mark.parametrize("part", ["<file>", "<file ", "</file>", "<file></file>", "<file><rules>", "</"])
+def test_words_are_found_in_one_pass(part: str) -> None:
+    import time
+
+    began = time.perf_counter()
+    Words().of(part * 200_000)
+    assert time.perf_counter() - began < 2
+
+
+def test_the_last_words_of_a_person_decide_and_a_tools_result_is_not_theirs(three: World) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    chat: list[Any] = [
+        {"role": "system", "content": "the integral of a matrix"},
+        *CODE,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "the integral of a matrix"},
+    ]
+    assert three.ask(messages=chat).expert == "code"
+    assert three.ask(messages=[*CODE, {"role": "assistant", "content": "ok"}, *LAW]).expert == "law"
+    wrapped = "<system-reminder>debug my python loop in a function</system-reminder>the court and a judge"
+    assert three.ask(messages=[{"role": "user", "content": wrapped}]).expert == "law"
+    only = [{"role": "user", "content": "<system-reminder> debug my python loop </system-reminder>"}]
+    assert three.ask(messages=only).expert == "code", "where there is nothing else, the whole message"
+
+
+def test_each_api_is_read_for_the_same_words(three: World) -> None:
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": "the integral of a matrix"}
+    chat = [
+        {"role": "user", "content": [{"type": "text", "text": "the court and a judge"}]},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "look", "input": {}}]},
+        {"role": "user", "content": [result]},
+    ]
+    assert three.ask("messages", messages=chat, max_tokens=9).expert == "law"
+    items = [
+        {"role": "user", "content": [{"type": "input_text", "text": "the court and a judge"}]},
+        {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c1", "output": "the integral of a matrix"},
+    ]
+    assert three.ask("responses", messages=None, input=items).expert == "law"
+    assert three.ask("completions", messages=None, prompt=["the court", "and a judge"]).expert == "law"
+    answered = three.ask("completions", messages=None, prompt=[1, 2, 3])
+    assert (answered.status, answered.code) == (400, "nothing_to_route_on")
+    assert three.ask("completions", messages=None, prompt=[1, 2, 3], model="math").expert == "math"
+
+
+# Agents.
+
+
+def test_an_agent_is_routed_on_its_first_words_and_a_chat_on_its_last(three: World) -> None:
+    turns = [*LAW, {"role": "assistant", "content": "ok"}, *CODE]
+    assert three.ask(messages=turns).expert == "code"
+    assert three.ask(messages=turns, tools=TOOLS).expert == "law"
+    assert three.ask(messages=turns, tools=TOOLS, ir3de={"stickiness": 0}).expert == "code"
+    assert three.ask(messages=turns, ir3de={"stickiness": 1}).expert == "law"
+
+
+@pytest.mark.parametrize(
+    ("headers", "fields"),
+    [({"x_session_id": "s"}, {}), ({}, {"prompt_cache_key": "s"}), ({}, {"user": "u"}), ({}, {})],
+)
+def test_an_agent_stays_with_the_expert_that_it_has(headers: dict[str, str], fields: dict[str, Any]) -> None:
+    down = False
+
+    async def sometimes(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.Response(status=500) if down else await respond(request, received)
+
+    with world(settings=HASTY, responds={"law": sometimes}) as made:
+        down = True
+        first = made.ask(tools=TOOLS, headers=headers, **fields).expert
+        assert first in ("code", "math"), "since law is down"
+        down = False
+        later = [*LAW, {"role": "assistant", "content": "ok"}, {"role": "user", "content": "go on"}]
+        assert made.ask(messages=later, tools=TOOLS, headers=headers, **fields).expert == first
+        assert made.ask(messages=later, headers=headers, **fields).expert != first, "a chat has no such tie"
+        other = [{"role": "user", "content": "the court of appeal"}]
+        if headers or "prompt_cache_key" in fields:
+            assert made.ask(messages=other, tools=TOOLS, headers=headers, **fields).expert == first
+        else:
+            assert made.ask(messages=other, tools=TOOLS, **fields).expert == "law", "another conversation"
+
+
+def test_thoughts_that_another_model_signed_are_left_out_and_the_client_is_told() -> None:
+    down = False
+
+    async def sometimes(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.Response(status=500) if down else await respond(request, received)
+
+    tools = [{"name": "look", "input_schema": {"type": "object"}}]
+    thought = {"type": "thinking", "thinking": "hm", "signature": "of law"}
+    turns: list[Any] = [
+        *LAW,
+        {"role": "assistant", "content": [thought, {"type": "text", "text": "ok"}]},
+        {"role": "user", "content": "go on"},
+    ]
+    with world(settings=HASTY, responds={"law": sometimes}) as made:
+        assert made.ask("messages", max_tokens=9, tools=tools).expert == "law"
+        answered = made.ask("messages", max_tokens=9, tools=tools, messages=turns)
+        assert answered.expert == "law"
+        assert made.last("law").json["messages"] == turns
+        assert "x-ir3de-note" not in answered.headers
+        down = True
+        answered = made.ask("messages", max_tokens=9, tools=tools, messages=turns)
+        other = str(answered.expert)
+        assert other != "law"
+        assert made.last(other).json["messages"][1]["content"] == [{"type": "text", "text": "ok"}]
+        assert answered.headers["x-ir3de-note"] == "1 parts that only law can read were left out"
+
+
+def test_a_response_goes_on_where_it_is_kept(three: World) -> None:
+    made = three.ask("responses", messages=None, input="the court and a judge")
+    assert made.expert == "law"
+    more = {"messages": None, "input": "debug my python loop", "previous_response_id": made.json["id"]}
+    answered = three.ask("responses", **more)
+    assert answered.expert == "law"
+    assert three.last("law").json["previous_response_id"] == made.json["id"]
+    assert three.send("GET", f"/v1/responses/{made.json['id']}").json["path"].endswith(made.json["id"])
+    answered = three.ask("responses", **{**more, "previous_response_id": "resp_unknown"})
+    assert (answered.status, answered.code) == (400, "previous_response_not_found")
+    assert three.send("GET", "/v1/responses/resp_unknown").status == 404
+
+
+# Capabilities.
+
+
+@pytest.mark.parametrize(
+    ("need", "capability", "fields"),
+    [
+        ("tools", "tools", {"tools": TOOLS}),
+        ("json", "json", {"response_format": {"type": "json_object"}}),
+        ("logprobs", "logprobs", {"logprobs": True}),
+        (
+            "images",
+            "images",
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "court"}, {"type": "image_url"}]}]},
+        ),
+        ("a context of about 1,000 tokens", "context", {"max_tokens": 995}),
+    ],
+)
+def test_a_request_goes_to_an_expert_that_can(need: str, capability: str, fields: dict[str, Any]) -> None:
+    cannot: Any = 999 if capability == "context" else False
+    can: Any = 1000 if capability == "context" else True
+    with world({"law": {capability: cannot}, "code": {capability: cannot}, "math": {capability: can}}) as made:
+        assert made.ask().expert == "law"
+        answered = made.ask(**fields, ir3de={})
+        assert answered.expert == "math"
+        assert [entry["expert"] for entry in answered.json["ir3de"]["ranking"]] == ["math"]
+        refused = made.ask(**fields, ir3de={"experts": ["law", "code"]})
+        assert refused.status == 400
+        message = refused.json["error"]["message"]
+        assert need in message
+        assert "These could: math." in message
+        assert refused.code == ("context_length_exceeded" if capability == "context" else "unsupported_value")
+        assert made.ask(**fields, model="law").status == 400
+        described = {model["id"]: model.get("capabilities") for model in made.send("GET", "/v1/models").json["data"]}
+        assert described == {"ir3de": None, "code": {capability: cannot}, "law": {capability: cannot}} | {
+            "math": {capability: can}
+        }
+
+
+def test_what_is_unknown_is_tried() -> None:
+    needs = Needs(tools=True, images=True, json=True, logprobs=True, characters=10**9, new_tokens=5)
+    assert Capabilities().missing(needs) == []
+    assert Capabilities(tools=False, context=10).missing(Needs(characters=37)) == []
+    assert Capabilities(tools=False, context=10).missing(Needs(tools=True, characters=44)) == [
+        "tools",
+        "a context of about 11 tokens",
+    ]
+
+
+def test_a_spec_says_what_an_expert_can_do_and_nothing_else() -> None:
+    spec = {"name": "law", "endpoint": "http://host/v1", "context": 8192, "tools": True, "images": False}
+    assert check_expert(spec) == spec
+    for key, value in (("context", 0), ("context", 1.5), ("context", True), ("tools", "yes"), ("json", 1)):
+        with pytest.raises(ValueError, match=f"`{key}` of expert 'law'"):
+            check_expert({**spec, key: value})
+
+
+def test_an_expert_here_says_what_its_files_show(expert_specs: dict[str, dict[str, Any]]) -> None:
+    with world(expert_specs, names=()) as made:
+        law = made.gateway.serving.experts["law"]
+        assert law.capabilities.context is None
+        law.learn()
+        assert law.capabilities.context == 512
+        assert law.capabilities.tools is False
+        answered = made.ask(model="law", tools=TOOLS)
+        assert (answered.status, "tools" in answered.json["error"]["message"]) == (400, True)
+
+
+def test_many_turns_of_an_agent_are_read_in_time(three: World) -> None:
+    import time
+
+    turns: list[Any] = [*LAW]
+    for index in range(499):
+        call = {"id": f"c{index}", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        turns.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        turns.append({"role": "tool", "tool_call_id": f"c{index}", "content": "line of a file\n" * 300})
+    body = json.dumps({"model": "ir3de", "messages": turns, "tools": TOOLS * 100}).encode()
+    assert len(body) > 2_000_000
+    began = time.perf_counter()
+    answered = three.send("POST", "/v1/chat/completions", body, x_session_id="long")
+    assert (answered.status, answered.expert) == (200, "law")
+    assert three.last("law").json["messages"] == turns
+    assert time.perf_counter() - began < 2
+
+
+def test_settings_of_time_come_from_the_spec() -> None:
+    async def silent(_: web.Request, __: Received) -> web.StreamResponse:
+        import asyncio
+
+        await asyncio.sleep(30)
+        raise AssertionError
+
+    settings = Settings(timeouts=Timeouts(first_byte=20))
+    with world({"law": {"timeout": 0.2}}, settings=settings, responds={"law": silent}) as made:
+        assert made.ask().expert in ("code", "math")

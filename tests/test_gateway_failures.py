@@ -1,0 +1,338 @@
+"""Servers that fail in every way: the next expert answers, or the client is told, and nothing is mixed up."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import openai
+import pytest
+from aiohttp import web
+
+from ir3de.gateway.attempts import Patience
+from ir3de.gateway.breaker import Breaker, BreakerOptions
+from ir3de.gateway.limits import Timeouts
+from ir3de.gateway.relay import Events
+from ir3de.gateway.settings import Settings
+from ir3de.scripts.bench.stand_in import Received, Respond, answer, chat_chunks, respond
+
+from .gateway_world import LAW, World, world
+
+QUICK = Settings(
+    timeouts=Timeouts(connect=0.5, first_byte=0.5, idle=0.5),
+    patience=Patience(retries=1, wait=0.01),
+    breaker=BreakerOptions(failures=1000),
+)
+
+
+def status(code: int, **headers: str) -> Respond:
+    """A server that answers nothing but this status."""
+
+    async def fail(_: web.Request, __: Received) -> web.StreamResponse:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return web.Response(status=code, text="the secret of the server", headers=named)
+
+    return fail
+
+
+def stream(chunks: int, then: str) -> Respond:
+    """A server that begins well and then stalls, breaks off within an event, or breaks off between two."""
+
+    async def begin(request: web.Request, received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        events = chat_chunks(received.json)
+        for event in events[:chunks]:
+            await response.write(event)
+        if then == "within":
+            await response.write(events[chunks][:30])
+        if then == "stall":
+            await asyncio.sleep(30)
+        assert request.transport is not None
+        await asyncio.sleep(0.05)
+        request.transport.abort()
+        return response
+
+    return begin
+
+
+async def half_a_body(request: web.Request, received: Received) -> web.StreamResponse:
+    """A server that breaks off in the middle of an answer in one piece."""
+    body = answer(request.path, received.json)
+    response = web.StreamResponse(headers={"content-type": "application/json", "content-length": str(len(body))})
+    await response.prepare(request)
+    await response.write(body[:100])
+    await asyncio.sleep(0.02)
+    assert request.transport is not None
+    request.transport.abort()
+    return response
+
+
+async def silent(_: web.Request, __: Received) -> web.StreamResponse:
+    """A server that never begins."""
+    await asyncio.sleep(30)
+    raise AssertionError
+
+
+async def hang_up(request: web.Request, _: Received) -> web.StreamResponse:
+    """A server that closes the connection before its answer."""
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+BEFORE: dict[str, tuple[Respond, int]] = {  # what fails before the first byte, and how often it is tried
+    "500": (status(500), 2),
+    "503": (status(503), 2),
+    "429": (status(429), 2),
+    "429 for long": (status(429, retry_after="60"), 1),
+    "401": (status(401), 1),
+    "404": (status(404), 1),
+    "a redirect": (status(302, location="http://127.0.0.1:9/"), 1),
+    "no answer": (silent, 1),
+    "a closed connection": (hang_up, 2),
+    "half an answer": (half_a_body, 2),
+}
+
+
+@pytest.mark.parametrize("how", BEFORE)
+def test_before_the_first_byte_the_next_expert_answers(how: str) -> None:
+    failing, tries = BEFORE[how]
+    with world(settings=QUICK, responds={"law": failing}) as made:
+        for stream_ in (False, True) if how != "half an answer" else (False,):
+            made.behind["law"].received.clear()
+            answered = made.ask(stream=stream_)
+            assert answered.status == 200
+            assert answered.expert in ("code", "math")
+            assert answered.body == answer("/v1/chat/completions", made.last(str(answered.expert)).json)
+            assert len(made.behind["law"].received) == tries
+        named = made.ask(model="law")
+        assert named.status == (429 if how.startswith("429") else 502), "nobody else was asked for"
+        assert "secret" not in named.body.decode()
+        assert named.code in ("busy", "expert_failed")
+
+
+def test_a_server_that_is_not_there_is_one_that_fails() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    with world({"law": {"endpoint": f"http://127.0.0.1:{port}/v1"}}, settings=QUICK) as made:
+        answered = made.ask(ir3de={})
+        assert answered.expert in ("code", "math")
+        assert {"expert": "law"} in answered.json["ir3de"]["failures"]
+
+
+def test_where_all_fail_the_error_says_who_and_why() -> None:
+    with world(settings=QUICK, responds=dict.fromkeys(("code", "law", "math"), status(500))) as made:
+        answered = made.ask()
+        assert (answered.status, answered.code) == (502, "expert_failed")
+        assert "law: status 500" in answered.json["error"]["message"]
+        assert sum(len(server.received) for server in made.behind.values()) == 6, "three experts, two tries each"
+        assert made.ask("messages", max_tokens=5).json["error"]["type"] == "api_error"
+    with world(settings=QUICK, responds=dict.fromkeys(("code", "law", "math"), status(429, retry_after="7"))) as made:
+        answered = made.ask()
+        assert (answered.status, answered.headers["retry-after"]) == (429, "7")
+
+
+def test_a_failure_does_not_lower_the_bar() -> None:
+    """An expert below the minimum does not answer because the one above it is down; the fallback may."""
+    with world(settings=QUICK, responds={"law": status(500)}) as made:
+        assert made.ask(ir3de={"min_score": 0.4}).status == 502
+        assert made.ask(ir3de={"min_score": 0.4, "fallback_expert": "math"}).expert == "math"
+        assert not made.behind["code"].received
+    with world(settings=QUICK, responds={"law": status(500)}, min_score=0.4, fallback_expert="code") as made:
+        assert made.ask().expert == "code"
+        assert not made.behind["math"].received
+
+
+# After the first byte.
+
+
+@pytest.mark.parametrize("how", ["stall", "within", "between"])
+@pytest.mark.parametrize("api", ["chat/completions", "messages"])
+def test_after_the_first_byte_the_stream_ends_with_an_error_event(how: str, api: str) -> None:
+    with world(settings=QUICK, responds={"law": stream(3, how)}) as made:
+        answered = made.ask(api, stream=True, max_tokens=9)
+        assert answered.status == 200
+        sent = b"".join(chat_chunks(made.last("law").json)[:3])
+        assert answered.body.startswith(sent)
+        error = answered.body[len(sent) :].decode()
+        if api == "messages":
+            assert error.startswith("event: error\n")
+        data = json.loads(error.split("data: ", 1)[1])
+        assert "in the middle of its answer" in data["error"]["message"]
+        assert error.endswith("\n\n")
+        assert not made.behind["code"].received
+        assert not made.behind["math"].received
+        assert made.ask(model="code").status == 200
+
+
+def test_openais_client_raises_what_the_event_says() -> None:
+    with world(settings=QUICK, responds={"law": stream(3, "within")}) as made:
+        client = openai.OpenAI(base_url=made.url, api_key="none", max_retries=0)
+        chunks = client.chat.completions.create(model="ir3de", messages=LAW, stream=True)  # type: ignore[arg-type]
+        assert [next(chunks).choices[0].delta.content for _ in range(3)] == ["", "Forty", "-two"]
+        with pytest.raises(openai.APIError, match="in the middle"):
+            next(chunks)
+
+
+def test_a_comment_keeps_a_stream_alive() -> None:
+    async def thoughtful(request: web.Request, received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for _ in range(4):
+            await asyncio.sleep(0.3)
+            await response.write(b": ping\n\n")
+        for event in chat_chunks(received.json):
+            await response.write(event)
+        return response
+
+    with world(settings=QUICK, responds={"law": thoughtful}) as made:
+        answered = made.ask(stream=True, ir3de={})
+        assert answered.body.count(b": ping") == 4
+        assert answered.body.endswith(b"data: [DONE]\n\n")
+        assert answered.body.count(b'"ir3de"') == 1
+
+
+def test_events_are_passed_on_whole() -> None:
+    events = Events()
+    assert events.complete(b"data: 1\n\ndata: 2") == b"data: 1\n\n"
+    assert events.complete(b"2\n") == b""
+    assert events.complete(b"\ndata: 3\r\n\r\nda") == b"data: 22\n\ndata: 3\r\n\r\n"
+    assert events.rest() == b"da"
+    assert Events().complete(b"x" * (1 << 21)) == b"x" * (1 << 21)
+
+
+# The breaker.
+
+
+def test_a_breaker_opens_after_failures_in_a_row_and_one_request_tries_again() -> None:
+    now = 0.0
+    breaker = Breaker(BreakerOptions(failures=3, seconds=5, most_seconds=15), lambda: now)
+    for _ in range(2):
+        assert breaker.admit()
+        breaker.failed()
+    breaker.succeeded()
+    for _ in range(3):
+        assert breaker.admit()
+        breaker.failed()
+    assert not breaker.admit()
+    assert breaker.wait == 5
+    now = 5.0
+    assert breaker.admit()
+    assert not breaker.admit(), "one at a time"
+    breaker.failed()
+    assert breaker.wait == 10
+    now = 15.0
+    assert breaker.admit()
+    breaker.left()
+    assert breaker.admit(), "who left said nothing of the expert"
+    breaker.failed()
+    assert breaker.wait == 15, "no longer than the longest"
+    now = 40.0
+    assert breaker.admit()
+    breaker.succeeded()
+    assert all(breaker.admit() for _ in range(3))
+
+
+def test_an_expert_that_fails_is_left_alone_and_comes_back() -> None:
+    settings = QUICK._replace(breaker=BreakerOptions(failures=4, seconds=0.3))
+    with world(settings=settings, responds={"law": status(500)}) as made:
+        for _ in range(2):
+            made.ask()
+        tried = len(made.behind["law"].received)
+        assert tried == 4
+        answered = made.ask()
+        assert answered.expert in ("code", "math")
+        assert len(made.behind["law"].received) == tried
+        named = made.ask(model="law")
+        assert (named.status, named.headers["retry-after"]) == (503, "1")
+        assert 'ir3de_breaker_open{expert="law"} 1.0' in made.send("GET", "/metrics").body.decode()
+        made.behind["law"].respond = respond
+        time.sleep(0.35)
+        assert made.ask().expert == "law"
+        assert 'ir3de_breaker_open{expert="law"} 0.0' in made.send("GET", "/metrics").body.decode()
+
+
+def test_what_is_wrong_with_a_request_does_not_open_a_breaker() -> None:
+    settings = QUICK._replace(breaker=BreakerOptions(failures=2, seconds=60))
+    for code in (400, 429):
+        with world(settings=settings, responds={"law": status(code, retry_after="9")}) as made:
+            for _ in range(4):
+                made.ask(model="law")
+            made.behind["law"].respond = respond
+            assert made.ask().expert == "law"
+
+
+# Clients that leave.
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[World]:
+    """A server that streams without end, or thinks for long."""
+
+    async def endless(request: web.Request, received: Received) -> web.StreamResponse:
+        if not received.json.get("stream"):
+            await asyncio.sleep(30)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        while True:
+            await response.write(b'data: {"choices":[]}\n\n')
+            await asyncio.sleep(0.01)
+
+    with world(responds={"law": endless}) as made:
+        yield made
+
+
+@pytest.mark.parametrize("stream_", [True, False])
+def test_a_client_that_leaves_frees_the_server(slow: World, stream_: bool) -> None:
+    body = json.dumps({"model": "ir3de", "messages": LAW, "stream": stream_}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", slow.port)) as connection:
+        connection.sendall(head + body)
+        slow.wait(lambda: slow.behind["law"].open == 1, "nothing came to the server")
+        if stream_:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    slow.wait(lambda: slow.behind["law"].open == 0, "the server works for nobody")
+    text = slow.send("GET", "/metrics").body.decode()
+    assert "ir3de_requests_inside 0.0" in text
+    assert 'expert="law",outcome="left"' in text if stream_ else 'outcome="left"' in text
+
+
+# Many at once.
+
+
+def test_faults_at_random_lose_and_mix_up_nothing() -> None:
+    """Each request says a number, and the server that answers says it again."""
+    kinds: list[Any] = [respond, respond, status(500), status(429), hang_up, half_a_body, "echo", "echo", "echo"]
+    turn = iter(range(10**9))
+    lock = threading.Lock()
+
+    async def faulty(request: web.Request, received: Received) -> web.StreamResponse:
+        with lock:
+            kind = kinds[next(turn) * 7 % len(kinds)]
+        if kind == "echo" or kind is respond:
+            said = received.json["messages"][-1]["content"]
+            return web.json_response({"said": said, "by": received.json["model"]})
+        response: web.StreamResponse = await kind(request, received)
+        return response
+
+    settings = QUICK._replace(timeouts=Timeouts(connect=5, first_byte=5, idle=5))
+    with world(settings=settings, responds=dict.fromkeys(("code", "law", "math"), faulty)) as made:
+
+        def ask(number: int) -> tuple[int, int]:
+            answered = made.ask(messages=[{"role": "user", "content": f"the court and a judge {number}"}])
+            if answered.status == 200:
+                assert answered.json["said"].endswith(f" {number}")
+                assert answered.json["by"] == f"served-{answered.expert}"
+            else:
+                assert answered.code in ("busy", "expert_failed", "expert_unavailable")
+            return number, answered.status
+
+        with ThreadPoolExecutor(16) as threads:
+            results = list(threads.map(ask, range(400)))
+        assert [number for number, _ in results] == list(range(400))
+        assert sum(code == 200 for _, code in results) > 380

@@ -32,6 +32,7 @@ _OPTIONS = {
     "postprocess": ("generate", "on_error", *Policy._fields),
 }
 _OWN = frozenset(key for keys in _OPTIONS.values() for key in keys)
+ROUTING_OPTIONS = tuple(sorted(_OWN - {"generate", "on_error"}))  # that decide who answers
 _ROUTED_AT_ONCE = 1024  # prompts of a generator that are read at a time where nothing is generated
 
 

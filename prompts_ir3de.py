@@ -55,12 +55,17 @@ def check_prompt(prompt: Prompt, index: int = 0) -> None:
         if content is None and "tool_calls" in message:
             continue
         for part in content if isinstance(content, (list, tuple)) else [content]:
-            if not isinstance(part, str) and not (isinstance(part, dict) and isinstance(part.get("text"), str)):
+            if not is_text(part):
                 kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
                 raise ValueError(
                     f"Prompt {index} has content of type {kind!r}, and the experts read text only: send the text, or"
                     " route alone with `generate=False`."
                 )
+
+
+def is_text(part: object) -> bool:
+    """Whether a part of a message's content is text: a string, or a mapping with one under `text`."""
+    return isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
 def as_chat(prompt: Prompt, system_prompt: str | None = None) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ir3de.prompts_ir3de import ROLES, Prompt, text_of
+from ir3de.prompts_ir3de import ROLES, Prompt, is_text, text_of
 from ir3de.specs_ir3de import is_number
 
 from .apis import COMPLETIONS, MESSAGES, RESPONSES
@@ -137,7 +137,7 @@ def _text(content: Any, place: str, message: Message) -> str:
         return ""
     parts = content if isinstance(content, list) else [content]
     for part in parts:
-        if not isinstance(part, str) and not (isinstance(part, dict) and isinstance(part.get("text"), str)):
+        if not is_text(part):
             kind = part.get("type") if isinstance(part, dict) else part
             raise wrong(place, "must be text, or a list of parts of text, for an expert on this machine", kind)
     return str(text_of(content))

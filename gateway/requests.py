@@ -7,6 +7,7 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from ir3de.pipeline_ir3de import ROUTING_OPTIONS
 from ir3de.prompts_ir3de import text_of
 
 from .apis import Api, characters
@@ -15,19 +16,6 @@ from .errors import GatewayError, no_model, short, wrong
 from .limits import Limits
 
 ROUTER = "ir3de"  # the model that routes; the others are experts by name
-ROUTING_OPTIONS = (
-    "variant",
-    "num_votes",
-    "experts",
-    "top_n",
-    "cost_weight",
-    "min_score",
-    "fallback_expert",
-    "second_below",
-    "route_on",
-    "stickiness",
-    "explain",
-)
 
 
 class Needs(NamedTuple):

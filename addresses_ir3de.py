@@ -39,7 +39,7 @@ class Server(NamedTuple):
     @property
     def is_private(self) -> bool:
         """Whether nobody between could read what is sent: it is encrypted, or stays on this machine."""
-        return self.scheme == "https" or _is_loopback(self.host)
+        return self.scheme == "https" or is_loopback(self.host)
 
 
 def server_of(endpoint: str) -> Server:
@@ -78,7 +78,8 @@ def _checked_host(host: str) -> str:
         raise ValueError(f"{host!r} is no IP address: write it as four numbers, or as IPv6 in brackets") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
     if host == "localhost":
         return True
     try:

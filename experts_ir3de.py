@@ -139,7 +139,7 @@ class ExpertPool:
             prompts (`Sequence[str | list[dict]]`): texts or chats.
             batch_size (`int`, *optional*): prompts that are generated for at once; all of them by default.
             options (*optional*): of the expert's text-generation pipeline, and `seed` and `timeout`; they win over the
-                spec's.
+                spec's, but for the `timeout`, of which the smaller counts.
 
         Returns:
             `list`: a text a prompt, or a list of them with `num_return_sequences` above 1, or the exception that kept
@@ -382,6 +382,7 @@ def _key(base: BaseSpec) -> str:
 
 
 def _with_defaults(spec: ExpertSpec, options: Options) -> Options:
-    """The options of a call over those of the expert's spec."""
-    own: Options = {"timeout": spec["timeout"]} if "timeout" in spec else {}
-    return {**own, **spec.get("generation", {}), **options}
+    """The options of a call over those of the expert's spec; of two timeouts the smaller."""
+    merged: Options = {**spec.get("generation", {}), **options}
+    timeouts = [each for each in (merged.get("timeout"), spec.get("timeout")) if each]
+    return {**merged, "timeout": min(timeouts)} if timeouts else merged

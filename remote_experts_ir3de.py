@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from huggingface_hub import InferenceClient
+from huggingface_hub import InferenceClient, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .addresses_ir3de import hub_token, token_for
 from .options_ir3de import Options
 from .prompts_ir3de import Prompt, as_chat, as_text, with_prompt
 from .specs_ir3de import ExpertSpec
+from .transport_ir3de import BoundedClient, most_bytes
 
 TIMEOUT = 60.0  # seconds, where neither spec nor caller says
 _AT_ONCE = 8  # requests to one expert, where the caller gives no batch_size
@@ -57,7 +58,7 @@ class RemoteModel:
         def answer(prompt: Prompt) -> Any:
             """The server's answers to one prompt, or what went wrong."""
             try:
-                texts: list[Any] = self._attempt(lambda: self._request(prompt, options))
+                texts: list[Any] = self._attempt(lambda left: self._request(prompt, options, left), options)
             except Exception as error:
                 return self._safe(error)
             texts = [with_prompt(prompt, text) for text in texts] if full else texts
@@ -73,26 +74,26 @@ class RemoteModel:
             Exception: whatever kept the prompt from being answered; before the first piece it was tried again.
         """
         options = {key: value for key, value in options.items() if key != "return_full_text"}
-        timeout = self._timeout(options)
-        client, pieces, first = self._attempt(lambda: self._open(prompt, options))
-        end = time.monotonic() + timeout
+        client, pieces, first = self._attempt(lambda left: self._open(prompt, options, left), options)
         try:
             while first is not None:
                 if first:
                     yield first
-                if time.monotonic() > end:
-                    raise TimeoutError(f"no complete answer within {timeout:g} s")
                 first = next(pieces, None)
+        except TimeoutError:
+            raise self._too_late(options) from None
         except Exception as error:
             raise self._safe(error) from None
         finally:
             client.close()
 
-    def _open(self, prompt: Prompt, options: Options) -> tuple[InferenceClient, Iterator[str], str | None]:
+    def _open(
+        self, prompt: Prompt, options: Options, timeout: float
+    ) -> tuple[InferenceClient, Iterator[str], str | None]:
         """A stream whose first piece has arrived."""
-        client = self._client(self._timeout(options))
+        client = self._client(timeout, options)
         try:
-            pieces = self._pieces(client, prompt, options)
+            pieces = _at_most(options.get("max_new_tokens"), self._pieces(client, prompt, options))
             return client, pieces, next(pieces, None)
         except BaseException:
             client.close()
@@ -116,8 +117,8 @@ class RemoteModel:
         if not finished:
             raise ConnectionError("the stream ended before the answer did")
 
-    def _request(self, prompt: Prompt, options: Options) -> list[str]:
-        client, parameters = self._client(self._timeout(options)), self._parameters(options)
+    def _request(self, prompt: Prompt, options: Options, timeout: float) -> list[str]:
+        client, parameters = self._client(timeout, options), self._parameters(options)
         if self._spec.get("task") == "text":
             return [str(client.text_generation(as_text(prompt, self._spec.get("system_prompt")), **parameters))]
         chat = as_chat(prompt, self._spec.get("system_prompt"))
@@ -127,16 +128,25 @@ class RemoteModel:
             raise ConnectionError("the server's answer holds no text")
         return [str(text) for text in texts]
 
-    def _client(self, timeout: float) -> InferenceClient:
+    def _client(self, timeout: float, options: Options) -> InferenceClient:
+        limit = most_bytes(options.get("max_new_tokens")) * int(options.get("num_return_sequences") or 1)
         if "provider" in self._spec:
+            if is_offline_mode():
+                raise OfflineModeIsEnabled("providers are reached through the Hub, and HF_HUB_OFFLINE is set")
             model, provider = self._spec["model"], self._spec["provider"]
-            return InferenceClient(model, provider=provider, token=self._token, timeout=timeout)  # type: ignore[arg-type]
+            return BoundedClient(timeout, limit, model=model, provider=provider, token=self._token)
         # The header is always ours: by itself the client would send the Hub's token to any server.
         headers = {"authorization": f"Bearer {self._token}" if self._token else ""}
-        return InferenceClient(base_url=self._spec["endpoint"], headers=headers, timeout=timeout)
+        return BoundedClient(timeout, limit, base_url=self._spec["endpoint"], headers=headers)
 
     def _timeout(self, options: Options) -> float:
-        return float(options.get("timeout") or self._spec.get("timeout") or TIMEOUT)
+        """Seconds for an answer: the smaller of what the spec and the call say."""
+        return float(
+            min((each for each in (options.get("timeout"), self._spec.get("timeout")) if each), default=TIMEOUT)
+        )
+
+    def _too_late(self, options: Options) -> TimeoutError:
+        return TimeoutError(f"no complete answer within {self._timeout(options):g} s")
 
     def _parameters(self, options: Options) -> Options:
         """Generation options in the server's names.
@@ -160,14 +170,19 @@ class RemoteModel:
         beside = {key: options.pop(key) for key in extra & options.keys()}
         return {**options, **({"extra_body": beside} if beside else {})}
 
-    def _attempt(self, request: Callable[[], T]) -> T:
-        """The request's result, after some patience with a server that is busy, broken or not reached."""
+    def _attempt(self, request: Callable[[float], T], options: Options) -> T:
+        """The result of a request, which takes the seconds that are left, after some patience with a server that is
+        busy, broken or not reached. The patience is part of the time for the answer.
+        """
+        end = time.monotonic() + self._timeout(options)
         for attempt in range(self._retries + 1):
             try:
-                return request()
+                return request(end - time.monotonic())
             except Exception as error:
                 wait = _wait_before_retry(error, attempt)
-                if wait is None or attempt == self._retries:
+                if isinstance(error, TimeoutError):
+                    error = self._too_late(options)
+                if wait is None or attempt == self._retries or time.monotonic() + wait >= end:
                     raise self._safe(error) from None
                 time.sleep(wait)
         raise AssertionError("unreachable")
@@ -188,13 +203,25 @@ def _wait_before_retry(error: Exception, attempt: int) -> float | None:
             return None
         after = error.response.headers.get("retry-after", "")
         return min(float(after), _LONGEST_WAIT) if re.fullmatch(r"\d+(\.\d+)?", after) else backoff
-    # A slow server gets no second chance, nor does an option that it does not take. A stalled stream raises the HTTP
-    # library's own timeout, which is known by its name: the library's name changes with huggingface_hub's version.
     if isinstance(error, OfflineModeIsEnabled):
         return None
+    # A slow server gets no second chance, nor does an option that it does not take.
     if isinstance(error, (TimeoutError, ValueError)) and not _is_broken_json(error):
         return None
-    return None if "Timeout" in type(error).__name__ else backoff
+    return backoff
+
+
+def _at_most(number: int | None, pieces: Iterator[str]) -> Iterator[str]:
+    """The pieces of an answer, as many as the tokens that were asked for: a server may send several tokens in a piece,
+    but one that sends more pieces does not keep to the number. What it would send further is not waited for.
+    """
+    left = number
+    for piece in pieces:
+        yield piece
+        if piece and left is not None:
+            left -= 1
+            if left <= 0:
+                return
 
 
 def _is_broken_json(error: Exception) -> bool:

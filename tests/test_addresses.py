@@ -8,7 +8,6 @@ from itertools import product
 from typing import Any
 
 import httpx2
-import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.inference._providers._common import _fetch_inference_provider_mapping
@@ -114,7 +113,7 @@ def test_a_login_that_is_none_of_the_hub_does_not_go_to_the_provider(monkeypatch
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[httpx2.Request]]:
-    """Every request that leaves huggingface_hub's client. Each is answered, or sent on elsewhere, by its path."""
+    """Every request that leaves through the HTTP library. Each is answered, or sent on elsewhere, by its path."""
     seen: list[httpx2.Request] = []
 
     def answer(request: httpx2.Request) -> httpx2.Response:
@@ -130,17 +129,11 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[httpx2.Request]]:
         choice = {"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}
         return httpx2.Response(200, json={"id": "1", "created": 1, "model": "m", "choices": [choice]})
 
-    def client() -> httpx2.Client:
-        return httpx2.Client(transport=httpx2.MockTransport(answer), follow_redirects=True)
-
+    monkeypatch.setattr(httpx2.HTTPTransport, "handle_request", lambda _, request: answer(request))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", HUB_TOKEN)
     _fetch_inference_provider_mapping.cache_clear()
-    huggingface_hub.set_client_factory(client)
     yield seen
-    from huggingface_hub.utils._http import default_client_factory
-
-    huggingface_hub.set_client_factory(default_client_factory)
     _fetch_inference_provider_mapping.cache_clear()
 
 
@@ -189,7 +182,9 @@ def test_no_token_leaves_to_a_server_that_it_is_not_for(
                 assert secure
                 reached.add(owner)
     assert reached == {"hub", *owners}, "tokens do go where they belong"
-    assert {"evil.org", "my.llm.org"} <= {request.url.host for request in sent}, "and others were asked without"
+    hosts = {request.url.host for request in sent}
+    assert {"evilhuggingface.co", "my.llm.org"} <= hosts, "and others were asked without"
+    assert "evil.org" not in hosts, "nor does a prompt go where a server sends it on to"
 
 
 def test_a_token_that_is_left_out_is_said_with_its_new_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -200,7 +200,7 @@ def test_through_a_proxy_that_fails_every_prompt_gets_an_answer_or_a_recorded_fa
     assert all(record["failures"] for record in failed)
     assert 0 < len(failed) < 100
     kinds = {failure["error"].split(":")[0] for record in failed for failure in record["failures"]}
-    assert "InferenceTimeoutError" in kinds
+    assert "TimeoutError" in kinds
     for prompt, record, expected in zip(prompts, records, direct, strict=True):
         if record["generated_text"] is not None:
             assert record["generated_text"] == expected["generated_text"]

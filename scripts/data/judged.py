@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ir3de.outcome_rows_ir3de import Outcome, read_rows
-from ir3de.scripts.metrics.measures import Array
+from ir3de.scripts.metrics.measures import Array, Integers
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Judged:
     scores: Array
     costs: Array
 
-    def take(self, rows: Sequence[int]) -> Judged:
+    def take(self, rows: Sequence[int] | Integers) -> Judged:
         """Some of the prompts."""
         picked = np.asarray(rows, dtype=np.int64)
         texts, groups = ([column[row] for row in picked] for column in (self.texts, self.groups))

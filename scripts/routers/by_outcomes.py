@@ -17,7 +17,7 @@ from ir3de.outcomes_ir3de import COLUMNS, COST_ONE, ONE, STRENGTH, Pairs, expect
 from ir3de.scripts.data.judged import Judged
 from ir3de.scripts.fitting.options import FitOptions
 from ir3de.scripts.metrics.frontier import chosen, macro_mean
-from ir3de.scripts.metrics.measures import Array
+from ir3de.scripts.metrics.measures import Array, Integers
 from ir3de.scripts.routers.encoders import Encoder
 from ir3de.scripts.routers.ours import IR3DERouter
 
@@ -36,7 +36,7 @@ class Predictor(Protocol):
         """Expected scores and costs of each expert, both of shape `(N, E)`."""
 
 
-def folds(number: int) -> Array:
+def folds(number: int) -> Integers:
     """A fold for each of so many prompts, at random."""
     return np.random.default_rng(0).permutation(number) % FOLDS
 
@@ -127,14 +127,16 @@ class Neighbours(OnFeatures):
             """Means of one expert's scores: `(N,)`."""
             rows = known[expert]
             nearest = np.argpartition(-similarities[:, rows], min(value, len(rows)) - 1, axis=1)[:, :value]
-            return Y[rows, expert][nearest].mean(axis=1)
+            means: Array = Y[rows, expert][nearest].mean(axis=1)
+            return means
 
         def predict(new: Array) -> Array:
             """Of shape `(N, E)`."""
             similarities = new @ X.T
             if shared:
                 nearest = np.argpartition(-similarities, min(value, len(X)) - 1, axis=1)[:, :value]
-                return Y[nearest].mean(axis=1)
+                means: Array = Y[nearest].mean(axis=1)
+                return means
             return np.stack([of_expert(similarities, expert) for expert in range(Y.shape[1])], axis=1)
 
         return predict

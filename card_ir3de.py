@@ -8,9 +8,13 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from huggingface_hub import EvalResult, ModelCard
+
+from .configuration_ir3de import IR3DEConfig
+from .specs_ir3de import ExpertSpec, is_remote
+from .statistics_ir3de import DomainStatistics
 
 CARD_NAME, PLOT_NAME = "README.md", "confusion.png"
 BEGIN, END = "<!-- ir3de: generated from here on, edits are overwritten -->", "<!-- ir3de: generated up to here -->"
@@ -62,7 +66,9 @@ the token counts of the domain can be solved back out of A.
 """
 
 
-def update_card(path: Path, config: Any, statistics: Mapping[str, Any], change: tuple[str, str] | None = None) -> None:
+def update_card(
+    path: Path, config: IR3DEConfig, statistics: Mapping[str, DomainStatistics], change: tuple[str, str] | None = None
+) -> None:
     """Writes the generated part of a card, its metadata and its plot; other text, metadata and results stay.
 
     Results that name the state of the router that they were measured on, as those of `ir3de evaluate --card` do, leave
@@ -98,7 +104,7 @@ def update_card(path: Path, config: Any, statistics: Mapping[str, Any], change: 
     card.save(path)
 
 
-def model_index(config: Any) -> list[EvalResult]:
+def model_index(config: IR3DEConfig) -> list[EvalResult]:
     """What was measured when the router was fitted, as results of a model-index; nothing once edits changed it."""
     if not config.evaluation or config.measured_on:
         return []
@@ -118,10 +124,10 @@ def _holds(result: EvalResult, now: str) -> bool:
     return not isinstance(result.dataset_args, dict) or result.dataset_args.get(STATE_KEY, now) == now
 
 
-def state(config: Any, statistics: Mapping[str, Any]) -> str:
+def state(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics]) -> str:
     """Names the experts with their statistics, whatever the edits that led to them: 12 hexadecimal digits."""
     ids = {name: sorted(domain.contributions) for name, domain in statistics.items()}
-    return hashlib.sha256(json.dumps([config.experts, ids], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([config.specs, ids], sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _history(old: str, now: str, change: str | None) -> list[str]:
@@ -138,8 +144,8 @@ def _history(old: str, now: str, change: str | None) -> list[str]:
     return ["## History of edits", "", about, "", markdown_table(["date", "change", "state"], rows), ""]
 
 
-def _metadata(config: Any) -> dict[str, Any]:
-    sources = [expert.get(key) for expert in config.experts for key in ("model", "adapter")]
+def _metadata(config: IR3DEConfig) -> dict[str, Any]:
+    sources = [source for spec in config.specs for source in (spec.get("model"), spec.get("adapter"))]
     ids = sorted({source for source in [config.embedding_model, *sources] if _on_hub(source)})
     metadata: dict[str, Any] = {
         "library_name": "transformers",
@@ -151,14 +157,14 @@ def _metadata(config: Any) -> dict[str, Any]:
     return {key: value for key, value in metadata.items() if value or key == "base_model"}
 
 
-def _on_hub(source: str | None) -> bool:
+def _on_hub(source: str | None) -> TypeGuard[str]:
     """Whether a source of weights looks like a Hub id, and no folder of that name is here."""
     return source is not None and bool(_HUB_ID.fullmatch(source)) and not Path(source).is_dir()
 
 
-def _about(config: Any, statistics: Mapping[str, Any], plotted: bool) -> str:
+def _about(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics], plotted: bool) -> str:
     intro = (
-        f"Routes a prompt to one of {len(config.experts)} domain experts with a linear router over token embeddings,"
+        f"Routes a prompt to one of {len(config.specs)} domain experts with a linear router over token embeddings,"
         f" fitted in closed form ([IR3DE](https://arxiv.org/abs/2606.06098)): {_method(config)}. Embeddings:"
         f" {_link(config.embedding_model or 'of an unnamed model')} ({config.vocab_size:,} x {config.hidden_size}).\n"
     )
@@ -172,7 +178,7 @@ def _link(source: str) -> str:
     return f"`{Path(source).name if Path(source).is_absolute() else source}`"
 
 
-def _method(config: Any) -> str:
+def _method(config: IR3DEConfig) -> str:
     """The choice that the config makes, in words."""
     features = f"{config.num_features} random Fourier" if config.feature_map == "rff" else f"`{config.feature_map}`"
     if config.variant == "prompt":
@@ -183,23 +189,23 @@ def _method(config: Any) -> str:
     return f"variant `{config.variant}`{votes}, {features} features, lambda {config.regularization:g}, {balance} sums"
 
 
-def _experts(config: Any, statistics: Mapping[str, Any]) -> str:
+def _experts(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics]) -> str:
     rows = []
-    for expert in config.experts:
+    for expert in config.specs:
         domain = statistics[expert["name"]]
         seen = (f"{domain.rows('prompts'):,}", f"{domain.rows('tokens'):,}", str(len(domain.contributions)))
         rows.append([expert["name"], *_source(expert), *seen])
     head = ["expert", "answers", "revision", "prompts seen", "tokens seen", "contributions"]
     lines = ["## Experts", "", markdown_table(head, rows, numbers=3)]
-    if any(_on_hub(expert.get("model")) and not _pinned(expert.get("revision")) for expert in config.experts):
+    if any(_on_hub(expert.get("model")) and not _pinned(expert.get("revision")) for expert in config.specs):
         lines += ["", "What is not pinned to a commit may answer differently tomorrow."]
     return "\n".join(lines) + "\n"
 
 
-def _source(expert: Mapping[str, Any]) -> tuple[str, str]:
+def _source(expert: ExpertSpec) -> tuple[str, str]:
     """What answers for an expert, and the revisions that it is pinned to."""
     model = _link(expert["model"]) if "model" in expert else ""
-    if "endpoint" in expert or "provider" in expert:
+    if is_remote(expert):
         where = f"<{expert['endpoint']}>" if "endpoint" in expert else f"provider `{expert['provider']}`"
         return f"{model} at {where}: prompts leave your machine".strip(), "the server's"
     revisions = [_revision(expert["model"], expert.get("revision"))] if model else []
@@ -223,7 +229,7 @@ def _pinned(revision: str | None) -> bool:
     return revision is not None and bool(_COMMIT.fullmatch(revision))
 
 
-def _evaluation(config: Any, plotted: bool) -> str:
+def _evaluation(config: IR3DEConfig, plotted: bool) -> str:
     evaluation = config.evaluation
     if not evaluation:
         return ""

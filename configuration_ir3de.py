@@ -13,14 +13,14 @@ from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import FeatureMap
 
 
-def check_choice(variant: Any, num_votes: Any) -> None:
+def check_choice(variant: object, num_votes: object) -> None:
     """Raises ValueError unless these say how a prompt is routed."""
     if variant not in VARIANTS:
         raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}; got {variant!r}.")
     _check_positive("num_votes", num_votes)
 
 
-def _check_positive(field: str, value: Any) -> None:
+def _check_positive(field: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{field}` must be a whole number of at least 1, got {value!r}.")
 
@@ -116,9 +116,14 @@ class IR3DEConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
+    def specs(self) -> list[ExpertSpec]:
+        """The experts' specs in the order of the columns of W."""
+        return self.experts or []
+
+    @property
     def expert_names(self) -> list[str]:
         """The experts' names in the order of the columns of W."""
-        return [expert["name"] for expert in self.experts or []]
+        return [spec["name"] for spec in self.specs]
 
     @property
     def features(self) -> FeatureMap:
@@ -130,7 +135,7 @@ class IR3DEConfig(PreTrainedConfig):
         """What the statistics must lie in."""
         return FeatureSpace(str(self.fingerprint), self.features.width(self.hidden_size) + 1)
 
-    def set_experts(self, experts: Sequence[ExpertSpec | Mapping[str, Any]]) -> None:
+    def set_experts(self, experts: Sequence[ExpertSpec | Mapping[str, object]]) -> None:
         """Sets the experts and the labels that follow from them.
 
         Raises:

@@ -94,7 +94,7 @@ class ExpertPool:
         Other experts are fetched from the Hub without this machine's login, and from nowhere else.
         """
         pool = self.for_config(self._config)
-        pool._trusted = copy.deepcopy(self._config.experts or [])
+        pool._trusted = copy.deepcopy(self._config.specs)
         return pool
 
     def spec(self, name: str) -> ExpertSpec:
@@ -103,7 +103,7 @@ class ExpertPool:
         Raises:
             ValueError: the spec is a stranger's, and names something else than repositories on the Hub.
         """
-        spec = next(spec for spec in self._config.experts or [] if spec["name"] == name)
+        spec = next(spec for spec in self._config.specs if spec["name"] == name)
         if self._trusted is None or spec in self._trusted:
             return spec
         check_strangers_spec(spec)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 from transformers.utils.generic import ModelOutput
 from transformers.utils.hub import cached_file
@@ -48,6 +48,7 @@ from .token_router_ir3de import FeatureMap, log_odds, mean_diagonal, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
+T = TypeVar("T")
 _HUB_KEYS = ("cache_dir", "local_files_only", "token", "subfolder")
 
 
@@ -112,8 +113,8 @@ class IR3DEModel(PreTrainedModel):
         self.lexicon = nn.Embedding(config.vocab_size, len(experts)) if config.lexical_weight else None
         self._derived: dict[str, tuple[object, list[torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {}
         self._statistics: dict[str, DomainStatistics] | None = None
-        self._tokenizer: Any = None
-        self._second_opinion: Any = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._second_opinion: SecondOpinion | None = None
         self._second_is_read = True
         self._origin: dict[str, Any] | None = None
         self._saved: bytes | None = None  # config.json as it was read from a folder
@@ -217,7 +218,7 @@ class IR3DEModel(PreTrainedModel):
 
         weights = [router.weight] if router.bias is None else [router.weight, router.bias]
         lexicon = [] if variant != "prompt" or self.lexicon is None else [self.lexicon.weight]
-        return self._derive(variant if variant in MEANS else "votes", make, weights, *lexicon)  # type: ignore[no-any-return]
+        return self._derive(variant if variant in MEANS else "votes", make, weights, *lexicon)
 
     def _token_logits(self, token_ids: torch.Tensor | slice, variant: str) -> torch.Tensor:
         """What tokens say of each domain, of shape `(tokens, domains)`.
@@ -235,11 +236,11 @@ class IR3DEModel(PreTrainedModel):
     @property
     def _features(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """The feature map of this vocabulary."""
-        return self._derive("features", lambda: self.config.features.prepare(self.embed_tokens.weight.detach()))  # type: ignore[no-any-return]
+        return self._derive("features", lambda: self.config.features.prepare(self.embed_tokens.weight.detach()))
 
     def _derive(
-        self, name: str, make: Callable[[], Any], weights: Sequence[torch.Tensor] = (), *tables: torch.Tensor
-    ) -> Any:
+        self, name: str, make: Callable[[], T], weights: Sequence[torch.Tensor] = (), *tables: torch.Tensor
+    ) -> T:
         """Something computed from E, other tables as large, and small weights, kept until one of them changes.
 
         Weights may change by whatever means; of tables, which are too large to compare, torch must know.
@@ -249,7 +250,7 @@ class IR3DEModel(PreTrainedModel):
         if kept is None or kept[0] != state or not all(map(_equal, kept[1], weights)):
             # The tables are kept too, so that no other one can come to lie where they did.
             self._derived[name] = kept = state, [weight.detach().clone() for weight in weights], make(), tables
-        return kept[2]
+        return kept[2]  # type: ignore[no-any-return]
 
     def copy(self) -> IR3DEModel:
         """A copy to edit apart from this router. They share what edits never change in place: embeddings, tokenizer,
@@ -263,7 +264,11 @@ class IR3DEModel(PreTrainedModel):
 
     @classmethod
     def from_statistics(
-        cls, config: IR3DEConfig, embeddings: torch.Tensor, statistics: Mapping[str, DomainStatistics], tokenizer: Any
+        cls,
+        config: IR3DEConfig,
+        embeddings: torch.Tensor,
+        statistics: Mapping[str, DomainStatistics],
+        tokenizer: PreTrainedTokenizerBase,
     ) -> IR3DEModel:
         """Makes a router from the statistics of its domains.
 
@@ -281,7 +286,9 @@ class IR3DEModel(PreTrainedModel):
         return model
 
     @classmethod
-    def from_embeddings(cls, config: IR3DEConfig, embeddings: torch.Tensor, tokenizer: Any) -> IR3DEModel:
+    def from_embeddings(
+        cls, config: IR3DEConfig, embeddings: torch.Tensor, tokenizer: PreTrainedTokenizerBase
+    ) -> IR3DEModel:
         """Makes a router that is yet to be fitted, for [`IR3DEModel.collector`] and then [`IR3DEModel.fit`].
 
         Args:
@@ -372,7 +379,7 @@ class IR3DEModel(PreTrainedModel):
             with one_thread():
                 return feature_space(self.tokenizer, E, features)
 
-        return self._derive("space", make)  # type: ignore[no-any-return]
+        return self._derive("space", make)
 
     # Edits: each checks everything, solves W anew, and only then changes the router. Its second opinion, if any,
     # follows: it forgets whom the router forgets, and learns what a merged router's knows. Of an expert that joins with
@@ -473,7 +480,7 @@ class IR3DEModel(PreTrainedModel):
         return self._statistics
 
     @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> PreTrainedTokenizerBase:
         """The tokenizer that belongs to the embeddings; that of a loaded router is read on first use."""
         if self._tokenizer is None:
             origin = dict(self._require_origin())
@@ -484,12 +491,12 @@ class IR3DEModel(PreTrainedModel):
         return self._tokenizer
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer: Any) -> None:
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Sets what the router is saved with."""
         self._tokenizer = tokenizer
 
     @property
-    def second_opinion(self) -> Any:
+    def second_opinion(self) -> SecondOpinion | None:
         """The [`SecondOpinion`] that is saved with the router, or None; that of a loaded router is read on first use.
 
         Edits of the router are edits of it too, but an expert that joins is unknown to it until its own `add_expert` is
@@ -504,7 +511,7 @@ class IR3DEModel(PreTrainedModel):
         return self._second_opinion
 
     @second_opinion.setter
-    def second_opinion(self, second_opinion: Any) -> None:
+    def second_opinion(self, second_opinion: SecondOpinion | None) -> None:
         """Sets what the router is saved with."""
         self._second_opinion, self._second_is_read = second_opinion, True
 
@@ -788,7 +795,7 @@ def _padded(values: torch.Tensor, mask: torch.Tensor, fill: float) -> torch.Tens
     return full
 
 
-def feature_space(tokenizer: Any, embeddings: torch.Tensor, features: FeatureMap) -> str:
+def feature_space(tokenizer: PreTrainedTokenizerBase, embeddings: torch.Tensor, features: FeatureMap) -> str:
     """The fingerprint of a tokenizer with its embeddings and the feature map on them.
 
     Raises:

@@ -10,7 +10,7 @@ from itertools import accumulate, chain, compress, islice
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from transformers import AutoModel, Pipeline
+from transformers import AutoModel, Pipeline, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .batch_ir3de import Prompts
@@ -69,11 +69,11 @@ class IR3DERoutingPipeline(Pipeline):
         self,
         model: Any,
         tokenizer: Any = None,
-        expert_kwargs: dict[str, Any] | None = None,
+        expert_kwargs: Options | None = None,
         max_loaded_experts: int | None = None,
         max_memory: int | str | None = None,
         preload: bool | list[str] = False,
-        second_opinion: Any = None,
+        second_opinion: SecondOpinion | str | bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(model=model, tokenizer=tokenizer or model.tokenizer, **kwargs)
@@ -89,12 +89,12 @@ class IR3DERoutingPipeline(Pipeline):
         return self.experts.loaded
 
     @property
-    def second_opinion(self) -> Any:
+    def second_opinion(self) -> SecondOpinion | None:
         """The router's [`SecondOpinion`], where this pipeline asks it, or None."""
         return self.model.second_opinion if self._has_second else None
 
     @second_opinion.setter
-    def second_opinion(self, source: Any) -> None:
+    def second_opinion(self, source: SecondOpinion | str | os.PathLike[str] | bool | None) -> None:
         """Sets the router's, from memory, a folder or the Hub; with `True` it has one; with None it is not asked."""
         if isinstance(source, (str, os.PathLike)):
             source = SecondOpinion.from_pretrained(source)
@@ -244,7 +244,7 @@ class IR3DERoutingPipeline(Pipeline):
 
     def preprocess(  # type: ignore[override]
         self, prompts: list[Any], explain: bool = False, route_on: str = "last", stickiness: float = 0.0
-    ) -> dict[str, Any]:
+    ) -> Options:
         """Checks and tokenizes: the `batch`, each turn of a prompt a prompt of its own, and to explain the `pieces` of
         text that its tokens are.
         """
@@ -266,7 +266,7 @@ class IR3DERoutingPipeline(Pipeline):
             "batch": Prompts.of(token_ids),
         }
 
-    def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> dict[str, Any]:
+    def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> Options:
         """Routes on the model's device. The one of transformers walks through all of the inputs for that, in which a
         single prompt would spend as long as in its route (`overhead` of scripts/bench/speed.py).
         """
@@ -275,7 +275,7 @@ class IR3DERoutingPipeline(Pipeline):
 
     def _forward(  # type: ignore[override]
         self, inputs: dict[str, Any], explain: bool = False, **choice: Any
-    ) -> dict[str, Any]:
+    ) -> Options:
         """Routes all turns together: `logits`, and to explain what `forward` says of each token."""
         batch: Prompts = inputs["batch"]
         kept = {key: inputs[key] for key in ("prompts", "texts", "turns", "pieces")}
@@ -417,7 +417,7 @@ def _note_failure(record: Record, expert: str, error: Exception, on_error: str) 
     record.setdefault("failures", []).append({"expert": expert, "error": describe_error(error)})
 
 
-def _is_chat(inputs: Any) -> bool:
+def _is_chat(inputs: object) -> bool:
     return isinstance(inputs, (list, tuple)) and bool(inputs) and isinstance(inputs[0], dict)
 
 
@@ -487,7 +487,7 @@ def _explain(record: Record, pieces: list[str], said: _Said, names: list[str]) -
     ]
 
 
-def _pieces(tokenizer: Any, texts: list[str]) -> list[list[str]]:
+def _pieces(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[str]]:
     """For each prompt the text of each token, such that together they give back the prompt up to its last token."""
     options = {"add_special_tokens": False, "return_attention_mask": False, "return_offsets_mapping": True}
     spans = tokenizer(texts, verbose=False, **options)["offset_mapping"]

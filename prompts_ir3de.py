@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils.generic import PaddingStrategy
 
-Prompt = str | list[dict[str, Any]]
+Message = dict[str, Any]  # `role`, `content`, and for tools more
+Prompt = str | list[Message]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def token_ids_of(tokenizer: Any, texts: list[str], max_length: int) -> list[list[int]]:
+def token_ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> list[list[int]]:
     """The ids of the first tokens of each text: what `tokenizer(texts)` gives without special tokens, in half the time.
 
     That call also tracks the place of every token in its text, which a route has no use for. A tokenizer that encodes
@@ -68,7 +69,7 @@ def is_text(part: object) -> bool:
     return isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
-def as_chat(prompt: Prompt, system_prompt: str | None = None) -> list[dict[str, Any]]:
+def as_chat(prompt: Prompt, system_prompt: str | None = None) -> list[Message]:
     """A prompt as a chat whose contents are strings, with the system prompt first unless it has one of its own."""
     chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [_flat(message) for message in prompt]
     if system_prompt is not None and chat[0]["role"] not in ("system", "developer"):
@@ -81,7 +82,7 @@ def as_text(prompt: Prompt, system_prompt: str | None = None) -> str:
     return "\n\n".join(text_of(message["content"]) for message in as_chat(prompt, system_prompt))
 
 
-def text_of(content: Any) -> str:
+def text_of(content: object) -> str:
     """The text of a message's content, which is text or a list of parts; images and the like have none."""
     if isinstance(content, str):
         return content
@@ -97,7 +98,8 @@ def with_prompt(prompt: Prompt, answer: str) -> Prompt:
     return [*prompt, {"role": "assistant", "content": answer}]
 
 
-def _flat(message: dict[str, Any]) -> dict[str, Any]:
+def _flat(message: Message) -> Message:
+    """A message whose content is a string, unless there is none."""
     content = message["content"]
     if not isinstance(content, (list, tuple)):
         return message

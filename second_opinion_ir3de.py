@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -103,7 +103,12 @@ class SecondOpinion:
         self._W = self._solve(statistics)
         self.statistics = dict(statistics)
 
-    def add_expert(self, name: str, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
+    def add_expert(
+        self,
+        name: str,
+        texts: Iterable[str] | None = None,
+        statistics: DomainStatistics | str | os.PathLike[str] | None = None,
+    ) -> None:
         """Adds an expert; the others' text is not needed.
 
         Args:
@@ -121,10 +126,12 @@ class SecondOpinion:
         if taken:
             raise ValueError(f"There is an expert {taken[0]!r} already: remove it first, or give another name.")
         if texts is not None:
-            statistics = self.collect(texts)
+            domain = self.collect(texts)
         elif isinstance(statistics, (str, os.PathLike)):
-            statistics = DomainStatistics.load(statistics, self.space)
-        self.fit({**self.statistics, name: statistics})
+            domain = DomainStatistics.load(statistics, self.space)
+        else:
+            domain = cast(DomainStatistics, statistics)
+        self.fit({**self.statistics, name: domain})
 
     def remove_expert(self, name: str) -> None:
         """Removes an expert: what is left is, bit for bit, what had never had it.
@@ -422,21 +429,21 @@ def _read_config(path: str) -> dict[str, Any]:
     return {key: config[key] for key in _FIELDS}
 
 
-def _are_experts(value: Any) -> bool:
+def _are_experts(value: object) -> bool:
     return isinstance(value, list) and all(
         isinstance(each, dict) and check_expert_name(each.get("name")) for each in value
     )
 
 
-def _is_number_of_features(value: Any) -> bool:
+def _is_number_of_features(value: object) -> bool:
     return type(value) is int and 0 <= value < _MOST_COLUMNS and value % 2 == 0
 
 
-def _is_vector(value: Any) -> bool:
+def _is_vector(value: object) -> bool:
     return isinstance(value, list) and 1 <= len(value) < _MOST_COLUMNS and all(map(is_number, value))
 
 
-_FIELDS: dict[str, Callable[[Any], bool]] = {
+_FIELDS: dict[str, Callable[[object], bool]] = {
     "encoder": lambda value: isinstance(value, str) and bool(value),
     "encoder_revision": lambda value: value is None or isinstance(value, str),
     "num_features": _is_number_of_features,

@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 import re
-from typing import Any, TypedDict, cast
+from typing import Any, TypedDict, TypeGuard, cast
 
 from .addresses_ir3de import server_of
 
@@ -119,12 +119,12 @@ def is_remote(spec: ExpertSpec) -> bool:
     return bool(spec.keys() & {"endpoint", "provider"})
 
 
-def check_expert_name(name: Any) -> str:
+def check_expert_name(name: object) -> str:
     """Returns `name` if it can name an expert, else raises.
 
     Args:
-        name (`Any`): 1 to 64 of the characters `A-Z a-z 0-9 . _ -`, the first a letter or digit, the last no dot, and
-            no name that Windows reserves (`con`, `nul`, `com1`, ...).
+        name (`object`): 1 to 64 of the characters `A-Z a-z 0-9 . _ -`, the first a letter or digit, the last no dot,
+            and no name that Windows reserves (`con`, `nul`, `com1`, ...).
 
     Raises:
         ValueError: `name` is anything else.
@@ -137,11 +137,11 @@ def check_expert_name(name: Any) -> str:
     return name
 
 
-def check_expert(spec: Any) -> ExpertSpec:
+def check_expert(spec: object) -> ExpertSpec:
     """Returns a copy of an expert's spec without its empty entries, or raises.
 
     Args:
-        spec (`Any`): a mapping with `name` and, where the expert is to generate, its source; see [`ExpertSpec`].
+        spec (`object`): a mapping with `name` and, where the expert is to generate, its source; see [`ExpertSpec`].
 
     Raises:
         ValueError: a key is unknown (the nearest valid one is named), a value is of the wrong kind, or there are two
@@ -264,12 +264,12 @@ def check_strangers_spec(spec: ExpertSpec) -> None:
         raise ValueError(f"Expert {name!r} runs code of its repository: strangers' experts may not.")
 
 
-def check_hub_id(what: str, name: Any) -> str:
+def check_hub_id(what: str, name: object) -> str:
     """Returns the id of a repository on the Hub, which must not be a folder of this machine too.
 
     Args:
         what (`str`): names it in the message.
-        name (`Any`): such as `"org/name"`.
+        name (`object`): such as `"org/name"`.
 
     Raises:
         ValueError: it is something else.
@@ -279,7 +279,7 @@ def check_hub_id(what: str, name: Any) -> str:
     return name
 
 
-def in_bytes(what: str, size: Any) -> int:
+def in_bytes(what: str, size: object) -> int:
     """A size in bytes.
 
     Args:
@@ -295,6 +295,6 @@ def in_bytes(what: str, size: Any) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a finite real number (a bool is not)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

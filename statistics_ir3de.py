@@ -396,7 +396,9 @@ def _check_bytes(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"it has {os.path.getsize(path):,} bytes, more than {_MOST_BYTES:,}")
 
 
-def _check_layout(path: Any, header: Mapping[str, Any], layout: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+def _check_layout(
+    path: str | os.PathLike[str], header: Mapping[str, Any], layout: Mapping[str, tuple[tuple[int, ...], str]]
+) -> None:
     """Raises ValueError unless the tensors are pairs of packed triangles, and the header says of what size."""
     size, space = header.get("size"), header.get("fingerprint")
     if type(size) is not int or not 1 < size <= _MOST_COLUMNS or not isinstance(space, str) or len(space) > 64:
@@ -420,7 +422,7 @@ def _check_layout(path: Any, header: Mapping[str, Any], layout: Mapping[str, tup
         raise ValueError(f"{path}: expected contributions with sums of {' and '.join(KINDS)}, got {sorted(layout)}.")
 
 
-def _check_documents(path: Any, key: str, kinds: Mapping[str, torch.Tensor]) -> None:
+def _check_documents(path: str | os.PathLike[str], key: str, kinds: Mapping[str, torch.Tensor]) -> None:
     """Raises ValueError where numbers of prompts that tokens occur in cannot be such, or not of so many rows."""
     documents = kinds.get(DOCUMENTS)
     if documents is None:

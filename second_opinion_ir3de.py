@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers.utils.hub import cached_file
 
-from .files_ir3de import CONFIG, STATISTICS_FOLDER, reading, staged
+from .atomic_save_ir3de import CONFIG, STATISTICS_FOLDER, reading, staged
 from .route_selector_ir3de import probabilities
 from .specs_ir3de import check_expert_name, is_number
 from .statistics_ir3de import KINDS, DomainStatistics, FeatureSpace, one_thread, total

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fits a second opinion, saves it beside the router, and prints what it is worth."""
-    from ir3de.files_ir3de import CONFIG, SECOND_FOLDER
+    from ir3de.atomic_save_ir3de import CONFIG, SECOND_FOLDER
     from ir3de.modeling_ir3de import IR3DEModel
     from ir3de.route_selector_ir3de import probabilities
     from ir3de.scripts.data.selection import of_experts

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoConfig
 
 from ir3de import IR3DEModel
-from ir3de import files_ir3de as files
+from ir3de import atomic_save_ir3de as files
 
 from . import tiny
 
@@ -118,7 +118,7 @@ def test_a_save_that_fails_leaves_the_old(tmp_path: Path, monkeypatch: pytest.Mo
     def no_space(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ir3de.modeling_ir3de.update_card", no_space)
+    monkeypatch.setattr("ir3de.repository_ir3de.update_card", no_space)
     with pytest.raises(OSError, match="No space"):
         models[1].save_pretrained(tmp_path)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -142,7 +142,7 @@ def test_a_lock_is_not_kept_by_a_process_that_was_forked_meanwhile(
         made.append(started(lambda: time.sleep(60)))
 
     with monkeypatch.context() as patch:
-        patch.setattr("ir3de.modeling_ir3de.update_card", fork_on)
+        patch.setattr("ir3de.repository_ir3de.update_card", fork_on)
         tiny.router().save_pretrained(tmp_path)
     saved = started(lambda: tiny.router().save_pretrained(tmp_path))
     try:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ir3de import DomainStatistics, IR3DEModel, IR3DERoutingPipeline, SecondOpinion
-from ir3de.files_ir3de import SECOND_FOLDER
+from ir3de.atomic_save_ir3de import SECOND_FOLDER
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.second_opinion_ir3de import combined
 from ir3de.token_router_ir3de import orthogonal_frequencies

@@ -12,8 +12,8 @@ from typing import Any, cast
 
 from huggingface_hub import cached_assets_path
 
+from ir3de.atomic_save_ir3de import STATISTICS_FOLDER
 from ir3de.configuration_ir3de import IR3DEConfig
-from ir3de.files_ir3de import STATISTICS_FOLDER
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import Row

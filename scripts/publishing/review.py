@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 
+from ir3de.atomic_save_ir3de import SECOND_FOLDER, STATISTICS_FOLDER
 from ir3de.edits_ir3de import pull, read_statistics
-from ir3de.files_ir3de import SECOND_FOLDER, STATISTICS_FOLDER
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row

@@ -1,0 +1,306 @@
+"""Where a router was loaded from and goes to: a folder or the Hub, with all that travels with its weights."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import warnings
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
+
+from .atomic_save_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
+from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
+from .configuration_ir3de import IR3DEConfig
+from .second_opinion_ir3de import SecondOpinion
+from .statistics_ir3de import (
+    DomainStatistics,
+    read_header,
+)
+
+_HUB_KEYS = ("cache_dir", "local_files_only", "token", "subfolder")
+_PUSH_KEYS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")
+
+
+class RouterRepository(PreTrainedModel):
+    """
+    A model whose repository holds statistics, a tokenizer, a card and maybe a second opinion beside its weights.
+
+    Config and weights are read when it is loaded; all else on first use, since a route needs none of it.
+
+    Args:
+        config ([`IR3DEConfig`]): of the router.
+    """
+
+    config: IR3DEConfig
+
+    def __init__(self, config: IR3DEConfig) -> None:
+        super().__init__(config)
+        self._statistics: dict[str, DomainStatistics] | None = None
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._second_opinion: SecondOpinion | None = None
+        self._second_is_read = True
+        self._origin: dict[str, Any] | None = None
+        self._saved: bytes | None = None  # config.json as it was read from a folder
+
+    # What belongs to a router beside its weights.
+
+    @property
+    def statistics(self) -> dict[str, DomainStatistics]:
+        """The statistics of each domain; those of a loaded router are read on first use."""
+        if self._statistics is None:
+            with self._held():
+                self._statistics = {
+                    name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
+                    for name in self.config.expert_names
+                }
+        return self._statistics
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer that belongs to the embeddings; that of a loaded router is read on first use."""
+        if self._tokenizer is None:
+            origin = dict(self._require_origin())
+            path = origin.pop("path")
+            with self._held():
+                place = current(Path(path)) if os.path.isdir(path) else path
+                self._tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **origin)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Sets what the router is saved with."""
+        self._tokenizer = tokenizer
+
+    @property
+    def second_opinion(self) -> SecondOpinion | None:
+        """The [`SecondOpinion`] that is saved with the router, or None; that of a loaded router is read on first use.
+
+        Edits of the router are edits of it too, but an expert that joins is unknown to it until its own `add_expert` is
+        called.
+        """
+        if not self._second_is_read and self._has_second_opinion():
+            origin = dict(self._require_origin())
+            path, subfolder = origin.pop("path"), origin.pop("subfolder", "")
+            place = f"{subfolder}/{SECOND_FOLDER}" if subfolder else SECOND_FOLDER
+            self._second_opinion = SecondOpinion.from_pretrained(path, place, **origin)
+        self._second_is_read = True
+        return self._second_opinion
+
+    @second_opinion.setter
+    def second_opinion(self, second_opinion: SecondOpinion | None) -> None:
+        """Sets what the router is saved with."""
+        self._second_opinion, self._second_is_read = second_opinion, True
+
+    def _has_second_opinion(self) -> bool:
+        """Whether there is one where the router was loaded from."""
+        try:
+            found = self._fetch(f"{SECOND_FOLDER}/{CONFIG}", _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            warnings.warn(f"Taking it that the router has no second opinion: {error}", stacklevel=2)
+            return False
+        return found is not None and os.path.isfile(found)
+
+    # Files.
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Loads a router from a folder or the Hub; see [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            ValueError: config and weights disagree, or weights or statistics are missing, truncated or not finite.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        origin = {key: kwargs[key] for key in _HUB_KEYS if kwargs.get(key) is not None}
+        if not os.path.isdir(pretrained_model_name_or_path):
+            model, info = cls._read(pretrained_model_name_or_path, *args, **kwargs)
+            origin["revision"] = getattr(model.config, "_commit_hash", None) or kwargs.get("revision")
+            model._origin = {"path": str(pretrained_model_name_or_path), **origin}
+            return (model, info) if wants_info else model
+        folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+        with reading(folder) as place:
+            if place != folder:
+                pretrained_model_name_or_path = str(place)
+                kwargs.pop("subfolder", None)
+            model, info = cls._read(pretrained_model_name_or_path, *args, **_with_present_config(kwargs, place))
+            model._origin = {"path": str(folder.absolute()), "revision": None, **origin}
+            model._origin.pop("subfolder", None)
+            model._saved = (place / CONFIG).read_bytes()
+            for name in model.config.expert_names:
+                read_header(model._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _read(cls, source: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """A router with what transformers says of its loading, once its weights have been checked."""
+        model: Any
+        info: Any
+        try:
+            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"The weights of {source} are damaged, or do not fit its config.json (does it name as many experts as W"
+                f" has columns?): fetch both again. Cause: {error}"
+            ) from error
+        if info["missing_keys"]:
+            raise ValueError(
+                f"The weights of {source} lack {sorted(info['missing_keys'])}: fetch model.safetensors again."
+            )
+        for name, parameter in model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise ValueError(f"{name} of {source} holds NaN or infinity: fit the router again.")
+        model._second_is_read = False
+        return model, info
+
+    def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes a complete repository: config, weights, statistics, tokenizer, code, card, second opinion if any.
+
+        A save that is killed leaves a folder that loads as the old router or as the new one.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): the folder; made if missing.
+            push_to_hub (`bool`): push it afterwards, to `repo_id` (the folder's name by default).
+            kwargs (*optional*): of [`~transformers.PreTrainedModel.save_pretrained`] and [`IR3DEModel.push_to_hub`].
+        """
+        # Imported here because the pipeline must travel with the model, not because the model needs it.
+        from .pipeline_ir3de import CUSTOM_PIPELINES
+
+        hub = {key: kwargs.pop(key) for key in _PUSH_KEYS if key in kwargs}
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise ValueError(f"{folder} is a file: give a folder to save the router in.")
+        # All are read before anything is written.
+        statistics, tokenizer, second_opinion = self.statistics, self.tokenizer, self.second_opinion
+        self.config.custom_pipelines = CUSTOM_PIPELINES
+        with staged(folder) as new:
+            super().save_pretrained(new, *args, **kwargs)
+            tokenizer.save_pretrained(new)
+            (new / STATISTICS_FOLDER).mkdir()
+            for name, domain in statistics.items():
+                domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
+            if second_opinion is not None:
+                _warn_of_unknown(second_opinion, self.config.expert_names)
+                second_opinion.save_pretrained(new / SECOND_FOLDER)
+            with suppress(ValueError):  # of a folder that is not whole, which this save makes whole
+                card = current(folder) / CARD_NAME
+                if card.is_file() and not card.is_symlink():
+                    shutil.copy(card, new)
+            update_card(new / CARD_NAME, self.config, statistics)
+        if push_to_hub:
+            self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        parent_commit: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Uploads the complete repository as one commit.
+
+        Args:
+            repo_id (`str`): on the Hub; created if missing.
+            commit_message (`str`, *optional*): title of the commit.
+            commit_description (`str`, *optional*): its text.
+            private (`bool`, *optional*): whether a new repository is private.
+            token (`bool` or `str`, *optional*): as in huggingface_hub; by default the login.
+            revision (`str`, *optional*): branch to push to.
+            create_pr (`bool`): open a pull request instead.
+            parent_commit (`str`, *optional*): commit that the router was loaded from; the Hub refuses (412) if the
+                branch has moved on since.
+            kwargs (*optional*): of [`~transformers.PreTrainedModel.save_pretrained`].
+
+        Returns:
+            `huggingface_hub.CommitInfo`: with `commit_url`, `oid` and, for a pull request, `pr_url`.
+        """
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            # What people wrote in the card stays; read at one commit, since the branch may move on meanwhile.
+            head = parent_commit or api.model_info(repo_id, revision=revision).sha
+            if api.file_exists(repo_id, CARD_NAME, revision=head):
+                api.hf_hub_download(repo_id, CARD_NAME, revision=head, local_dir=folder)
+            self.save_pretrained(folder, **kwargs)
+            message = commit_message or "Upload IR3DE router"
+            update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message))
+            second = [f"{SECOND_FOLDER}/*"] if Path(folder, SECOND_FOLDER).is_dir() else []
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=folder,
+                commit_message=message,
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=[".cache/*"],
+                delete_patterns=[f"{STATISTICS_FOLDER}/*", PLOT_NAME, *second],
+                parent_commit=parent_commit,
+            )
+
+    def _require_origin(self) -> dict[str, Any]:
+        if self._origin is None:
+            raise ValueError(
+                "This router was neither fitted nor loaded, so it has no statistics and no tokenizer. Make it with"
+                " `IR3DEModel.from_statistics` or `from_pretrained`."
+            )
+        return self._origin
+
+    def _fetch(self, filename: str, **options: Any) -> Any:
+        """The local path of a file of the repository that the router was loaded from."""
+        origin = dict(self._require_origin())
+        path = origin.pop("path")
+        if not os.path.isdir(path):
+            return cached_file(path, filename, **origin, **options)
+        place = current(Path(path))
+        if self._saved is not None and (place / CONFIG).read_bytes() != self._saved:
+            raise ValueError(
+                f"{path} has been saved anew since this router was loaded, so {filename} there is not of this router:"
+                " load it again."
+            )
+        return str(place / filename)
+
+    def _held(self) -> AbstractContextManager[Any]:
+        """Keeps the folder that the router was loaded from, if any, as it is while files are read."""
+        path = self._require_origin()["path"]
+        return reading(Path(path)) if os.path.isdir(path) else nullcontext()
+
+
+# What W was solved with and what was then measured: who asks for another variant or minimum does not change these.
+_FITTED = (
+    *("expert_names", "fingerprint", "evaluation", "measured_on", "balance", "bias", "normalize_columns", "features"),
+    *("regularization", "prompt_regularization", "token_noise", "lexical_weight"),
+)
+
+
+def _with_present_config(kwargs: dict[str, Any], place: Path) -> dict[str, Any]:
+    """Options of loading, whose config, if any, may have been read before another process saved the folder anew."""
+    config: Any = kwargs.get("config")
+    if not hasattr(config, "expert_names"):
+        return kwargs
+    present = type(config).from_pretrained(place)
+    same = all(getattr(config, field) == getattr(present, field) for field in _FITTED)
+    return kwargs if same else {**kwargs, "config": present}
+
+
+def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:
+    """Warns of experts that a second opinion will say nothing of."""
+    unknown = [name for name in names if name not in second_opinion.statistics]
+    if unknown:
+        warnings.warn(
+            f"The second opinion knows nothing of {unknown}, so it judges among the other experts alone. Add each with"
+            " its `add_expert(name, texts=...)`.",
+            stacklevel=3,
+        )

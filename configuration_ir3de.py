@@ -78,7 +78,7 @@ class IR3DEConfig(PreTrainedConfig):
 
     model_type = "ir3de"
     # transformers looks for aliases of a field and for layers that differ first, neither of which there are here: ten
-    # fields that a route reads would take a tenth of it.
+    # fields that a route reads would take a tenth of it (`short_cuts` of scripts/bench/scale.py).
     __getattribute__ = object.__getattribute__
 
     vocab_size: int = 0

@@ -268,7 +268,7 @@ class IR3DERoutingPipeline(Pipeline):
 
     def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> Options:
         """Routes on the model's device. The one of transformers walks through all of the inputs for that, in which a
-        single prompt would spend as long as in its route (`overhead` of scripts/bench/speed.py).
+        single prompt would spend as long as in its route (`short_cuts` of scripts/bench/scale.py).
         """
         with torch.inference_mode():
             return self._forward({**model_inputs, "batch": model_inputs["batch"].to(self.device)}, **forward_params)

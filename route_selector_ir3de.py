@@ -113,7 +113,8 @@ def most_certain(entropies: torch.Tensor, lengths: torch.Tensor, num_votes: int)
     Returns:
         `torch.Tensor` of shape `(N,)`: true for those tokens.
     """
-    # The bookkeeping of many prompts would take a single one longer than its route (scripts/bench/scale.py).
+    # The bookkeeping of many prompts would take a single one longer than its route (`short_cuts` of
+    # scripts/bench/scale.py).
     if lengths.numel() == 1:
         best = entropies.argsort(stable=True)[:num_votes]
         return torch.zeros_like(entropies, dtype=torch.bool).index_fill_(0, best, True)

@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, TypedDict, TypeGuard, cast
 
 from .addresses_ir3de import server_of
@@ -109,12 +110,12 @@ EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key != "token")
 _LOCAL_KEYS = {*BaseSpec.__annotations__, "adapter", "adapter_revision"} - {"model"}
 
 
-def has_source(spec: ExpertSpec) -> bool:
+def has_source(spec: ExpertSpec | Mapping[str, object]) -> bool:
     """Whether an expert has a source of answers; else it only routes."""
     return bool(spec.keys() & {"model", "adapter", "endpoint"})
 
 
-def is_remote(spec: ExpertSpec) -> bool:
+def is_remote(spec: ExpertSpec | Mapping[str, object]) -> bool:
     """Whether an expert answers elsewhere, where its prompts go."""
     return bool(spec.keys() & {"endpoint", "provider"})
 

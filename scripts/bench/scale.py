@@ -1,4 +1,5 @@
-"""`python scripts/bench/scale.py`: a thousand experts beside five, a table of Llama 3's size, and what a GPU does.
+"""`python scripts/bench/scale.py`: a thousand experts beside five, a table of Llama 3's size, what a GPU does, and what
+the short cuts of a single prompt save.
 
 Each part may be run alone: `python scripts/bench/scale.py look_up`.
 """
@@ -13,10 +14,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import Pipeline, PreTrainedConfig
 
+from ir3de.batch_ir3de import Prompts, prompt_weights
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.prompts_ir3de import token_ids_of
+from ir3de.route_selector_ir3de import most_certain
 from ir3de.scripts.data.sources import load_quickstart_source
 from ir3de.specs_ir3de import ExpertSpec
 from ir3de.statistics_ir3de import KINDS, DomainStatistics, gram_from_counts
@@ -26,7 +31,7 @@ PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold ha
 
 def main() -> int:
     """Prints what they cost."""
-    parts = {part.__name__: part for part in (many_experts, large_table, look_up)}
+    parts = {part.__name__: part for part in (many_experts, large_table, look_up, short_cuts)}
     for name in sys.argv[1:] or parts:
         parts[name]()
     return 0
@@ -96,6 +101,48 @@ def look_up(prompts: int = 32768, tokens: int = 60, rounds: int = 5) -> None:
                         times.append(time.perf_counter() - start)
                 seconds = statistics.median(times[1:])
                 print(f"{number:5} experts, {variant:7} on {device:5} {1e6 * seconds / prompts:8.2f} us a prompt")
+
+
+def short_cuts(calls: int = 2000) -> None:
+    """What a route of a single prompt does, beside the plain way to do the same: medians of calls in turn."""
+    tokenizer, embeddings = load_quickstart_source()
+    config = IR3DEConfig(
+        vocab_size=len(embeddings), hidden_size=embeddings.shape[1], experts=[{"name": f"expert-{i}"} for i in range(5)]
+    )
+    model = IR3DEModel(config).eval()
+    pipe = IR3DERoutingPipeline(model, tokenizer, device="cpu")
+    [ids] = token_ids_of(tokenizer, [PROMPT], config.max_length)
+    one, as_many = Prompts.of([ids]), Prompts.of([ids, ids[:1]])  # the other prompt is of one token
+    entropies = model.token_table("top-k").entropies
+    of_one, of_many = entropies[one.token_ids], entropies[as_many.token_ids]
+    inputs = pipe.preprocess([PROMPT])
+    plain_read = PreTrainedConfig.__getattribute__
+    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "tokenizing": (
+            lambda: token_ids_of(tokenizer, [PROMPT], config.max_length),
+            lambda: tokenizer([PROMPT], add_special_tokens=False, return_attention_mask=False, verbose=False),
+        ),
+        "ids as a tensor": (lambda: Prompts.of([ids]), lambda: (torch.tensor(ids), torch.tensor([len(ids)]))),
+        "device": (lambda: pipe.forward(inputs), lambda: Pipeline.forward(pipe, inputs)),
+        "weights": (lambda: prompt_weights(one), lambda: prompt_weights(as_many)),
+        "certain tokens": (
+            lambda: most_certain(of_one, one.lengths, 10),
+            lambda: most_certain(of_many, as_many.lengths, 10),
+        ),
+        "ten fields": (
+            lambda: [config.variant for _ in range(10)],
+            lambda: [plain_read(config, "variant") for _ in range(10)],
+        ),
+    }
+    for name, pair in pairs.items():
+        times: tuple[list[float], list[float]] = [], []
+        for _ in range(calls):
+            for way, taken in zip(pair, times, strict=True):
+                start = time.perf_counter()
+                way()
+                taken.append(time.perf_counter() - start)
+        short, plain = (1e6 * statistics.median(taken) for taken in times)
+        print(f"{name:16} {short:8.1f} us, the plain way {plain:8.1f} us")
 
 
 if __name__ == "__main__":

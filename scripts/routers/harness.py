@@ -16,6 +16,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.specs_ir3de import is_remote
 
 
 @register_model("ir3de")
@@ -84,7 +85,7 @@ class RoutedLM(LM):  # type: ignore[misc]
         answers: list[Any] = [None] * len(requests)
         for name, indices in shares.items():
             spec = self.router.experts.spec(name)
-            if spec.keys() & {"endpoint", "provider"}:
+            if is_remote(spec):
                 raise ValueError(f"Expert {name!r} answers elsewhere: its likelihoods cannot be read.")
             local = self.router.experts.load(name)
             with local.using(spec) as model:

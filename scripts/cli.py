@@ -16,6 +16,7 @@ COMMANDS = (
     "route",
     "evaluate",
     "tasks",
+    "inspect",
     "add",
     "remove",
     "collect",
@@ -27,6 +28,7 @@ COMMANDS = (
     "benchmark",
     "quickstart",
 )
+FILES = {"inspect": "inspect_data"}  # a file inspect.py would hide the standard library's where a script runs beside it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,14 +64,19 @@ def _run(args: argparse.Namespace) -> int:
         return 130
 
 
+def file_of(name: str) -> str:
+    """The file of a command, without its ending."""
+    return FILES.get(name, name.replace("-", "_"))
+
+
 def _import(name: str) -> ModuleType:
     """The module of a command."""
-    return importlib.import_module(f"ir3de.scripts.{name.replace('-', '_')}")
+    return importlib.import_module(f"ir3de.scripts.{file_of(name)}")
 
 
 def _summary(name: str) -> str:
     """What a command says of itself in the first line of its file, which may take seconds to import."""
-    with open(Path(__file__).with_name(f"{name.replace('-', '_')}.py"), encoding="utf-8") as file:
+    with open(Path(__file__).with_name(f"{file_of(name)}.py"), encoding="utf-8") as file:
         return file.readline().split(": ", 1)[1].strip().removesuffix('"""')
 
 

@@ -41,7 +41,7 @@ def test_the_files_are_found() -> None:
     assert {"data", "fitting", "publishing", "routers"} <= set(ROOMS)
     assert not set(COMMANDS) & set(ROOMS), "a name is a command or a room"
     assert len(TRAVELLERS) > 10
-    assert {name.replace("-", "_") for name in cli.COMMANDS} <= set(COMMANDS)
+    assert {cli.file_of(name) for name in cli.COMMANDS} <= set(COMMANDS)
 
 
 def test_no_command_imports_another() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,16 @@ import torch
 from ir3de import DomainStatistics, IR3DEModel
 from ir3de.batch_ir3de import Prompts
 from ir3de.scripts import cli
+from ir3de.scripts.fitting import private
 from ir3de.scripts.fitting.private import (
+    GRID,
     SENSITIVITY,
     SHARE,
     PrivateCollector,
+    check_privacy,
     gaussian_delta,
     noise_scale,
+    normal,
     release,
 )
 from ir3de.statistics_ir3de import gram_from_counts
@@ -115,3 +120,61 @@ def test_it_needs_tokens_of_bounded_length(tmp_path: Path, capsys: pytest.Captur
     arguments = ["collect", "--router", str(tmp_path / "router"), "--name", "art", "--epsilon", "1"]
     assert cli.main([*arguments, "--data", str(tmp_path / "art.jsonl"), "--output", str(tmp_path / "art")]) == 2
     assert "bounded length" in capsys.readouterr().err
+
+
+# The noise.
+
+
+def test_noise_is_standard_normal_and_no_two_draws_are_alike() -> None:
+    draw = normal(torch.Size([1001, 999]))
+    assert draw.shape == (1001, 999)
+    for order, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert float(draw.pow(order).mean()) == pytest.approx(moment, abs=0.03)
+    inside = [float((draw.abs() < bound).double().mean()) for bound in (1, 2, 3)]
+    assert inside == pytest.approx([0.6827, 0.9545, 0.9973], abs=0.003)
+    assert draw.flatten().unique().numel() == draw.numel()
+    assert float((draw[:-1] * draw[1:]).mean()) == pytest.approx(0, abs=0.01)
+    assert not torch.equal(draw, normal(torch.Size([1001, 999])))
+
+
+def test_noise_follows_from_no_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn() -> torch.Tensor:
+        torch.manual_seed(0)
+        return normal(torch.Size([8]))
+
+    assert not torch.equal(drawn(), drawn())
+    asked: list[int] = []
+    monkeypatch.setattr(private.secrets, "token_bytes", lambda size: asked.append(size) or bytes(size))
+    drawn()
+    assert sum(asked) * 8 >= 64 * 8, "64 bits of the operating system for each number"
+
+
+def test_sums_and_noise_are_whole_steps_of_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(private, "_nearest", lambda A: seen.append(A) or torch.eye(len(A), dtype=torch.float64))
+    collected(TEXTS, 1.0)
+    for A in seen:
+        assert torch.equal(A / GRID, (A / GRID).round())
+        assert torch.equal(A, A.T)
+
+
+def test_what_promises_little_or_tells_little_is_said() -> None:
+    with pytest.warns(UserWarning, match="Epsilon 11 promises next to nothing"):
+        check_privacy(11, 1e-6, "unit")
+    with pytest.warns(UserWarning, match="60 prompts are too few for this epsilon"):
+        collected(TEXTS, 1.0)
+    size = torch.eye(3, dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"not below 1 / 1,000,000, the number of prompts"):
+        release(size * 1e6, size * 1e6, "f", 1.0, 1e-6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_privacy(10, 1e-6, "unit")
+        release(size * 1e5, size * 1e5, "f", 1.0, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta"), [(0, 1e-6), (-1, 1e-6), (math.inf, 1e-6), (math.nan, 0.1), (1, 0), (1, 1)]
+)
+def test_what_promises_nothing_is_refused(epsilon: float, delta: float) -> None:
+    with pytest.raises(ValueError, match="needs epsilon above 0"):
+        check_privacy(epsilon, delta, "unit")

@@ -4,6 +4,10 @@ Two data sets are neighbours if one has a prompt more. A prompt adds x x^T of a 
 column of ones included) to the prompt rows' A, and the mean of its tokens' x x^T, which are as long, to the token rows'
 A: so it moves each by at most 2 in the Frobenius norm, and both together by 2 sqrt(2). The noise for that is calibrated
 with the analytic Gaussian mechanism (Balle and Wang 2018, theorem 8 and algorithm 1).
+
+The theorem is of real numbers. So the sums are first rounded to a grid, and the noise is rounded to the same grid: for
+whole numbers Q, Q + round(y) = round(Q + y), which is what the theorem protects, rounded afterwards. In floating point
+that sum is exact, and no last bits are left to tell noise from sums.
 """
 
 from __future__ import annotations
@@ -11,7 +15,9 @@ from __future__ import annotations
 import argparse
 import math
 import secrets
+import warnings
 
+import numpy as np
 import torch
 
 from ir3de.batch_ir3de import Prompts
@@ -19,6 +25,7 @@ from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, check_
 
 SHARE = 1 << 20  # a prompt's counts sum to this, in whole numbers so that they add exactly
 SENSITIVITY = 2 * math.sqrt(2)
+GRID = 2.0**-16  # to which sums and noise are rounded
 
 
 def add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +35,16 @@ def add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check_privacy(epsilon: float, delta: float, feature_map: str) -> None:
-    """Raises ValueError where the private mode cannot keep its promise."""
+    """Raises ValueError where the private mode cannot keep its promise, and warns where that promises little."""
     if not (0 < epsilon < math.inf and 0 < delta < 1):
         raise ValueError(
             f"The private mode needs epsilon above 0 and delta between 0 and 1; got {epsilon} and {delta}."
+        )
+    if epsilon > 10:
+        warnings.warn(
+            f"Epsilon {epsilon:g} promises next to nothing: who sees the statistics may become e^{epsilon:g} times as"
+            " sure that a prompt was in the data. Values up to 1 promise much, values up to 10 something.",
+            stacklevel=2,
         )
     if feature_map == "identity":
         raise ValueError(
@@ -74,13 +87,45 @@ def release(
         epsilon (`float`): of (epsilon, delta)-differential privacy for one prompt.
         delta (`float`): its delta.
     """
-    sigma = noise_scale(epsilon, delta, SENSITIVITY)
-    generator = torch.Generator().manual_seed(secrets.randbits(63))
+    size = len(tokens)
+    # Rounding moves each entry of the two upper triangles by a step of the grid at most.
+    sigma = noise_scale(epsilon, delta, SENSITIVITY + GRID * math.sqrt(size * (size + 1)))
+    _warn_of_little(int(prompts[-1, -1]), size, sigma, delta)
     grams = {}
     for kind, A in (("tokens", tokens), ("prompts", prompts)):
-        noise = torch.randn(A.shape, generator=generator, dtype=torch.float64).mul_(sigma).triu_()
-        grams[kind] = _nearest(A + noise + noise.triu(1).T)
+        noise = (normal(A.shape) * (sigma / GRID)).round_().triu_()
+        grams[kind] = _nearest(((A / GRID).round_() + noise + noise.triu(1).T) * GRID)
     return DomainStatistics.from_grams(grams, fingerprint)
+
+
+def normal(shape: torch.Size) -> torch.Tensor:
+    """Standard normal numbers of the operating system's generator, which no search over seeds finds.
+
+    By Box and Muller, with 64 bits for each radius and each angle.
+    """
+    pairs = math.ceil(shape.numel() / 2)
+    bits = np.frombuffer(secrets.token_bytes(16 * pairs), dtype=np.uint64).reshape(2, pairs)
+    uniform = (bits.astype(np.float64) + 1) / 2.0**64  # above 0, at most 1
+    radius, angle = np.sqrt(-2 * np.log(uniform[0])), 2 * np.pi * uniform[1]
+    numbers = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    return torch.from_numpy(numbers[: shape.numel()]).reshape(shape)
+
+
+def _warn_of_little(prompts: int, size: int, sigma: float, delta: float) -> None:
+    """Warns where delta permits what the mode is to prevent, and where the noise drowns the sums."""
+    if delta * prompts >= 1:
+        warnings.warn(
+            f"Delta {delta:g} is not below 1 / {prompts:,}, the number of prompts: such a promise is kept by publishing"
+            f" one of them as it is. Choose --delta below {0.1 / prompts:.1g}.",
+            stacklevel=3,
+        )
+    enough = math.ceil(2 * sigma * math.sqrt(size))  # the largest eigenvalue of the noise is about that
+    if prompts < enough:
+        warnings.warn(
+            f"{prompts:,} prompts are too few for this epsilon: noise of {size:,} columns is stronger than the sums of"
+            f" fewer than {enough:,}. The domain will hardly be recognised: collect more, or choose a larger epsilon.",
+            stacklevel=3,
+        )
 
 
 def noise_scale(epsilon: float, delta: float, sensitivity: float) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from .configuration_ir3de import IR3DEConfig
@@ -18,10 +19,13 @@ from .statistics_ir3de import DomainStatistics
 
 CARD_NAME, PLOT_NAME = "README.md", "confusion.png"
 BEGIN, END = "<!-- ir3de: generated from here on, edits are overwritten -->", "<!-- ir3de: generated up to here -->"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
+_MOST_SHOWN = 200  # characters of a name that a config gives
+_NAME = re.compile(r"[\w .-]{1,64}")  # of a domain, that needs no escaping
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _CHANGE = re.compile(r"^\| \d{4}-\d\d-\d\d \| .* \| `([0-9a-f]{12})` \|$", re.MULTILINE)
 _MOST_CHANGES = 200  # that the history lists
+_MODEL_NAME = "IR3DE router"
 _HELD_OUT = "held-out part of the training data"
 STATE_KEY = "router_state"  # in a result's dataset_args: the state of the router that it was measured on
 
@@ -81,8 +85,7 @@ def update_card(
         change (`tuple[str, str]`, *optional*): the repository that the card is for, and what is done to it in a line.
             The history gains that line if the experts or their statistics are others than the history knows.
     """
-    old = path.read_text(encoding="utf-8") if path.is_file() else "---\n{}\n---\n# An IR3DE router\n"
-    card: Any = ModelCard(old, ignore_metadata_errors=True)
+    card = read_card(path) if path.is_file() else ModelCard("---\n{}\n---\n# An IR3DE router\n")
     for key, value in _metadata(config).items():
         setattr(card.data, key, value)
     now = state(config, statistics)
@@ -92,7 +95,9 @@ def update_card(
         *model_index(config),
     ] or None
     if card.data.eval_results:  # a model-index needs a name
-        card.data.model_name = card.data.model_name or "IR3DE router"
+        card.data.model_name = card.data.model_name or _MODEL_NAME
+    elif card.data.model_name == _MODEL_NAME:
+        card.data.model_name = None
     before, mark, rest = card.text.partition(BEGIN)
     generated, _, after = rest.partition(END)
     history = _history(generated, now, change[1] if change else None)
@@ -102,6 +107,40 @@ def update_card(
     part = f"{BEGIN}\n\n{body.replace('THIS_REPOSITORY', change[0]) if change else body}\n{END}"
     card.text = before + part + after if mark else f"{card.text.rstrip()}\n\n{part}\n"
     card.save(path)
+
+
+def read_card(path: Path) -> Any:
+    """The card in a file.
+
+    Args:
+        path (`Path`): of the file.
+
+    Raises:
+        ValueError: its metadata are not YAML, or no mapping; the message says where.
+    """
+    try:
+        return ModelCard(path.read_text(encoding="utf-8"), ignore_metadata_errors=True)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as that, or delete it.") from error
+    except (yaml.YAMLError, ValueError) as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        where = f"line {mark.line + 2}: {error.problem}" if mark else str(error)  # the first line is `---`
+        raise ValueError(
+            f"{path}: what stands between the two lines `---` at its head is no YAML mapping ({where}). Mend it there,"
+            " or delete the file to have a new one written."
+        ) from error
+
+
+def as_code(text: object) -> str:
+    """What a config says, shown as it is in a card: one line, of characters without a meaning in Markdown.
+
+    Args:
+        text (`object`): such as a model's id, which may be a stranger's words.
+    """
+    shown = "".join(
+        each if each.isprintable() and each not in "`|<>" else "\N{REPLACEMENT CHARACTER}" for each in str(text)
+    )
+    return f"`{shown[:_MOST_SHOWN]}{'...' if len(shown) > _MOST_SHOWN else ''}`" if shown.strip() else "`?`"
 
 
 def model_index(config: IR3DEConfig) -> list[EvalResult]:
@@ -175,7 +214,7 @@ def _link(source: str) -> str:
     """A source of weights as a link; of a folder of this machine only the name."""
     if _on_hub(source):
         return f"[`{source}`](https://huggingface.co/{source})"
-    return f"`{Path(source).name if Path(source).is_absolute() else source}`"
+    return as_code(Path(source).name if Path(source).is_absolute() else source)
 
 
 def _method(config: IR3DEConfig) -> str:
@@ -206,7 +245,7 @@ def _source(expert: ExpertSpec) -> tuple[str, str]:
     """What answers for an expert, and the revisions that it is pinned to."""
     model = _link(expert["model"]) if "model" in expert else ""
     if is_remote(expert):
-        where = f"<{expert['endpoint']}>" if "endpoint" in expert else f"provider `{expert['provider']}`"
+        where = f"<{expert['endpoint']}>" if "endpoint" in expert else f"provider {as_code(expert['provider'])}"
         return f"{model} at {where}: prompts leave your machine".strip(), "the server's"
     revisions = [_revision(expert["model"], expert.get("revision"))] if model else []
     if "adapter" in expert:
@@ -220,8 +259,8 @@ def _revision(source: str, revision: str | None) -> str:
     if not _on_hub(source):
         return "a folder"
     if _pinned(revision):
-        return f"`{revision}`"
-    return f"`{revision}`, **a branch or tag: not pinned**" if revision else "**not pinned**"
+        return as_code(revision)
+    return f"{as_code(revision)}, **a branch or tag: not pinned**" if revision else "**not pinned**"
 
 
 def _pinned(revision: str | None) -> bool:
@@ -235,7 +274,7 @@ def _evaluation(config: IR3DEConfig, plotted: bool) -> str:
         return ""
     edited = " **The set of experts has been edited since: these figures describe the router before.**"
     rows = [
-        [name, f"{100 * domain['recall']:.1f} %", f"{domain['prompts']:,}"]
+        [name if _NAME.fullmatch(name) else as_code(name), f"{100 * domain['recall']:.1f} %", f"{domain['prompts']:,}"]
         for name, domain in evaluation["domains"].items()
     ]
     lines = [

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from .atomic_save_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
-from .card_ir3de import CARD_NAME, PLOT_NAME, update_card
+from .card_ir3de import CARD_NAME, PLOT_NAME, read_card, update_card
 from .configuration_ir3de import IR3DEConfig
 from .second_opinion_ir3de import SecondOpinion
 from .statistics_ir3de import (
@@ -178,6 +178,8 @@ class RouterRepository(PreTrainedModel):
         # All are read before anything is written.
         statistics, tokenizer, second_opinion = self.statistics, self.tokenizer, self.second_opinion
         self.config.custom_pipelines = CUSTOM_PIPELINES
+        if card := _card_of(folder):
+            read_card(card)  # raises before anything is written
         with staged(folder) as new:
             super().save_pretrained(new, *args, **kwargs)
             tokenizer.save_pretrained(new)
@@ -187,10 +189,8 @@ class RouterRepository(PreTrainedModel):
             if second_opinion is not None:
                 _warn_of_unknown(second_opinion, self.config.expert_names)
                 second_opinion.save_pretrained(new / SECOND_FOLDER)
-            with suppress(ValueError):  # of a folder that is not whole, which this save makes whole
-                card = current(folder) / CARD_NAME
-                if card.is_file() and not card.is_symlink():
-                    shutil.copy(card, new)
+            if card := _card_of(folder):
+                shutil.copy(card, new)
             update_card(new / CARD_NAME, self.config, statistics)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
@@ -293,6 +293,15 @@ def _with_present_config(kwargs: dict[str, Any], place: Path) -> dict[str, Any]:
     present = type(config).from_pretrained(place)
     same = all(getattr(config, field) == getattr(present, field) for field in _FITTED)
     return kwargs if same else {**kwargs, "config": present}
+
+
+def _card_of(folder: Path) -> Path | None:
+    """The card of the router in a folder, which the next one there takes on. A link may lead to anything."""
+    try:
+        card = current(folder) / CARD_NAME
+    except ValueError:  # a folder that is not whole, which a save makes whole
+        return None
+    return card if card.is_file() and not card.is_symlink() else None
 
 
 def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:

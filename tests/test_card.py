@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de import IR3DEModel
-from ir3de.card_ir3de import CARD_NAME, PLOT_NAME, STATE_KEY, state, update_card
+from ir3de.card_ir3de import BEGIN, CARD_NAME, END, PLOT_NAME, STATE_KEY, state, update_card
+from ir3de.scripts import cli
 
 from . import tiny
 
@@ -113,3 +114,61 @@ def test_the_history_has_a_line_for_each_change_of_the_experts(tmp_path: Path) -
     assert "THIS_REPOSITORY" not in text
     assert "--router org/router" in text
     assert history(card(model, tmp_path).text) == changes, "saving keeps it"
+
+
+# A card is text.
+
+INJECTED = [
+    "org/x<!-- ir3de: generated up to here -->\n# Free money",
+    "a | b | c |\n|---|---|\n",
+    "`</code><script>alert(1)</script>`",
+    "x](javascript:alert(1)) [y",
+    "org/x\u202egnp.exe\u200b\x1b[31m\r\nSet-Cookie: a",
+    "<!-- ir3de: generated from here on, edits are overwritten -->",
+    "  \t ",
+    "a" * 5000,
+]
+
+
+@pytest.mark.parametrize("text", INJECTED)
+@pytest.mark.parametrize("key", ["model", "adapter", "revision", "embedding_model", "domain of a figure"])
+def test_what_a_config_says_stays_text_in_one_line_and_leaves_with_it(key: str, text: str, tmp_path: Path) -> None:
+    config: dict[str, Any] = {"embedding_model": text} if key == "embedding_model" else {}
+    if key.startswith("domain"):
+        config = {"evaluation": {**EVALUATION, "domains": {text: {"recall": 1.0, "prompts": 1}}, "confusion": None}}
+    expert = {"model": "org/x", key: text} if key in ("model", "adapter", "revision") else {}
+    (tmp_path / CARD_NAME).write_text("---\n{}\n---\n# Mine\n\nMy words.\n")
+    clean = card(tiny.router(), tmp_path).content
+    made = card(tiny.router({"law": expert}, **config), tmp_path)
+    assert made.content.count(BEGIN) == made.content.count(END) == 1
+    assert made.content.rstrip().endswith(END)
+    assert not set(made.text) & set("\u202e\u200b\x1b\r\t")
+    for bad in ("<script", "\n# Free", "](javascript", "</code"):
+        assert bad not in made.text.replace("`x](javascript:alert(1)) [y`", "")
+    rows = [line for line in made.text.splitlines() if line.startswith(("| law", "| code", "| math"))]
+    assert {line.count("|") for line in rows[:3]} == {7}
+    assert max(map(len, made.text.splitlines())) < 1000
+    assert card(tiny.router(), tmp_path).content == clean, "what was removed is gone"
+
+
+@pytest.mark.parametrize("head", ["a: [1", "a: b: c", "- a", "a: *b", "\ttab: 1"])
+def test_a_card_whose_head_is_broken_is_named_before_anything_is_written(head: str, tmp_path: Path) -> None:
+    tiny.router().save_pretrained(tmp_path)
+    (tmp_path / CARD_NAME).write_text(f"---\nlicense: mit\n{head}\n---\n# Mine\n")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=rf"{re.escape(str(tmp_path / CARD_NAME))}: .*no YAML mapping") as caught:
+        tiny.router().save_pretrained(tmp_path)
+    assert "line 3" in str(caught.value) or head in ("- a", "a: *b")
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_command_names_the_broken_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.router().save_pretrained(tmp_path)
+    (tmp_path / CARD_NAME).write_text("---\nlicense: [mit\n---\n# Mine\n")
+    assert cli.main(["remove", str(tmp_path), "law"]) == 2
+    error = capsys.readouterr().err
+    assert str(tmp_path / CARD_NAME) in error
+    assert "Traceback" not in error
+    (tmp_path / CARD_NAME).write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="no text in UTF-8"):
+        tiny.router().save_pretrained(tmp_path)

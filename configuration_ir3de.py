@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from transformers import PreTrainedConfig
 
 from .choices_ir3de import FEATURE_MAPS, VARIANTS
+from .route_selector_ir3de import check_calibration
 from .specs_ir3de import ExpertSpec, check_expert, is_number
 from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import FeatureMap
+
+_MOST_WHOLE = 2**63 - 1  # of torch
+# Above these float32 would make W or the features infinite, or the same for all domains.
+_MOST = {
+    "regularization": 1e30,
+    "prompt_regularization": 1e30,
+    "length_scale": 1e6,
+    "token_noise": 1e30,
+    "lexical_weight": 1e9,
+}
 
 
 def check_choice(variant: object, num_votes: object) -> None:
@@ -21,8 +32,12 @@ def check_choice(variant: object, num_votes: object) -> None:
 
 
 def _check_positive(field: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{field}` must be a whole number of at least 1, got {value!r}.")
+    if not _is_whole(value) or not 1 <= value <= _MOST_WHOLE:
+        raise ValueError(f"`{field}` must be a whole number of at least 1 and below 2^63, got {value!r}.")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 class IR3DEConfig(PreTrainedConfig):
@@ -158,25 +173,40 @@ class IR3DEConfig(PreTrainedConfig):
         """Checks the fields; the model calls it again because overrides at load time bypass the constructor.
 
         Raises:
-            ValueError: a field is out of range; the message names the field, the value and what is expected.
+            ValueError: a field is out of range, so that routes would be the same for all prompts, reversed or not those
+                that were measured; the message names the field, the value and what is expected.
         """
         check_choice(self.variant, self.num_votes)
         _check_positive("max_length", self.max_length)
-        for field in ("regularization", "prompt_regularization", "length_scale"):
-            value = getattr(self, field)
-            if (not is_number(value) or value <= 0) and not (field == "prompt_regularization" and value is None):
-                raise ValueError(
-                    f"`{field}` must be a number above 0, got {value!r}: without a positive lambda A + lambda I need"
-                    " not be invertible, and without a positive scale there is no kernel."
-                )
-        for field in ("token_noise", "lexical_weight"):
-            if not is_number(getattr(self, field)) or getattr(self, field) < 0:
-                raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
+        self._check_numbers()
+        for field in ("balance", "bias", "normalize_columns"):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f"`{field}` must be true or false, got {getattr(self, field)!r}.")
+        if self.calibration is not None:
+            check_calibration(self.calibration)
         if not is_number(self.min_score) or not 0 <= self.min_score <= 1:
             raise ValueError(f"`min_score` is a probability, between 0 and 1; got {self.min_score!r}.")
         if self.fallback_expert is not None and self.fallback_expert not in self.expert_names:
             raise ValueError(f"`fallback_expert` {self.fallback_expert!r} is none of {self.expert_names}.")
         if self.feature_map not in FEATURE_MAPS:
             raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}; got {self.feature_map!r}.")
-        if not isinstance(self.num_features, int) or self.num_features < 2 or self.num_features % 2:
+        if not _is_whole(self.num_features) or self.num_features < 2 or self.num_features % 2:
             raise ValueError(f"`num_features` must be an even number of at least 2, got {self.num_features!r}.")
+        if not _is_whole(self.feature_seed) or not -_MOST_WHOLE <= self.feature_seed <= _MOST_WHOLE:
+            raise ValueError(f"`feature_seed` must be a whole number of at most 63 bits, got {self.feature_seed!r}.")
+
+    def _check_numbers(self) -> None:
+        """Raises ValueError where a number of the fit is out of range."""
+        for field in ("regularization", "prompt_regularization", "length_scale"):
+            value = getattr(self, field)
+            if field == "prompt_regularization" and value is None:
+                continue
+            if not is_number(value) or not 0 < value <= _MOST[field]:
+                raise ValueError(
+                    f"`{field}` must be a number above 0 and up to {_MOST[field]:g}, got {value!r}: without a positive"
+                    " lambda A + lambda I need not be invertible, and without a positive scale there is no kernel."
+                )
+        for field in ("token_noise", "lexical_weight"):
+            value = getattr(self, field)
+            if not is_number(value) or not 0 <= value <= _MOST[field]:
+                raise ValueError(f"`{field}` must be a number from 0 to {_MOST[field]:g}, got {value!r}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -131,7 +132,7 @@ class Policy(NamedTuple):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"`{field}` is a probability, between 0 and 1; got {getattr(self, field)!r}.")
         for field in ("cost_weight", "stickiness"):
-            if not getattr(self, field) >= 0:
+            if not 0 <= getattr(self, field) < math.inf:  # infinity times a cost of 0 is no number
                 raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
         if self.top_n is not None and self.top_n < 1:
             raise ValueError(f"`top_n` must be a whole number of at least 1, got {self.top_n!r}.")

@@ -11,10 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from .batch_ir3de import Prompts, mean_weights, prompt_weights, prompts_of, weighted_sums
+from .specs_ir3de import is_number
 from .token_router_ir3de import entropy
 
 _WEIGHTS = {"avg": mean_weights, "prompt": prompt_weights}
 MEANS = tuple(_WEIGHTS)  # variants in which a weighted sum of the tokens decides; in the others tokens vote
+# What a calibration may hold. Beyond these bounds float64 would make scores infinite, or all the same.
+_CALIBRATION = {"temperature": (1e-9, 1e9), "spread": (0, 4)}
 
 
 class TokenTable(NamedTuple):
@@ -100,6 +103,19 @@ def probabilities(logits: torch.Tensor, temperature: float = 1.0, spread: float 
     if spread:
         scale = temperature * logits.std(dim=1, keepdim=True, correction=0).clamp_min(1e-12) ** spread
     return (logits / scale).softmax(dim=1)
+
+
+def check_calibration(calibration: object) -> None:
+    """Raises ValueError unless these are arguments for `probabilities` with which the order of the logits stays."""
+    if not isinstance(calibration, dict) or not calibration.keys() <= _CALIBRATION.keys():
+        raise ValueError(f"`calibration` is a mapping with `temperature` and `spread`; got {calibration!r}.")
+    for key, value in calibration.items():
+        least, most = _CALIBRATION[key]
+        if not is_number(value) or not least <= value <= most:
+            raise ValueError(
+                f"`{key}` of a calibration must be a number from {least:g} to {most:g}, got {value!r}: with another one"
+                " scores say nothing, or the reverse. Fit the router again, or take `calibration` out of its config."
+            )
 
 
 def most_certain(entropies: torch.Tensor, lengths: torch.Tensor, num_votes: int) -> torch.Tensor:

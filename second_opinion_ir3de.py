@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from transformers.utils.hub import cached_file
 
 from .atomic_save_ir3de import CONFIG, STATISTICS_FOLDER, reading, staged
-from .route_selector_ir3de import probabilities
+from .route_selector_ir3de import check_calibration, probabilities
 from .specs_ir3de import check_expert_name, is_number
 from .statistics_ir3de import KINDS, DomainStatistics, FeatureSpace, one_thread, total
 from .token_router_ir3de import FeatureMap, fourier, mean_diagonal, orthogonal_frequencies, ridge
@@ -34,6 +34,7 @@ PROBE = "Prove that 3x + 5 = 20 has one root, and say who should answer this."
 _DIGITS, _APART = 3, 0.01  # of the probe's vector: what is kept, and how far an encoder of other precision may be off
 _TEXTS = 1024  # that are encoded at a time
 _LEAST = 1e-300  # a probability, so that no product is 0 everywhere
+_MOST_LAMBDA = 1e9  # over the mean of A's diagonal
 _MAP = FeatureMap("rff")  # its length scale suits unit vectors, and its description tells draws apart
 _MOST_BYTES, _MOST_COLUMNS = 1 << 22, 1 << 14  # of a config, of a vector
 
@@ -255,16 +256,17 @@ class SecondOpinion:
     # What is expected.
 
     def _check(self) -> None:
-        for name, value in {"regularization": self.regularization, "temperature": 1, **self.calibration}.items():
-            if not is_number(value) or not (value >= 0 if name == "spread" else value > 0):
-                raise ValueError(f"`{name}` of a second opinion must be a number above 0, got {value!r}.")
+        if not is_number(self.regularization) or not 0 < self.regularization <= _MOST_LAMBDA:
+            raise ValueError(
+                f"`regularization` of a second opinion must be a number above 0 and up to {_MOST_LAMBDA:g}, got"
+                f" {self.regularization!r}."
+            )
+        check_calibration(self.calibration)
         if not _is_number_of_features(self.num_features):
             raise ValueError(
                 f"`num_features` must be an even number below {_MOST_COLUMNS:,}, or 0 for none; got"
                 f" {self.num_features!r}."
             )
-        if unknown := self.calibration.keys() - {"temperature", "spread"}:
-            raise ValueError(f"`calibration` has `temperature` and `spread`, got {sorted(unknown)} too.")
 
     def _check_encoder(self) -> None:
         """Compares vectors, not hashes: their last digits differ between machines and precisions."""

@@ -6,6 +6,7 @@ import difflib
 import math
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any, TypedDict, TypeGuard, cast
 
@@ -297,5 +298,7 @@ def in_bytes(what: str, size: object) -> int:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether `value` is a finite real number (a bool is not)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether `value` is a finite real number (a bool is not, nor is a whole number beyond all floats)."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, float) and math.isfinite(value)

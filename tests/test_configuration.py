@@ -1,12 +1,14 @@
 """The config: what it holds, what it refuses, and that it survives a file."""
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ir3de import IR3DEConfig
+from ir3de import IR3DEConfig, IR3DEModel
 from ir3de.configuration_ir3de import check_choice
 
 EXPERTS = [
@@ -92,11 +94,50 @@ def test_a_file_keeps_everything(tmp_path: Path) -> None:
         ("regularization", math.inf),
         ("regularization", "0.1"),
         ("regularization", True),
+        ("regularization", 1e300),  # a W of zeros
+        ("regularization", 10**400),
+        ("prompt_regularization", -1),
+        ("prompt_regularization", math.nan),
+        ("length_scale", 1e300),  # the same features for all tokens
+        ("token_noise", math.inf),
+        ("lexical_weight", -1),
+        ("min_score", math.nan),
+        ("min_score", 1.1),
+        ("num_features", True),
+        ("num_votes", 10**30),
+        ("feature_seed", 0.5),
+        ("feature_seed", 2**63),
+        ("balance", "false"),
+        ("bias", 0),
+        ("normalize_columns", None),
+        ("calibration", [0.5]),
+        ("calibration", {"temprature": 0.5}),
+        ("calibration", {"temperature": 0.5, 0: 1}),
     ],
 )
 def test_a_field_out_of_range_is_refused_by_name(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"`{field}`.*{value!r}"):
+    with pytest.raises(ValueError, match=f"`{field}`.*{re.escape(repr(value))}"):
         config(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("temperature", value) for value in (0, -1, math.nan, math.inf, 1e-320, 1e300, None, True, "0.5")]
+    + [("spread", value) for value in (-0.5, math.nan, 400)],
+)
+def test_a_calibration_that_would_decide_by_itself_is_refused_at_load(
+    router: IR3DEModel, tmp_path: Path, key: str, value: object
+) -> None:
+    router.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "calibration": {key: value}}))
+    with pytest.raises(ValueError, match=f"`{key}` of a calibration must be a number from"):
+        IR3DEModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("calibration", [None, {}, {"temperature": 1}, {"temperature": 1e-6, "spread": 1.0}])
+def test_a_calibration_as_it_is_fitted_is_taken(calibration: dict[str, float] | None) -> None:
+    assert config(calibration=calibration).calibration == calibration
 
 
 def test_two_experts_of_one_name_are_refused_even_if_only_case_tells_them_apart() -> None:

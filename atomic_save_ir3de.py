@@ -25,6 +25,7 @@ except ImportError:  # on Windows, where two writers at once must be kept apart 
     fcntl = None  # type: ignore[assignment]
 
 STATISTICS_FOLDER = "statistics"
+OUTCOMES_FOLDER = "outcomes"
 SECOND_FOLDER = "second"  # a router's second opinion, with a config and statistics of its own
 CONFIG = "config.json"
 _SWITCH, _STATE = ".ir3de-switch", ".ir3de-state-"
@@ -121,7 +122,7 @@ def _switch_to(new: Path, folder: Path) -> None:
 
 
 def _put_into_place(new: Path, folder: Path) -> None:
-    """Copies the new files over the old, and deletes statistics of experts that are gone."""
+    """Copies the new files over the old, and deletes those of domains and experts that are gone."""
     for path in sorted(path for path in new.rglob("*") if path.is_file()):
         target = folder / path.relative_to(new)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -147,19 +148,22 @@ def _link_or_copy(path: Path, copy: Path) -> None:
 
 
 def _drop_former(folder: Path) -> None:
-    """Deletes the statistics of experts that the config no longer has."""
+    """Deletes the statistics of domains and the outcomes of experts that the config no longer has."""
     if not (folder / CONFIG).is_file():
         return
-    experts = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["experts"]
-    for path in (folder / STATISTICS_FOLDER).glob("*.safetensors"):
-        if path.stem not in {expert["name"] for expert in experts}:
-            path.unlink(missing_ok=True)
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    domains = config.get("domains") or [expert["name"] for expert in config["experts"]]
+    for part, names in ((STATISTICS_FOLDER, domains), (OUTCOMES_FOLDER, config.get("judged") or ())):
+        for path in (folder / part).glob("*.safetensors"):
+            if path.stem not in names:
+                path.unlink(missing_ok=True)
 
 
 def _check_stays_inside(new: Path, folder: Path) -> None:
-    """Raises ValueError where new files would be put through a link, or old statistics deleted through one."""
+    """Raises ValueError where new files would be put through a link, or old ones deleted through one."""
     inside = [path.relative_to(new) for path in new.rglob("*") if path.is_dir()]
-    for part in {*inside, Path(STATISTICS_FOLDER), Path(SECOND_FOLDER), Path(SECOND_FOLDER, STATISTICS_FOLDER)}:
+    second = Path(SECOND_FOLDER)
+    for part in {*inside, Path(STATISTICS_FOLDER), Path(OUTCOMES_FOLDER), second, second / STATISTICS_FOLDER}:
         if (folder / part).is_symlink():
             raise ValueError(f"{folder / part} is a link to elsewhere: save to a folder without it. Nothing was saved.")
 

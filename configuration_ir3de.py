@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from .choices_ir3de import FEATURE_MAPS, VARIANTS
 from .route_selector_ir3de import check_calibration
-from .specs_ir3de import ExpertSpec, check_expert, is_number
+from .specs_ir3de import ExpertSpec, check_expert, check_expert_name, is_number, nearest_name
 from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import FeatureMap
 
@@ -40,6 +40,18 @@ def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _check_apart(kind: str, names: Sequence[str]) -> None:
+    """Raises ValueError where two names are the same on a file system that ignores case."""
+    folded: dict[str, str] = {}
+    for name in names:
+        if name.lower() in folded:
+            raise ValueError(
+                f"Two {kind} are named {folded[name.lower()]!r} and {name!r}: names must differ by more than case."
+                " Rename one of them."
+            )
+        folded[name.lower()] = name
+
+
 class IR3DEConfig(PreTrainedConfig):
     """
     Configuration of an [`IR3DEModel`].
@@ -47,8 +59,11 @@ class IR3DEConfig(PreTrainedConfig):
     Args:
         vocab_size (`int`): V, the number of rows of the token embeddings.
         hidden_size (`int`): h, the number of columns of the token embeddings.
-        experts (`list[ExpertSpec]`): one spec a domain; for their keys see [`ExpertSpec`]. Kept sorted by name, so that
-            the same set of experts is the same router whatever the order of the edits that led to it.
+        experts (`list[ExpertSpec]`): who answers; for the keys of a spec see [`ExpertSpec`]. Kept sorted by name, so
+            that the same set of experts is the same router whatever the order of the edits that led to it.
+        domains (`list[str]`, *optional*): what is recognised, the columns of W, sorted; by default the experts' names,
+            since each domain has an expert of its own then.
+        judged (`list[str]`, *optional*): the experts that have outcomes, each with a file of them.
         variant (`str`): how the tokens of a prompt decide (section 3.2): `"top-k"` (the `num_votes` tokens of lowest
             entropy vote), `"all"` (every token votes) or `"avg"` (the mean embedding decides); or `"prompt"`, where W
             is fitted on a row a prompt instead of a row a token.
@@ -99,6 +114,8 @@ class IR3DEConfig(PreTrainedConfig):
     vocab_size: int = 0
     hidden_size: int = 0
     experts: list[ExpertSpec] | None = None
+    domains: list[str] | None = None
+    judged: list[str] | None = None
     variant: str = "top-k"
     num_votes: int = 10
     regularization: float | int = 1e-5
@@ -132,13 +149,18 @@ class IR3DEConfig(PreTrainedConfig):
 
     @property
     def specs(self) -> list[ExpertSpec]:
-        """The experts' specs in the order of the columns of W."""
+        """The experts' specs, sorted by name."""
         return self.experts or []
 
     @property
     def expert_names(self) -> list[str]:
-        """The experts' names in the order of the columns of W."""
+        """The experts' names, sorted."""
         return [spec["name"] for spec in self.specs]
+
+    @property
+    def domain_names(self) -> list[str]:
+        """The domains' names in the order of the columns of W."""
+        return self.expert_names if self.domains is None else self.domains
 
     @property
     def features(self) -> FeatureMap:
@@ -150,23 +172,36 @@ class IR3DEConfig(PreTrainedConfig):
         """What the statistics must lie in."""
         return FeatureSpace(str(self.fingerprint), self.features.width(self.hidden_size) + 1)
 
-    def set_experts(self, experts: Sequence[ExpertSpec | Mapping[str, object]]) -> None:
-        """Sets the experts and the labels that follow from them.
+    def set_experts(
+        self, experts: Sequence[ExpertSpec | Mapping[str, object]], domains: Sequence[str] | None = None
+    ) -> None:
+        """Sets the experts, and the domains with the labels that follow from them.
+
+        Args:
+            experts (`Sequence[ExpertSpec]`): their specs.
+            domains (`Sequence[str]`, *optional*): instead of those that the config has.
 
         Raises:
-            ValueError: a spec is malformed, or two names are the same on a file system that ignores case.
+            ValueError: a spec is malformed or serves a domain that there is not, or two names are the same on a file
+                system that ignores case.
         """
         clean = sorted((check_expert(expert) for expert in experts), key=lambda expert: expert["name"])
-        folded: dict[str, str] = {}
-        for name in (expert["name"] for expert in clean):
-            if name.lower() in folded:
-                raise ValueError(
-                    f"Two experts are named {folded[name.lower()]!r} and {name!r}: names must differ by more than case."
-                    " Rename one of them."
-                )
-            folded[name.lower()] = name
+        names = [spec["name"] for spec in clean]
+        _check_apart("experts", names)
+        given = self.domains if domains is None else domains
+        self.domains = (
+            None if given is None or sorted(given) == names else [check_expert_name(d) for d in sorted(given)]
+        )
         self.experts = clean
-        self.id2label = dict(enumerate(self.expert_names))
+        _check_apart("domains", self.domain_names)
+        for spec in clean:
+            for domain in spec.get("domains", ()):
+                if domain not in self.domain_names:
+                    raise ValueError(
+                        f"`domains` of expert {spec['name']!r} names {domain!r}, which is no domain of this router:"
+                        f" {self.domain_names}.{nearest_name(domain, self.domain_names)}"
+                    )
+        self.id2label = dict(enumerate(self.domain_names))
         self.label2id = {name: index for index, name in self.id2label.items()}
 
     def check(self) -> None:
@@ -188,6 +223,8 @@ class IR3DEConfig(PreTrainedConfig):
             raise ValueError(f"`min_score` is a probability, between 0 and 1; got {self.min_score!r}.")
         if self.fallback_expert is not None and self.fallback_expert not in self.expert_names:
             raise ValueError(f"`fallback_expert` {self.fallback_expert!r} is none of {self.expert_names}.")
+        if unknown := sorted({*(self.judged or ())} - {*self.expert_names}):
+            raise ValueError(f"`judged` names {unknown}, which are none of the experts {self.expert_names}.")
         if self.feature_map not in FEATURE_MAPS:
             raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}; got {self.feature_map!r}.")
         if not _is_whole(self.num_features) or self.num_features < 2 or self.num_features % 2:

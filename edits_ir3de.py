@@ -1,4 +1,4 @@
-"""Edits of a router's set of experts. Each makes new specs and new statistics; the old ones stay as they are."""
+"""Edits of a router's domains, experts and outcomes. Each makes new values; the old ones stay as they are."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import copy
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from .batch_ir3de import Prompts
 from .configuration_ir3de import IR3DEConfig
-from .specs_ir3de import ExpertSpec, check_expert, check_expert_name
+from .outcome_rows_ir3de import Outcome, read_outcomes
+from .outcomes_ir3de import Ledger, OutcomesCollector, shared, whole
+from .specs_ir3de import ExpertSpec, check_expert, check_expert_name, nearest_name, served
 from .statistics_ir3de import DomainStatistics, FeatureSpace, StatisticsCollector
 
 _TEXTS = 1024  # that are tokenized at a time
@@ -27,13 +30,15 @@ class Experts(NamedTuple):
 
     Args:
         specs (`dict[str, ExpertSpec]`): of each expert, by its name.
-        statistics (`dict[str, DomainStatistics]`): of each expert's domain.
-        second (`dict[str, DomainStatistics]`): of those that the second opinion knows, if there is one.
+        statistics (`dict[str, DomainStatistics]`): of each domain.
+        second (`dict[str, DomainStatistics]`): of the domains that the second opinion knows, if there is one.
+        outcomes ([`Ledger`]): of the experts.
     """
 
     specs: dict[str, ExpertSpec]
     statistics: dict[str, DomainStatistics]
     second: dict[str, DomainStatistics]
+    outcomes: Ledger = Ledger()
 
     @property
     def digest(self) -> str:
@@ -41,8 +46,10 @@ class Experts(NamedTuple):
         ids = sorted((name, *sorted(domain.contributions)) for name, domain in self.statistics.items())
         return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
-    def with_expert(self, spec: Any, statistics: DomainStatistics, second: DomainStatistics | None = None) -> Experts:
-        """These experts and a new one, of which the second opinion learns what is in `second`.
+    def with_expert(
+        self, spec: Any, statistics: DomainStatistics | None = None, second: DomainStatistics | None = None
+    ) -> Experts:
+        """These and a new expert; with statistics also the domain of its name.
 
         Raises:
             ValueError: the spec is malformed, its name is taken, or a contribution is here already.
@@ -55,32 +62,62 @@ class Experts(NamedTuple):
                 f"There is an expert {taken[0]!r} already. Give {name!r} another name, add to its domain with `merge`,"
                 " or put it in the other's place with `replace_expert`."
             )
+        made = self if statistics is None else self.with_domain(name, statistics, second)
+        return made._replace(specs={**made.specs, name: spec})
+
+    def with_domain(self, name: str, statistics: DomainStatistics, second: DomainStatistics | None = None) -> Experts:
+        """These and a new domain, of which the second opinion learns what is in `second`.
+
+        Raises:
+            ValueError: the name is taken or cannot be one, or a contribution is here already.
+        """
+        check_expert_name(name)
+        taken = [other for other in self.statistics if other.lower() == name.lower()]
+        if taken:
+            raise ValueError(
+                f"There is a domain {taken[0]!r} already: give {name!r} another name, or add to it with `merge`."
+            )
         for other, domain in self.statistics.items():
             _check_disjoint(other, domain, statistics)
-        known = self._learned(name, second)
-        return Experts({**self.specs, name: spec}, {**self.statistics, name: statistics}, known)
+        return self._replace(statistics={**self.statistics, name: statistics}, second=self._learned(name, second))
 
     def _learned(self, name: str, second: DomainStatistics | None) -> dict[str, DomainStatistics]:
-        """What the second opinion knows once it has learned of an expert."""
+        """What the second opinion knows once it has learned of a domain."""
         if second is None:
             return self.second
         return {**self.second, name: self.second[name] | second if name in self.second else second}
 
     def without(self, name: str) -> Experts:
-        """These experts but one.
+        """These without an expert, its outcomes, and the domain of its name if that concerns no other expert.
 
         Raises:
             ValueError: there is no such expert.
         """
         if name not in self.specs:
             raise ValueError(f"There is no expert {name!r} among {sorted(self.specs)}.")
-        rest = [other for other in self.specs if other != name]
+        specs = {other: spec for other, spec in self.specs.items() if other != name}
+        rest = self._replace(specs=specs, outcomes=self.outcomes.of(specs))
+        return rest.without_domain(name) if name in self.statistics and not rest.concerns(name) else rest
+
+    def without_domain(self, name: str) -> Experts:
+        """These without a domain, which no expert serves then. Outcomes in it rest, until it is there again.
+
+        Raises:
+            ValueError: there is no such domain.
+        """
+        if name not in self.statistics:
+            raise ValueError(f"There is no domain {name!r} among {sorted(self.statistics)}.")
+        specs = {other: _without_entry(spec, name) for other, spec in self.specs.items()}
+        statistics = {other: domain for other, domain in self.statistics.items() if other != name}
         second = {other: domain for other, domain in self.second.items() if other != name}
-        specs = {other: self.specs[other] for other in rest}
-        return Experts(specs, {other: self.statistics[other] for other in rest}, second)
+        return self._replace(specs=specs, statistics=statistics, second=second)
+
+    def concerns(self, domain: str) -> bool:
+        """Whether an expert serves a domain or was judged in it."""
+        return any(domain in served(spec) for spec in self.specs.values()) or domain in self.outcomes.domains
 
     def union(self, other: Experts) -> Experts:
-        """These experts and another router's; domains that both have get both's contributions, and keep their spec.
+        """These and what another router has: contributions, outcomes and experts; experts of both keep their spec here.
 
         What the other's second opinion knows joins too.
 
@@ -90,25 +127,43 @@ class Experts(NamedTuple):
         merged = self
         for name, domain in sorted(other.statistics.items()):
             second = other.second.get(name)
-            if name not in self.specs:
-                merged = merged.with_expert(other.specs.get(name, {"name": name}), domain, second)
+            if name not in self.statistics:
+                merged = merged.with_domain(name, domain, second)
                 continue
             for mine, here in self.statistics.items():
                 if mine != name:
                     _check_disjoint(mine, here, domain)
             statistics = {**merged.statistics, name: merged.statistics[name] | domain}
-            merged = Experts(merged.specs, statistics, merged._learned(name, second))
-        if merged.digest == self.digest and _contributions(merged.second) == _contributions(self.second):
+            merged = merged._replace(statistics=statistics, second=merged._learned(name, second))
+        for name, spec in sorted(other.specs.items()):
+            if name not in self.specs:
+                merged = merged.with_expert(spec)
+        for name in sorted(other.statistics.keys() - self.statistics.keys()) if not other.specs else ():
+            if name not in self.specs:  # of statistics alone: the domain gets an expert that only routes
+                merged = merged.with_expert(name)
+        merged = merged._replace(outcomes=merged.outcomes | other.outcomes)
+        if merged.contents == self.contents:
             raise ValueError(
                 f"Nothing to merge: every contribution to {', '.join(sorted(other.statistics))} is part of the router"
                 " already."
             )
         return merged
 
+    @property
+    def contents(self) -> tuple[object, ...]:
+        """What a merge may add to, to compare."""
+        second = {name: set(domain.contributions) for name, domain in self.second.items()}
+        outcomes = {name: set(parts) for name, parts in self.outcomes.contributions.items()}
+        return self.digest, second, outcomes, sorted(self.specs)
 
-def _contributions(statistics: Mapping[str, DomainStatistics]) -> dict[str, set[str]]:
-    """The ids of what each domain is made of."""
-    return {name: set(domain.contributions) for name, domain in statistics.items()}
+
+def _without_entry(spec: ExpertSpec, domain: str) -> ExpertSpec:
+    """A spec that does not name a domain."""
+    if domain not in spec.get("domains", ()):
+        return spec
+    changed = spec.copy()
+    changed["domains"] = [other for other in spec["domains"] if other != domain]
+    return changed
 
 
 def _check_disjoint(name: str, here: DomainStatistics, new: DomainStatistics) -> None:
@@ -177,7 +232,8 @@ def experts_of(router: Any, with_second: bool = True) -> Experts:
     """What a router is made of, with what its second opinion knows of its experts or without."""
     specs = {spec["name"]: spec for spec in router.config.experts}
     second = router.second_opinion if with_second else None
-    return Experts(specs, dict(router.statistics), {} if second is None else dict(second.statistics))
+    known = {} if second is None else dict(second.statistics)
+    return Experts(specs, dict(router.statistics), known, router.outcomes)
 
 
 def pull(statistics: Mapping[str, DomainStatistics], balance: bool) -> dict[str, float]:
@@ -233,9 +289,64 @@ def edited(config: IR3DEConfig, before: Experts, after: Experts) -> IR3DEConfig:
         ValueError: the config does not suit these experts, as when its fallback has left.
     """
     config = copy.deepcopy(config)
-    config.set_experts(list(after.specs.values()))
+    config.set_experts(list(after.specs.values()), sorted(after.statistics))
+    config.judged = sorted(after.outcomes.contributions) or None
     config.check()
     if config.evaluation or config.calibration:
         measured_on = config.measured_on or before.digest
         config.measured_on = None if measured_on == after.digest else measured_on
     return config
+
+
+def count_outcomes(
+    source: Any,
+    where: Mapping[str, str] | None,
+    experts: Collection[str],
+    domains: Sequence[str],
+    recognise: Callable[[list[str]], torch.Tensor],
+) -> Ledger:
+    """The ledger of outcomes that come as rows, in a stream.
+
+    Args:
+        source (`Any`): rows, as [`read_outcomes`] takes them.
+        where (`Mapping[str, str]`, *optional*): only rows with these values.
+        experts (`Collection[str]`): that outcomes may be of.
+        domains (`Sequence[str]`): D names.
+        recognise (`Callable`): texts to probabilities of the domains, `(texts, D)`, where rows do not say the domain.
+
+    Raises:
+        ValueError: a row is malformed, names no expert or domain of the router, or there are no rows.
+    """
+    collector, columns = OutcomesCollector(domains), {name: index for index, name in enumerate(domains)}
+    rows = read_outcomes(source, where)
+    while batch := list(itertools.islice(rows, _TEXTS)):
+        for outcomes in batch:
+            _check_known(outcomes, experts, columns)
+        weights = np.zeros((len(batch), len(domains)), dtype=np.int64)
+        known = [row for row, outcomes in enumerate(batch) if outcomes[0].domain is not None]
+        unknown = [row for row, outcomes in enumerate(batch) if outcomes[0].domain is None]
+        if known:
+            weights[known] = whole([columns[str(batch[row][0].domain)] for row in known], len(domains))
+        if unknown:
+            weights[unknown] = shared(recognise([batch[row][0].text for row in unknown]).numpy())
+        flat = [outcome for outcomes in batch for outcome in outcomes]
+        collector.add(flat, weights.repeat([len(outcomes) for outcomes in batch], axis=0))
+    if not collector.number:
+        raise ValueError(f"There are no outcomes in {str(source)[:200]!r}{f' where {dict(where)}' if where else ''}.")
+    return collector.ledger
+
+
+def _check_known(outcomes: Iterable[Outcome], experts: Collection[str], domains: Collection[str]) -> None:
+    """Raises ValueError where an outcome is of an expert or a domain that the router does not have."""
+    for outcome in outcomes:
+        if outcome.expert not in experts:
+            raise ValueError(
+                f"There is no expert {outcome.expert!r} that outcomes could be of; this router's are"
+                f" {sorted(experts)}.{nearest_name(outcome.expert, experts)} Add it with `add_expert`."
+            )
+        if outcome.domain is not None and outcome.domain not in domains:
+            raise ValueError(
+                f"There is no domain {outcome.domain!r} that outcomes could be in; this router's are"
+                f" {sorted(domains)}.{nearest_name(outcome.domain, domains)} Add it with `add_domain`, or leave"
+                " `domain` out of the rows, so that they count by what the router recognises."
+            )

@@ -18,11 +18,23 @@ from transformers.utils.generic import ModelOutput
 
 from .batch_ir3de import Prompts, batches
 from .configuration_ir3de import IR3DEConfig, check_choice
-from .edits_ir3de import Experts, check_new, edited, experts_of, read_experts, read_statistics, statistics_of
+from .edits_ir3de import (
+    Experts,
+    check_new,
+    count_outcomes,
+    edited,
+    experts_of,
+    read_experts,
+    read_statistics,
+    statistics_of,
+)
+from .outcome_rows_ir3de import read_outcomes  # noqa: F401 (travels with the model, which must name each file)
+from .outcomes_ir3de import Ledger
+from .policy_ir3de import Panel
 from .prompts_ir3de import token_ids_of
 from .repository_ir3de import RouterRepository
-from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, select
-from .specs_ir3de import ExpertSpec
+from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, probabilities, select
+from .specs_ir3de import ExpertSpec, served
 from .statistics_ir3de import (
     DOCUMENTS,
     DomainStatistics,
@@ -86,8 +98,8 @@ class IR3DEModel(RouterRepository):
 
     def __init__(self, config: IR3DEConfig) -> None:
         config.check()
-        experts = config.expert_names
-        if not experts or config.vocab_size < 1 or config.hidden_size < 1:
+        experts, domains = config.expert_names, config.domain_names
+        if not experts or not domains or config.vocab_size < 1 or config.hidden_size < 1:
             raise ValueError(
                 f"A router needs experts and embeddings, but the config has {len(experts)} experts, vocab_size"
                 f" {config.vocab_size} and hidden_size {config.hidden_size}. Fit one with `ir3de fit`."
@@ -96,9 +108,10 @@ class IR3DEModel(RouterRepository):
         width = config.features.width(config.hidden_size)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_tokens.requires_grad_(False)
-        self.token_router = nn.Linear(width, len(experts), bias=config.bias)
-        self.prompt_router = nn.Linear(width, len(experts), bias=False)
-        self.lexicon = nn.Embedding(config.vocab_size, len(experts)) if config.lexical_weight else None
+        self.token_router = nn.Linear(width, len(domains), bias=config.bias)
+        self.prompt_router = nn.Linear(width, len(domains), bias=False)
+        self.lexicon = nn.Embedding(config.vocab_size, len(domains)) if config.lexical_weight else None
+        self._panel: tuple[object, Panel] | None = None
         self._derived: dict[str, tuple[object, list[torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {}
         self.post_init()
 
@@ -238,7 +251,7 @@ class IR3DEModel(RouterRepository):
         """A copy to edit apart from this router. They share what edits never change in place: embeddings, tokenizer,
         statistics, and tables until W differs.
         """
-        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), *self._derived.values()]
+        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), *self._derived.values(), self.outcomes]
         second = self.second_opinion
         return copy.deepcopy(self, {id(second): copy.copy(second), **{id(each): each for each in shared}})
 
@@ -300,15 +313,16 @@ class IR3DEModel(RouterRepository):
             ValueError: domains and experts differ, or a domain's statistics are of another feature space. The router
                 is as before.
         """
-        self._become(self.config, dict(self.statistics if statistics is None else statistics))
+        self._become(self.config, dict(self.statistics if statistics is None else statistics), self.outcomes)
 
-    def _become(self, config: IR3DEConfig, statistics: dict[str, DomainStatistics]) -> None:
-        """Solves W for the experts of a config; only if that succeeds the router takes them on."""
-        names = config.expert_names
+    def _become(self, config: IR3DEConfig, statistics: dict[str, DomainStatistics], outcomes: Ledger) -> None:
+        """Solves W for the domains of a config; only if that succeeds the router takes on its domains and experts."""
+        names = config.domain_names
         if set(statistics) != set(names):
             raise ValueError(
-                f"Statistics and experts must name the same domains: no statistics for"
-                f" {sorted(set(names) - set(statistics))}, no expert for {sorted(set(statistics) - set(names))}."
+                f"Statistics and {'experts' if config.domains is None else 'config'} must name the same domains: no"
+                f" statistics for {sorted(set(names) - set(statistics))}, no"
+                f" {'expert' if config.domains is None else 'domain'} for {sorted(set(statistics) - set(names))}."
             )
         for name in names:
             check_feature_space(name, statistics[name], config)
@@ -319,9 +333,33 @@ class IR3DEModel(RouterRepository):
         self.token_router = _filled(self.token_router, W_tokens)
         self.prompt_router = _filled(self.prompt_router, W_prompts)
         self.lexicon = lexicon
-        self.config.set_experts(config.experts or [])
-        self.config.measured_on = config.measured_on
+        self._take_on(config, outcomes)
         self._statistics = statistics
+
+    def _take_on(self, config: IR3DEConfig, outcomes: Ledger) -> None:
+        """Takes on the domains and experts of a config, and their outcomes."""
+        self.config.set_experts(config.specs, config.domain_names)
+        self.config.measured_on, self.config.judged = config.measured_on, config.judged
+        self._outcomes = outcomes
+
+    @property
+    def panel(self) -> Panel:
+        """What the router knows of its experts when it chooses: made anew when specs or outcomes are others."""
+        state = (self.config.specs, self.config.domain_names, self.outcomes)
+        if self._panel is None or self._panel[0] != state:
+            self._panel = (*copy.deepcopy(state[:2]), state[2]), Panel.of(*state)
+        return self._panel[1]
+
+    def recognise(self, texts: list[str]) -> torch.Tensor:
+        """Calibrated probabilities of the domains, `(texts, D)`, float64.
+
+        Raises:
+            ValueError: a text has no tokens.
+        """
+        prompts = Prompts.of(token_ids_of(self.tokenizer, texts, self.config.max_length)).to(self.device)
+        with torch.inference_mode():
+            logits = self.route(*prompts).cpu()
+        return probabilities(logits, **(self.config.calibration or {}))
 
     def collector(self, device: str | torch.device = "cpu") -> StatisticsCollector:
         """A collector of statistics in this router's feature space.
@@ -368,28 +406,105 @@ class IR3DEModel(RouterRepository):
     # texts or statistics it knows nothing until its own `add_expert` is called.
 
     def add_expert(self, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
-        """Adds an expert; the others' text is not needed, and how much there was does not matter.
+        """Adds an expert, with the domain of its name or without.
 
         Args:
             spec (`str` or [`ExpertSpec`]): its name, or its spec; see [`ExpertSpec`].
-            texts (`Iterable[str]`, *optional*): text of its domain.
+            texts (`Iterable[str]`, *optional*): text of its domain, which joins too. The others' text is not needed,
+                and how much there was does not matter.
             statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain, instead of texts.
+                Neither is needed where the spec has `domains`: those that it serves, maybe none.
 
         Raises:
             ValueError: spec or statistics are malformed, the name is taken, or a contribution is here already. The
                 router is as before.
         """
         name = spec if isinstance(spec, str) else str(spec.get("name"))
-        self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)))
+        alone = texts is None and statistics is None and not isinstance(spec, str)
+        if alone and ("domains" in spec or name in self.config.domain_names):
+            self._edit(experts_of(self).with_expert(spec))
+        elif alone:
+            raise ValueError(
+                f"Expert {name!r} needs `texts` of its domain, or `statistics` of it, or in its spec `domains` that are"
+                f" here already, of {self.config.domain_names}."
+            )
+        else:
+            self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)))
+
+    def add_domain(self, name: str, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
+        """Adds a domain that is recognised; an expert is not needed.
+
+        Args:
+            name (`str`): of the domain.
+            texts (`Iterable[str]`, *optional*): text of it.
+            statistics (`DomainStatistics`, path, or a list of these, *optional*): of it, instead of texts.
+
+        Raises:
+            ValueError: name or statistics are malformed, the name is taken, or a contribution is here already. The
+                router is as before.
+        """
+        self._edit(experts_of(self).with_domain(name, self._new(name, texts, statistics)))
+
+    def remove_domain(self, name: str) -> None:
+        """Removes a domain; who served it serves the others that it did. Outcomes in it rest until it is there again.
+
+        Raises:
+            ValueError: there is no such domain, or it is the last. The router is as before.
+        """
+        rest = experts_of(self).without_domain(name)
+        if not rest.statistics:
+            raise ValueError(f"{name!r} is the last domain, and a router needs one. Add another before removing it.")
+        self._edit(rest)
+
+    def add_outcomes(self, source: Any, where: Mapping[str, str] | None = None) -> Ledger:
+        """Adds what experts did on prompts: their scores, and costs, seconds and tokens where they are known.
+
+        Args:
+            source (`Any`): JSON Lines, plain or `.gz`; rows in memory; or a [`Ledger`]. See [`read_outcomes`]. Rows are
+                read in a stream; prompts whose domain they do not say count in each by the router's probabilities.
+            where (`Mapping[str, str]`, *optional*): only rows with these values, such as `{"split": "train"}`.
+
+        Returns:
+            [`Ledger`]: what was added, to remove it again.
+
+        Raises:
+            ValueError: a row is malformed, names an unknown expert or domain, or the outcomes are here already. The
+                router is as before.
+        """
+        new = self._counted(source, where)
+        self._edit(experts_of(self)._replace(outcomes=self.outcomes.with_new(new)))
+        return new
+
+    def remove_outcomes(self, source: Any, where: Mapping[str, str] | None = None) -> None:
+        """Removes outcomes that were added together: the router is then, bit for bit, the one that never had them.
+
+        Args:
+            source, where: of [`IR3DEModel.add_outcomes`], or what it returned.
+
+        Raises:
+            ValueError: they were not added as they are now. The router is as before.
+        """
+        self._edit(experts_of(self)._replace(outcomes=self.outcomes.without(self._counted(source, where))))
+
+    def _counted(self, source: Any, where: Mapping[str, str] | None) -> Ledger:
+        """The ledger of a source."""
+        if isinstance(source, Ledger):
+            unknown = sorted(source.contributions.keys() - {*self.config.expert_names})
+            if unknown:
+                raise ValueError(f"There are no experts {unknown}; this router's are {self.config.expert_names}.")
+            return source
+        return count_outcomes(source, where, self.config.expert_names, self.config.domain_names, self.recognise)
 
     def remove_expert(self, name: str) -> None:
-        """Removes an expert: the router is then, bit for bit, the one that never had it.
+        """Removes an expert and its outcomes: the router is then, bit for bit, the one that never had it.
+
+        The domain of its name leaves with it, unless another expert serves it or was judged in it.
 
         Raises:
             ValueError: there is no such expert, it is the last, or it is the fallback. The router is as before.
         """
         rest = experts_of(self).without(name)
-        if not rest.specs:
+        if not rest.specs or not rest.statistics:
             raise ValueError(f"{name!r} is the last expert, and a router needs one. Add another before removing it.")
         self._edit(rest)
 
@@ -410,13 +525,18 @@ class IR3DEModel(RouterRepository):
         """
         here = experts_of(self)
         rest, second = here.without(name), None
-        if texts is None and statistics is None:
-            statistics, second = here.statistics[name], here.second.get(name)
         new = name if isinstance(spec, str) else str(spec.get("name"))
+        if texts is None and statistics is None:
+            if name in rest.statistics or name not in here.statistics:  # its domain, if any, concerns others: it stays
+                inherited: dict[str, Any] = {"name": spec} if isinstance(spec, str) else dict(spec)
+                self._edit(rest.with_expert({"domains": served(here.specs[name]), **inherited}))
+                return
+            statistics, second = here.statistics[name], here.second.get(name)
         self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second))
 
     def merge(self, *sources: Any) -> None:
-        """Merges other routers or statistics: new domains become experts, known ones gain contributions.
+        """Merges other routers or statistics: domains, experts and outcomes that are new join, known domains gain
+        contributions. A domain that comes as statistics alone gets an expert that only routes.
 
         Args:
             sources (`Any`): each a router, the folder or Hub id of one, a statistics file that is named after its
@@ -444,8 +564,12 @@ class IR3DEModel(RouterRepository):
         before = experts_of(self)
         check_new(before, experts, self.config, self.embed_tokens.weight.detach())
         config = edited(self.config, before, experts)
+        Panel.of(config.specs, config.domain_names, experts.outcomes)  # sums that are too large show here
         second = self.second_opinion and self.second_opinion.having(experts.second)
-        self._become(config, experts.statistics)
+        if experts.statistics == before.statistics:  # W stays
+            self._take_on(config, experts.outcomes)
+        else:
+            self._become(config, experts.statistics, experts.outcomes)
         self.second_opinion = second
 
 

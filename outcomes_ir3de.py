@@ -192,6 +192,11 @@ class Ledger:
         return totals
 
     @property
+    def domains(self) -> set[str]:
+        """Those that outcomes count in."""
+        return {domain for parts in self.contributions.values() for part in parts.values() for domain in part.domains}
+
+    @property
     def digest(self) -> dict[str, str]:
         """Names each expert's outcomes, however they were shared among contributions: their names add up."""
         return {

@@ -123,12 +123,15 @@ class IR3DERoutingPipeline(Pipeline):
                 generator or data set it is also the number of prompts read at a time, by default one.
             num_workers (`int`, *optional*): for compatibility; there are none.
             generate (`bool`, *optional*, defaults to `True`): let the chosen expert answer.
-            explain (`bool`, *optional*, defaults to `False`): add `tokens` to each record.
+            explain (`bool`, *optional*, defaults to `False`): add `tokens`, all `domains` and, where domains and
+                experts differ or there are outcomes, the `pairs` that decided to each record.
             variant (`str`, *optional*): instead of the config's.
             num_votes (`int`, *optional*): instead of the config's.
             experts (`list[str]`, *optional*): those that may be chosen.
             top_n (`int`, *optional*): how many experts the ranking lists; all by default.
-            cost_weight (`float`, *optional*, defaults to 0): score that a unit of an expert's `cost` must be worth.
+            cost_weight (`float`, *optional*, defaults to 0): score that a unit of an expert's cost must be worth: as
+                measured where there are outcomes that tell it, else the `cost` of its spec.
+            latency_weight (`float`, *optional*, defaults to 0): score that a second must be worth, as measured.
             min_score (`float`, *optional*): instead of the config's; below it `fallback_expert` answers, or nobody.
             fallback_expert (`str`, *optional*): instead of the config's.
             second_below (`float`, *optional*, defaults to 0.9): below this score the second opinion is asked, if the
@@ -297,8 +300,7 @@ class IR3DERoutingPipeline(Pipeline):
     ) -> list[Record]:
         """Turns logits into records, in input order, and lets each expert answer its share in one call."""
         config = self.model.config
-        names, turns = config.expert_names, outputs["turns"]
-        costs = {expert["name"]: expert["cost"] for expert in config.experts if "cost" in expert}
+        panel, turns = self.model.panel, outputs["turns"]
         p = probabilities(outputs["logits"], **(config.calibration or {}))
         defaults = {"min_score": config.min_score, "fallback_expert": config.fallback_expert}
         if self.second_opinion is not None:
@@ -306,34 +308,36 @@ class IR3DERoutingPipeline(Pipeline):
         chosen = Policy(**{**defaults, **policy})
         asked = [False] * len(p)
         if chosen.second_below:
-            chosen.check(names, costs)  # before an encoder is loaded
-            p, asked = self._ask_again(p, chosen.unsure(p, names), outputs["texts"], chosen.experts or names)
-        records = chosen.decide(p, names, costs, turns)
+            chosen.check(panel)  # before an encoder is loaded
+            counting = panel.among(chosen.experts)[0].domains
+            p, asked = self._ask_again(p, chosen.unsure(p, panel), outputs["texts"], counting)
+        explain = outputs["pieces"] is not None
+        records = chosen.decide(p, panel, turns, explain)
         last_turns = [end - 1 for end in accumulate(turns)]
         for record, turn in zip(records, last_turns, strict=True):
             if asked[turn]:
                 record["second_opinion"] = True
-            if outputs["pieces"] is not None:
-                _explain(record, outputs["pieces"][turn], outputs["tokens"][turn], names)
+            if explain:
+                _explain(record, outputs["pieces"][turn], outputs["tokens"][turn], config.domain_names)
         if generate:
             self._answer(records, outputs["prompts"], on_error, batch_size, generation or {})
         return records
 
     def _ask_again(
-        self, p: torch.Tensor, unsure: torch.Tensor, texts: list[str], allowed: Sequence[str]
+        self, p: torch.Tensor, unsure: torch.Tensor, texts: list[str], counting: Sequence[str]
     ) -> tuple[torch.Tensor, list[bool]]:
         """Probabilities, `(texts, D)`, where the second opinion has joined in those rows that are unsure, and which.
 
-        It judges among the experts that it knows and that may be chosen; the others' scores stay.
+        It judges among the domains that it knows and that count; the others' probabilities stay.
         """
-        second, names = self.second_opinion, self.model.config.expert_names
+        second, names = self.second_opinion, self.model.config.domain_names
         if second is None:
             raise ValueError(
                 "`second_below` needs a second opinion: give `pipeline(..., second_opinion=True)` where the router has"
                 " one, which `ir3de second` makes."
             )
         known = [name for name in names if name in second.statistics]
-        judged = [name for name in known if name in allowed]
+        judged = [name for name in known if name in counting]
         if len(judged) < 2:
             return p, [False] * len(p)
         asked: list[bool] = unsure.tolist()
@@ -464,21 +468,21 @@ def _said(output: Any) -> _Said:
     return _Said(*(field[0].tolist() for field in fields))
 
 
-def _explain(record: Record, pieces: list[str], said: _Said, names: list[str]) -> None:
-    """Adds to a record what each token said, and what it added to the chosen expert, or to the first of the ranking if
-    a fallback or nobody stands in its place.
+def _explain(record: Record, pieces: list[str], said: _Said, domains: list[str]) -> None:
+    """Adds to a record what each token said, and what it added to the chosen expert's domain, or to that of the first
+    of the ranking if a fallback or nobody stands in its place; where domains and experts differ, to the likeliest.
     """
     chosen = record["expert"]
     if chosen is None or "fallback" in record:
         chosen = record["ranking"][0]["expert"]
-    expert = names.index(chosen)
+    expert = domains.index(chosen if chosen in domains and "pairs" not in record else record["domains"][0]["domain"])
     record["support"] = sum(row[expert] for row in said.contributions)
     # There are more pieces than tokens where a prompt was longer than the router reads.
     record["tokens"] = [
         {
             "token": piece,
             "entropy": entropy,
-            "vote": names[vote],
+            "vote": domains[vote],
             "weight": row[vote] - sum(row) / len(row),
             "counted": counted,
             "contribution": row[expert],

@@ -1,25 +1,78 @@
-"""From probabilities to a choice: a subset of experts, their costs, a minimum score, and a conversation's own pace."""
+"""From probabilities of domains to a choice among experts.
+
+With p(d | x) of the domains, and what each expert is expected to score, to cost and to take in each:
+
+    q(e | x) = sum_d p(d | x) q_de,  c(e | x) = sum_d p(d | x) c_de,  s(e | x) = sum_d p(d | x) s_de
+    choose the e with the largest q(e | x) - cost_weight c(e | x) - latency_weight s(e | x)
+
+Where each domain has an expert of its own and there are no outcomes, q(e | x) = p(own domain | x): the paper's choice.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, TypedDict
 
+import numpy as np
 import torch
 
+from .outcomes_ir3de import Ledger, expected
+from .specs_ir3de import ExpertSpec, served
 
-class Ranked(TypedDict):
+_DOMAINS_TOLD = 5  # in a record, unless it is to explain
+
+
+class _Ranked(TypedDict):
+    """What every entry of a ranking has."""
+
+    expert: str
+    score: float
+
+
+class Ranked(_Ranked, total=False):
     """
     An expert in a ranking.
 
     Args:
         expert (`str`): its name.
+        score (`float`): what it is expected to score; without outcomes the probability that its domains are meant.
+        cost (`float`): that is expected, where it was measured; else the key is missing.
+        seconds (`float`): likewise.
+    """
+
+    cost: float
+    seconds: float
+
+
+class DomainScore(TypedDict):
+    """
+    A domain that was recognised.
+
+    Args:
+        domain (`str`): its name.
         score (`float`): its probability.
     """
 
-    expert: str
+    domain: str
     score: float
+
+
+class PairRecord(TypedDict):
+    """
+    A pair that had a part in the chosen expert's score.
+
+    Args:
+        domain (`str`): its name.
+        score (`float`): what the expert is expected to score there.
+        share (`float`): what this adds to the expert's score: times the probability of the domain.
+        outcomes (`float`): that this comes from; 0 where the specs alone speak.
+    """
+
+    domain: str
+    score: float
+    share: float
+    outcomes: float
 
 
 class TokenRecord(TypedDict):
@@ -71,9 +124,12 @@ class Record(_Choice, total=False):
     Args:
         expert (`str`, *optional*): who was chosen, or after failures the one that answered; None where the score was
             below the minimum and there is no fallback.
-        score (`float`): the probability of that expert, or where a fallback stands in of the best one.
+        score (`float`): of that expert, or where a fallback stands in of the best one; see [`Ranked`].
         ranking (`list[Ranked]`): the experts, best first.
         fallback (`bool`): true where the score was below the minimum; else the key is missing, as with all below.
+        domains (`list[DomainScore]`): what was recognised, the likeliest few; where domains and experts differ or there
+            are outcomes. Where the call was to explain, all of them.
+        pairs (`list[PairRecord]`): where the call was to explain and `domains` are told, what decided for the expert.
         second_opinion (`bool`): true where that was asked.
         tokens (`list[TokenRecord]`): where the call was to explain.
         support (`float`): likewise, the sum of the tokens' contributions.
@@ -83,11 +139,104 @@ class Record(_Choice, total=False):
     """
 
     fallback: bool
+    domains: list[DomainScore]
+    pairs: list[PairRecord]
     second_opinion: bool
     tokens: list[TokenRecord]
     support: float
     failures: list[Failure]
     generated_text: Any
+
+
+class Panel(NamedTuple):
+    """
+    What a router knows of its D domains and E experts when it chooses.
+
+    Args:
+        domains (`Sequence[str]`): the columns of the probabilities.
+        experts (`Sequence[str]`): of equal ones the first is taken.
+        serves (`torch.Tensor` of shape `(D, E)`): true where an expert serves a domain, as its spec says.
+        costs (`torch.Tensor` of shape `(E,)` or `(D, E)`): of each expert, as its spec says, or as measured by domain;
+            NaN where there is none.
+        seconds (`torch.Tensor` of shape `(D, E)`, *optional*): as measured; NaN where they were not.
+        scores (`torch.Tensor` of shape `(D, E)`, *optional*): expected of each pair; None where the probabilities are
+            the scores, since each domain has an expert of its own and there are no outcomes.
+        outcomes (`torch.Tensor` of shape `(D, E)`, *optional*): how many there are of each pair; None without any.
+    """
+
+    domains: Sequence[str]
+    experts: Sequence[str]
+    serves: torch.Tensor
+    costs: torch.Tensor
+    seconds: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    outcomes: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, specs: Sequence[ExpertSpec], domains: Sequence[str], ledger: Ledger) -> Panel:
+        """The panel of a router.
+
+        Args:
+            specs (`Sequence[ExpertSpec]`): of the experts, sorted by name.
+            domains (`Sequence[str]`): sorted.
+            ledger ([`Ledger`]): of outcomes.
+        """
+        experts = [spec["name"] for spec in specs]
+        serves = np.array([[domain in served(spec) for spec in specs] for domain in domains])
+        costs = np.array([spec.get("cost", np.nan) for spec in specs], dtype=np.float64)
+        sums = ledger.sums(domains, experts)
+        if not sums.any() and list(domains) == experts and np.array_equal(serves, np.eye(len(experts))):
+            return cls(domains, experts, torch.from_numpy(serves), torch.from_numpy(costs))
+        pairs = expected(sums, serves)
+        if not np.isnan(pairs.cost).all():
+            costs = np.where(np.isnan(pairs.cost), costs, pairs.cost)
+        # Of equal ones the cheaper is taken, then the one whose name comes first.
+        mean = costs if costs.ndim == 1 else costs.mean(axis=0)
+        order = np.argsort(np.where(np.isnan(mean), np.inf, mean), kind="stable")
+
+        def table(values: Any) -> torch.Tensor:
+            """Its columns in that order."""
+            return torch.from_numpy(np.ascontiguousarray(values[..., order]))
+
+        return cls(
+            domains,
+            [experts[column] for column in order],
+            table(serves),
+            table(costs),
+            None if np.isnan(pairs.seconds).all() else table(pairs.seconds),
+            table(pairs.score),
+            table(pairs.n) if sums.any() else None,
+        )
+
+    def among(self, names: Collection[str] | None) -> tuple[Panel, torch.Tensor | None]:
+        """The panel of these experts, and the domains that count, as indices; None for all.
+
+        Domains count that one of these experts serves, or none of all; with outcomes all do, since they tell what each
+        expert scores in each.
+        """
+        if names is None:
+            return self, None
+        kept = torch.tensor([name in names for name in self.experts])
+        counts = torch.ones(len(self.domains), dtype=torch.bool)
+        if self.outcomes is None:
+            counts = self.serves[:, kept].any(dim=1) | ~self.serves.any(dim=1)
+        rows, columns = counts.nonzero()[:, 0], kept.nonzero()[:, 0]
+
+        def part(table: torch.Tensor | None) -> torch.Tensor | None:
+            """Its rows and columns that are kept."""
+            return None if table is None else table[rows][:, columns]
+
+        costs = self.costs[columns] if self.costs.ndim == 1 else self.costs[rows][:, columns]
+        domains, experts = [self.domains[row] for row in rows], [self.experts[column] for column in columns]
+        serves = self.serves[rows][:, columns]
+        return Panel(domains, experts, serves, costs, part(self.seconds), part(self.scores), part(self.outcomes)), rows
+
+    def lacking(self, table: torch.Tensor | None) -> list[str]:
+        """The experts that a table of costs or seconds says nothing of."""
+        if table is None:
+            return list(self.experts)
+        unknown = table.isnan() if table.ndim == 1 else table.isnan().any(dim=0)
+        return [name for name, missing in zip(self.experts, unknown.tolist(), strict=True) if missing]
 
 
 class Policy(NamedTuple):
@@ -97,6 +246,7 @@ class Policy(NamedTuple):
     Args:
         experts (`Sequence[str]`, *optional*): those that may be chosen; all by default.
         cost_weight (`float`): score per unit of cost that an expert must gain to be worth it.
+        latency_weight (`float`): score per second, likewise.
         min_score (`float`): below it the fallback answers, or none.
         fallback_expert (`str`, *optional*): who answers below `min_score`; by default nobody.
         stickiness (`float`): by how much another expert must lead to take over a conversation.
@@ -106,83 +256,96 @@ class Policy(NamedTuple):
 
     experts: Sequence[str] | None = None
     cost_weight: float = 0.0
+    latency_weight: float = 0.0
     min_score: float = 0.0
     fallback_expert: str | None = None
     stickiness: float = 0.0
     top_n: int | None = None
     second_below: float = 0.0
 
-    def check(self, names: Sequence[str], costs: Mapping[str, float]) -> None:
+    def check(self, panel: Panel) -> None:
         """Checks the policy against a router's experts.
-
-        Args:
-            names (`Sequence[str]`): of the router's experts.
-            costs (`Mapping[str, float]`): of those that have one.
 
         Raises:
             ValueError: a field is out of range, or names an expert that does not exist or has no cost.
         """
+        names = sorted(panel.experts)
         allowed = names if self.experts is None else self.experts
         if isinstance(allowed, str) or not allowed:
-            raise ValueError(f"`experts` must list at least one of {list(names)}, got {self.experts!r}.")
+            raise ValueError(f"`experts` must list at least one of {names}, got {self.experts!r}.")
         for name in (*allowed, *([] if self.fallback_expert is None else [self.fallback_expert])):
             if name not in names:
-                raise ValueError(f"There is no expert {name!r}; this router's experts are {list(names)}.")
+                raise ValueError(f"There is no expert {name!r}; this router's experts are {names}.")
         for field in ("min_score", "second_below"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"`{field}` is a probability, between 0 and 1; got {getattr(self, field)!r}.")
-        for field in ("cost_weight", "stickiness"):
+        for field in ("cost_weight", "latency_weight", "stickiness"):
             if not 0 <= getattr(self, field) < math.inf:  # infinity times a cost of 0 is no number
                 raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
         if self.top_n is not None and self.top_n < 1:
             raise ValueError(f"`top_n` must be a whole number of at least 1, got {self.top_n!r}.")
-        missing = [name for name in allowed if name not in costs]
-        if self.cost_weight > 0 and missing:
-            raise ValueError(f"`cost_weight` needs a `cost` in the spec of every expert; {missing} have none.")
+        if self.cost_weight > 0 and (missing := sorted({*panel.lacking(panel.costs)} & {*allowed})):
+            raise ValueError(
+                f"`cost_weight` needs a `cost` in the spec of every expert, or outcomes that tell it; {missing} have"
+                " none."
+            )
+        if self.latency_weight > 0 and (missing := sorted({*panel.lacking(panel.seconds)} & {*allowed})):
+            raise ValueError(
+                f"`latency_weight` needs outcomes that tell the seconds of every expert; {missing} have none."
+            )
 
-    def decide(
-        self, p: torch.Tensor, names: Sequence[str], costs: Mapping[str, float], turns: Sequence[int]
-    ) -> list[Record]:
+    def decide(self, p: torch.Tensor, panel: Panel, turns: Sequence[int], explain: bool = False) -> list[Record]:
         """Chooses an expert for each prompt.
 
         Args:
             p (`torch.Tensor` of shape `(sum of turns, D)`): probabilities, a row a turn of a conversation.
-            names (`Sequence[str]`): of the D experts.
-            costs (`Mapping[str, float]`): of those that have one.
+            panel ([`Panel`]): of the domains and experts.
             turns (`Sequence[int]`): rows of each prompt; more than one only where stickiness needs the turns before.
+            explain (`bool`): tell all domains, and which pairs decided.
 
         Returns:
-            `list[Record]`: for each prompt `expert`, its `score`, the `ranking`, and `fallback` where the score was
-            below the minimum. Scores are probabilities among the experts that may be chosen; with a `cost_weight` the
-            ranking is by score less weighted cost.
+            `list[Record]`: for each prompt `expert`, its `score`, the `ranking`, `fallback` where the score was below
+            the minimum, and `domains` where they are told. The ranking is by score less weighted cost and seconds.
         """
-        self.check(names, costs)
-        p, names = self._among(p, names)
-        worth = p
+        self.check(panel)
+        p, panel = self._among(p, panel)
+        scores = p if panel.scores is None else p @ panel.scores
+        worth = scores
         if self.cost_weight > 0:
-            worth = p - self.cost_weight * torch.tensor([costs[name] for name in names], dtype=p.dtype)
+            worth = worth - self.cost_weight * _by_domain(p, panel.costs)
+        if self.latency_weight > 0 and panel.seconds is not None:
+            worth = worth - self.latency_weight * _by_domain(p, panel.seconds)
         order = _ranks(worth, self.top_n)
+        best: list[int] = order[:, 0].tolist()
         if len(p) == len(turns):
-            rows = zip(order.tolist(), p.gather(1, order).tolist(), strict=True)
-            return [self._record(names, ranks[0], scores[0], ranks, scores) for ranks, scores in rows]
-        chosen = self._follow(worth, order[:, 0].tolist(), turns)
-        last = torch.tensor(turns).cumsum(0) - 1
-        p, order = p[last], order[last]
-        scores = p.gather(1, torch.tensor(chosen).unsqueeze(1)).squeeze(1)
-        fields = [field.tolist() for field in (scores, order, p.gather(1, order))]
-        return [self._record(names, index, *row) for index, *row in zip(chosen, *fields, strict=True)]
+            rows = zip(order.tolist(), scores.gather(1, order).tolist(), strict=True)
+            records = [self._record(panel.experts, ranks[0], values[0], ranks, values) for ranks, values in rows]
+        else:
+            best = self._follow(worth, best, turns)
+            last = torch.tensor(turns).cumsum(0) - 1
+            p, scores, order = p[last], scores[last], order[last]
+            of_best = scores.gather(1, torch.tensor(best).unsqueeze(1)).squeeze(1)
+            fields = [field.tolist() for field in (of_best, order, scores.gather(1, order))]
+            records = [self._record(panel.experts, *row) for row in zip(best, *fields, strict=True)]
+        if panel.outcomes is not None:
+            _add_measured(records, p, panel, order)
+        if panel.scores is not None or explain:
+            _add_domains(records, p, panel, None if explain else _DOMAINS_TOLD)
+        if explain and panel.scores is not None:
+            _add_pairs(records, p, panel, best)
+        return records
 
-    def unsure(self, p: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        """Which rows of `p`, `(rows, D)`, score less than `second_below` among the experts that may be chosen."""
-        return self._among(p, names)[0].amax(dim=1) < self.second_below
+    def unsure(self, p: torch.Tensor, panel: Panel) -> torch.Tensor:
+        """Which rows of `p`, `(rows, D)`, give no domain that counts a probability of `second_below`."""
+        return self._among(p, panel)[0].amax(dim=1) < self.second_below
 
-    def _among(self, p: torch.Tensor, names: Sequence[str]) -> tuple[torch.Tensor, Sequence[str]]:
-        """Probabilities and names of the experts that may be chosen."""
-        if self.experts is None:
-            return p, names
-        columns = torch.tensor([index for index, name in enumerate(names) if name in self.experts])
-        p, names = p[:, columns], [names[index] for index in columns.tolist()]
-        return p / p.sum(dim=1, keepdim=True), names
+    def _among(self, p: torch.Tensor, panel: Panel) -> tuple[torch.Tensor, Panel]:
+        """Probabilities of the domains that count, and the panel of the experts that may be chosen."""
+        panel, domains = panel.among(self.experts)
+        if domains is None or panel.outcomes is not None:
+            return p, panel
+        p = p[:, domains]
+        return p / p.sum(dim=1, keepdim=True), panel
 
     def _follow(self, worth: torch.Tensor, best: list[int], turns: Sequence[int]) -> list[int]:
         """The choice at the last turn of each prompt, when an expert is left only for one that leads by the margin."""
@@ -201,6 +364,52 @@ class Policy(NamedTuple):
         if score < self.min_score:
             return {"expert": self.fallback_expert, "score": score, "ranking": ranking, "fallback": True}
         return {"expert": names[chosen], "score": score, "ranking": ranking}
+
+
+def _by_domain(p: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """What is expected of each expert, `(rows, E)` or `(E,)`; NaN where a table says nothing."""
+    return table if table.ndim == 1 else p @ table
+
+
+def _add_measured(records: list[Record], p: torch.Tensor, panel: Panel, order: torch.Tensor) -> None:
+    """Adds to each entry of the rankings what its expert is expected to cost and to take, where that was measured."""
+    for key, table in (("cost", panel.costs), ("seconds", panel.seconds)):
+        if table is None or table.ndim == 1:
+            continue
+        lacking = set(panel.lacking(table))
+        values = (p @ table).gather(1, order).tolist()
+        for record, row in zip(records, values, strict=True):
+            for entry, value in zip(record["ranking"], row, strict=True):
+                if entry["expert"] not in lacking:
+                    entry[key] = value  # type: ignore[literal-required]
+
+
+def _add_domains(records: list[Record], p: torch.Tensor, panel: Panel, most: int | None) -> None:
+    """Adds to each record the domains, likeliest first."""
+    order = _ranks(p, most)
+    rows = zip(order.tolist(), p.gather(1, order).tolist(), strict=True)
+    for record, (places, values) in zip(records, rows, strict=True):
+        record["domains"] = [
+            {"domain": panel.domains[place], "score": value} for place, value in zip(places, values, strict=True)
+        ]
+
+
+def _add_pairs(records: list[Record], p: torch.Tensor, panel: Panel, chosen: list[int]) -> None:
+    """Adds to each record what the chosen expert's score is made of, the largest share first."""
+    assert panel.scores is not None
+    for record, row, expert in zip(records, p, chosen, strict=True):
+        scores = panel.scores[:, expert]
+        shares = row * scores
+        outcomes = torch.zeros_like(scores) if panel.outcomes is None else panel.outcomes[:, expert]
+        record["pairs"] = [
+            {
+                "domain": panel.domains[place],
+                "score": float(scores[place]),
+                "share": float(shares[place]),
+                "outcomes": round(float(outcomes[place]), 3),
+            }
+            for place in shares.argsort(descending=True, stable=True).tolist()
+        ]
 
 
 def _ranks(worth: torch.Tensor, top_n: int | None) -> torch.Tensor:

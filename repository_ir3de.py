@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
-from .atomic_save_ir3de import CONFIG, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
+from .atomic_save_ir3de import CONFIG, OUTCOMES_FOLDER, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
 from .card_ir3de import CARD_NAME, PLOT_NAME, read_card, update_card
 from .configuration_ir3de import IR3DEConfig
+from .outcomes_ir3de import Ledger
 from .second_opinion_ir3de import SecondOpinion
 from .statistics_ir3de import (
     DomainStatistics,
@@ -43,6 +44,7 @@ class RouterRepository(PreTrainedModel):
     def __init__(self, config: IR3DEConfig) -> None:
         super().__init__(config)
         self._statistics: dict[str, DomainStatistics] | None = None
+        self._outcomes: Ledger | None = None
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._second_opinion: SecondOpinion | None = None
         self._second_is_read = True
@@ -58,9 +60,20 @@ class RouterRepository(PreTrainedModel):
             with self._held():
                 self._statistics = {
                     name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
-                    for name in self.config.expert_names
+                    for name in self.config.domain_names
                 }
         return self._statistics
+
+    @property
+    def outcomes(self) -> Ledger:
+        """The outcomes of the experts; those of a loaded router are read on first use."""
+        if self._outcomes is None:
+            self._outcomes = Ledger()
+            if self.config.judged:
+                with self._held():
+                    files = [self._fetch(f"{OUTCOMES_FOLDER}/{name}.safetensors") for name in self.config.judged]
+                    self._outcomes = Ledger.load(files)
+        return self._outcomes
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -132,7 +145,7 @@ class RouterRepository(PreTrainedModel):
             model._origin = {"path": str(folder.absolute()), "revision": None, **origin}
             model._origin.pop("subfolder", None)
             model._saved = (place / CONFIG).read_bytes()
-            for name in model.config.expert_names:
+            for name in model.config.domain_names:
                 read_header(model._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
         return (model, info) if wants_info else model
 
@@ -177,6 +190,7 @@ class RouterRepository(PreTrainedModel):
             raise ValueError(f"{folder} is a file: give a folder to save the router in.")
         # All are read before anything is written.
         statistics, tokenizer, second_opinion = self.statistics, self.tokenizer, self.second_opinion
+        outcomes = self.outcomes
         self.config.custom_pipelines = CUSTOM_PIPELINES
         if card := _card_of(folder):
             read_card(card)  # raises before anything is written
@@ -186,8 +200,11 @@ class RouterRepository(PreTrainedModel):
             (new / STATISTICS_FOLDER).mkdir()
             for name, domain in statistics.items():
                 domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
+            if outcomes:
+                (new / OUTCOMES_FOLDER).mkdir()
+                outcomes.save(new / OUTCOMES_FOLDER)
             if second_opinion is not None:
-                _warn_of_unknown(second_opinion, self.config.expert_names)
+                _warn_of_unknown(second_opinion, self.config.domain_names)
                 second_opinion.save_pretrained(new / SECOND_FOLDER)
             if card := _card_of(folder):
                 shutil.copy(card, new)
@@ -246,7 +263,7 @@ class RouterRepository(PreTrainedModel):
                 revision=revision,
                 create_pr=create_pr,
                 ignore_patterns=[".cache/*"],
-                delete_patterns=[f"{STATISTICS_FOLDER}/*", PLOT_NAME, *second],
+                delete_patterns=[f"{STATISTICS_FOLDER}/*", f"{OUTCOMES_FOLDER}/*", PLOT_NAME, *second],
                 parent_commit=parent_commit,
             )
 
@@ -280,7 +297,18 @@ class RouterRepository(PreTrainedModel):
 
 # What W was solved with and what was then measured: who asks for another variant or minimum does not change these.
 _FITTED = (
-    *("expert_names", "fingerprint", "evaluation", "measured_on", "balance", "bias", "normalize_columns", "features"),
+    *(
+        "expert_names",
+        "domain_names",
+        "judged",
+        "fingerprint",
+        "evaluation",
+        "measured_on",
+        "balance",
+        "bias",
+        "normalize_columns",
+        "features",
+    ),
     *("regularization", "prompt_regularization", "token_noise", "lexical_weight"),
 )
 
@@ -305,11 +333,11 @@ def _card_of(folder: Path) -> Path | None:
 
 
 def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:
-    """Warns of experts that a second opinion will say nothing of."""
+    """Warns of domains that a second opinion will say nothing of."""
     unknown = [name for name in names if name not in second_opinion.statistics]
     if unknown:
         warnings.warn(
-            f"The second opinion knows nothing of {unknown}, so it judges among the other experts alone. Add each with"
+            f"The second opinion knows nothing of {unknown}, so it judges among the other domains alone. Add each with"
             " its `add_expert(name, texts=...)`.",
             stacklevel=3,
         )

@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, TypeGuard, cast
 
 from .addresses_ir3de import server_of
@@ -16,7 +16,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "revision", "gguf_file", "adapter", "adapter_revision", "dtype"), (str,)),
     **dict.fromkeys(("endpoint", "provider", "task", "system_prompt"), (str,)),
     **dict.fromkeys(("trust_remote_code", "use_safetensors", "tools", "images", "json", "logprobs"), (bool,)),
-    **dict.fromkeys(("quantization", "max_memory", "generation"), (dict,)),
+    **dict.fromkeys(("quantization", "max_memory", "generation", "price"), (dict,)),
     "device_map": (str, dict),
 }
 _KIND_NAMES = {str: "a string", bool: "true or false", dict: "a mapping"}
@@ -89,6 +89,8 @@ class ExpertSpec(_Named, BaseSpec, total=False):
         images (`bool`, *optional*): whether it sees.
         json (`bool`, *optional*): whether it answers in JSON of a given schema.
         logprobs (`bool`, *optional*): whether it tells the log probabilities of its tokens.
+        domains (`list[str]`, *optional*): that it serves; by default the one of its own name, if there is one.
+        price (`dict`, *optional*): `input` and `output`, of a million tokens each, in the unit of the costs.
     """
 
     adapter: str
@@ -105,6 +107,8 @@ class ExpertSpec(_Named, BaseSpec, total=False):
     images: bool
     json: bool
     logprobs: bool
+    domains: list[str]
+    price: dict[str, float]
 
 
 EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key != "token")
@@ -171,8 +175,41 @@ def check_expert(spec: object) -> ExpertSpec:
     context = clean.get("context", 1)
     if not isinstance(context, int) or isinstance(context, bool) or context < 1:
         raise ValueError(f"`context` of expert {name!r} must be a whole number of at least 1, got {context!r}.")
+    if "price" in clean:
+        _check_price(name, clean["price"])
+    if "domains" in clean:
+        clean["domains"] = _domains_of(name, clean["domains"])
+        if clean["domains"] == [name]:  # as without the key
+            del clean["domains"]
     _check_source(name, clean)
     return cast(ExpertSpec, clean)
+
+
+def _check_price(name: str, price: dict[str, Any]) -> None:
+    """Raises ValueError unless these are prices of a million tokens that are read and written."""
+    if price.keys() != {"input", "output"} or not all(is_number(value) and value >= 0 for value in price.values()):
+        raise ValueError(
+            f"`price` of expert {name!r} must have `input` and `output`, what a million tokens of each cost, numbers of"
+            f" at least 0; got {price!r}."
+        )
+
+
+def _domains_of(name: str, domains: object) -> list[str]:
+    """The domains that an expert serves, sorted, each once."""
+    if not isinstance(domains, (list, tuple)):
+        raise ValueError(f"`domains` of expert {name!r} must be a list of names, got {domains!r}.")
+    return sorted({check_expert_name(domain) for domain in domains})
+
+
+def served(spec: ExpertSpec) -> list[str]:
+    """The domains that an expert serves, some of which a router may not have: by default the one of its own name."""
+    return spec.get("domains", [spec["name"]])
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """A hint at the name that an unknown one was meant to be: with a space before it, or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def _check_source(name: str, spec: dict[str, Any]) -> None:

@@ -405,24 +405,24 @@ def expected(sums: Any, serves: Any, strength: float = STRENGTH) -> Pairs:
         serves (`np.ndarray` of shape `(D, E)`): true where an expert serves a domain, as its spec says.
         strength (`float`): outcomes that the prior counts for.
 
+    A pair's mean is shrunk toward a prior that counts for `strength` outcomes. The prior is what outcomes of others, in
+    the domain and elsewhere, let expect; where experts serve the domain it is in turn shrunk toward what their specs
+    say, 1 for who serves it and 0 for who does not, which counts for as many outcomes in the domain. So without any
+    outcome in a domain the specs alone speak, which is the paper's choice to the last digit.
+
     Returns:
-        [`Pairs`]: an expert without any outcome keeps the paper's prior, 1 where it serves and else 0.
+        [`Pairs`]: as float64.
     """
     values = sums / _UNITS
     n, score, squared = values[..., 0], values[..., 1], values[..., 2]
-    judged = n.sum(axis=0) > 0
     prior, variance = _prior(n, score, squared, strength)
-    mean = (score + strength * prior) / (n + strength)
-    error = np.sqrt(variance / (n + strength))
+    in_domain = n.sum(axis=1, keepdims=True)
+    claimed = (strength * serves + in_domain * prior) / (strength + in_domain)
+    prior = np.where(serves.any(axis=1, keepdims=True), claimed, prior)
     places = [COLUMNS.index(name) for name in ("cost", "seconds")]
     cost, seconds = (_relative(values[..., at - 1], values[..., at], strength) for at in places)
-    return Pairs(
-        np.where(judged, mean, serves.astype(np.float64)),
-        np.where(judged, error, np.nan),
-        cost,
-        seconds,
-        n,
-    )
+    error = np.where(n.sum(axis=0) > 0, np.sqrt(variance / (n + strength)), np.nan)
+    return Pairs((score + strength * prior) / (n + strength), error, cost, seconds, n)
 
 
 def _prior(n: Any, score: Any, squared: Any, strength: float) -> tuple[Any, Any]:

@@ -251,7 +251,7 @@ def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
 
 def test_a_pair_with_many_outcomes_is_expected_to_go_on_as_it_did() -> None:
     outcomes = [("law", "big", 0.8), ("math", "big", 0.2), ("law", "small", 0.1), ("math", "small", 0.9)] * 500
-    pairs = expected(sums_of(outcomes), np.zeros((3, 2)))
+    pairs = expected(sums_of(outcomes), np.zeros((3, 2), dtype=bool))
     assert np.allclose(pairs.score[1:], [[0.8, 0.1], [0.2, 0.9]], atol=0.02)
     assert pairs.n[1:].tolist() == [[500, 500], [500, 500]]
     assert pairs.error.max() < 0.03 or pairs.error[0].max() < 0.3
@@ -265,11 +265,18 @@ def test_without_outcomes_the_specs_alone_speak() -> None:
     assert np.isnan(pairs.cost).all()
 
 
-def test_an_expert_without_outcomes_keeps_what_its_spec_says_beside_one_that_has_some() -> None:
-    serves = np.array([[False, False], [False, True], [False, False]])
-    pairs = expected(sums_of([("law", "big", 0.7)] * 20), serves)
-    assert pairs.score[:, 1].tolist() == [0, 1, 0]
-    assert 0 < pairs.score[1, 0] < 1
+def test_specs_alone_speak_in_domains_without_outcomes_and_fade_where_others_were_judged() -> None:
+    serves = np.array([[True, False], [False, True], [False, True]])
+    for number in (2, 10, 100, 1000):
+        pairs = expected(sums_of([("law", "big", 0.5), ("law", "big", 1.0)] * (number // 2)), serves)
+        assert pairs.score[[0, 2]].tolist() == [[1, 0], [0, 1]]
+        assert (pairs.score[1, 0] > pairs.score[1, 1]) == (number > 10)
+
+
+def test_without_a_claim_an_expert_without_outcomes_is_expected_to_be_less_than_usual() -> None:
+    pairs = expected(sums_of([("law", "big", s) for s in (1, 1, 0.5, 0)] * 30), np.zeros((3, 2), dtype=bool))
+    assert 0 < pairs.score[1, 1] < pairs.score[1, 0]
+    assert np.isnan(pairs.error[:, 1]).all()
 
 
 def test_experts_that_were_judged_each_in_its_own_domain_stay_there() -> None:
@@ -277,14 +284,14 @@ def test_experts_that_were_judged_each_in_its_own_domain_stay_there() -> None:
     outcomes = [("law", "big", s) for s in (0, 1, 1, 0, 1)] * 10 + [
         ("math", "small", s) for s in (1, 1, 1, 1, 0.5)
     ] * 10
-    pairs = expected(sums_of(outcomes), np.zeros((3, 2)))
+    pairs = expected(sums_of(outcomes), np.zeros((3, 2), dtype=bool))
     assert pairs.score[1].argmax() == 0
     assert pairs.score[2].argmax() == 1
 
 
 def test_one_lucky_outcome_does_not_make_the_best_expert() -> None:
     outcomes = [("law", "big", s) for s in (1, 1, 1, 0)] * 25 + [("law", "small", 1.0)]
-    pairs = expected(sums_of(outcomes), np.zeros((3, 2)))
+    pairs = expected(sums_of(outcomes), np.zeros((3, 2), dtype=bool))
     assert pairs.score[1, 0] > pairs.score[1, 1]
     assert pairs.error[1, 1] > pairs.error[1, 0]
 
@@ -325,12 +332,12 @@ def test_costs_are_measured_by_domain_and_guessed_where_they_are_few() -> None:
         for i in range(1000)
         if (d, e) != ("math", "small")
     ]
-    pairs = expected(counted(outcomes).sums(DOMAINS, EXPERTS), np.zeros((3, 2)))
+    pairs = expected(counted(outcomes).sums(DOMAINS, EXPERTS), np.zeros((3, 2), dtype=bool))
     assert np.allclose(pairs.cost[1:, 0], [10, 30], rtol=0.02)
     assert pairs.cost[1, 1] == pytest.approx(1, rel=0.02)
     assert 1.2 < pairs.cost[2, 1] < 3  # never measured, but the domain is dear
     free = [row._replace(cost=0.0 if row.expert == "small" else None, seconds=None) for row in outcomes]
-    pairs = expected(counted(free).sums(DOMAINS, EXPERTS), np.zeros((3, 2)))
+    pairs = expected(counted(free).sums(DOMAINS, EXPERTS), np.zeros((3, 2), dtype=bool))
     assert pairs.cost[:, 1].tolist() == [0, 0, 0]
     assert np.isnan(pairs.cost[:, 0]).all()
     assert np.isnan(pairs.seconds).all()

@@ -116,7 +116,9 @@ def _cross_validated(train: Judged, strength: float) -> float:
     fold, scores = folds(len(train.texts)), np.zeros_like(train.scores)
     for held in range(FOLDS):
         rest, away = train.take(np.flatnonzero(fold != held)), np.flatnonzero(fold == held)
-        pairs = expected(sums_of(rest, rest.groups, names), np.zeros((len(names), scores.shape[1])), strength)
+        pairs = expected(
+            sums_of(rest, rest.groups, names), np.zeros((len(names), scores.shape[1]), dtype=bool), strength
+        )
         scores[away] = pairs.score[[names.index(train.groups[row]) for row in away]]
     return score_of(scores, train)
 

@@ -234,7 +234,7 @@ class DomainsByOutcomes:
 
     def _pairs(self, data: Judged, domains: Sequence[str]) -> Pairs:
         sums = sums_of(data, domains, self.recogniser.domains)
-        return expected(sums, np.zeros(sums.shape[:2]), self.strength)
+        return expected(sums, np.zeros(sums.shape[:2], dtype=bool), self.strength)
 
     def expected(self, texts: Sequence[str]) -> tuple[Array, Array]:
         """p(d | x) times the pairs' scores and costs."""

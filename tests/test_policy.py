@@ -1,0 +1,182 @@
+"""From probabilities of domains to a choice: today's records where nothing is new, and what outcomes change."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ir3de.outcome_rows_ir3de import Outcome
+from ir3de.outcomes_ir3de import Ledger, OutcomesCollector, whole
+from ir3de.policy_ir3de import Panel, Policy
+
+DOMAINS = ["code", "law", "math"]
+
+
+def panel(specs: list[dict[str, Any]], outcomes: list[tuple[str, str, float, float | None, float | None]]) -> Panel:
+    """A panel of experts with outcomes `(domain, expert, score, cost, seconds)`."""
+    rows = [Outcome(f"{i}", e, s, cost, seconds) for i, (_, e, s, cost, seconds) in enumerate(outcomes)]
+    collector = OutcomesCollector(DOMAINS)
+    if rows:
+        collector.add(rows, whole([DOMAINS.index(outcome[0]) for outcome in outcomes], 3))
+    return Panel.of(specs, DOMAINS, collector.ledger if rows else Ledger())  # type: ignore[arg-type]
+
+
+def former(p: torch.Tensor, names: list[str], costs: list[float], policy: Policy) -> list[dict[str, Any]]:
+    """Records as they were before there were outcomes, by the book."""
+    if policy.experts is not None:
+        columns = torch.tensor([index for index, name in enumerate(names) if name in policy.experts])
+        p, names, costs = p[:, columns], [names[i] for i in columns], [costs[i] for i in columns]
+        p = p / p.sum(dim=1, keepdim=True)
+    worth = p - policy.cost_weight * torch.tensor(costs, dtype=p.dtype) if policy.cost_weight else p
+    records = []
+    for row, value in zip(p.tolist(), worth.tolist(), strict=True):
+        ranks = sorted(range(len(names)), key=lambda i: -value[i])[: policy.top_n]
+        ranking = [{"expert": names[i], "score": row[i]} for i in ranks]
+        record: dict[str, Any] = {"expert": ranking[0]["expert"], "score": ranking[0]["score"], "ranking": ranking}
+        if record["score"] < policy.min_score:
+            record |= {"expert": policy.fallback_expert, "fallback": True}
+        records.append(record)
+    return records
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(2, 7),
+    st.floats(0, 3),
+    st.floats(0, 1),
+    st.none() | st.integers(1, 8),
+    st.booleans(),
+)
+def test_without_outcomes_and_with_one_expert_a_domain_all_is_as_it_was(
+    seed: int, number: int, cost_weight: float, min_score: float, top_n: int | None, subset: bool
+) -> None:
+    draw = np.random.default_rng(seed)
+    names = [f"expert-{i}" for i in range(number)]
+    specs: Any = [{"name": name, "cost": float(draw.random())} for name in names]
+    p = torch.from_numpy(draw.dirichlet([0.5] * number, 5))
+    allowed = names[: number - 1] if subset else None
+    policy = Policy(allowed, cost_weight, min_score=min_score, fallback_expert=names[0], top_n=top_n)
+    plain = Panel.of(specs, names, Ledger())
+    assert plain.scores is None
+    found = policy.decide(p, plain, [1] * 5)
+    assert found == former(p, names, [spec["cost"] for spec in specs], policy)
+    explained = policy.decide(p, plain, [1] * 5, explain=True)
+    assert [{key: record[key] for key in record if key != "domains"} for record in explained] == found
+    assert all("domains" in record and "pairs" not in record for record in explained)
+
+
+def test_experts_that_serve_several_domains_are_as_likely_as_these_together() -> None:
+    specs = [{"name": "all", "domains": DOMAINS}, {"name": "law"}, {"name": "none", "domains": []}]
+    p = torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64)
+    (record,) = Policy().decide(p, panel(specs, []), [1])
+    assert [(entry["expert"], round(entry["score"], 6)) for entry in record["ranking"]] == [
+        ("all", 1.0),
+        ("law", 0.5),
+        ("none", 0.0),
+    ]
+    assert record["domains"] == [
+        {"domain": "law", "score": 0.5},
+        {"domain": "math", "score": 0.3},
+        {"domain": "code", "score": 0.2},
+    ]
+
+
+def test_equal_experts_the_cheaper_is_taken_then_by_name() -> None:
+    p = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
+    specs: Any = [{"name": name, "domains": ["math"]} for name in ("a", "b", "c")]
+    assert Policy().decide(p, panel(specs, []), [1])[0]["expert"] == "a"
+    specs[0]["cost"], specs[1]["cost"], specs[2]["cost"] = 2, 1, 1
+    assert [e["expert"] for e in Policy().decide(p, panel(specs, []), [1])[0]["ranking"]] == ["b", "c", "a"]
+
+
+def test_a_domain_that_nobody_serves_keeps_its_probability() -> None:
+    specs: Any = [{"name": "code"}, {"name": "math"}]
+    p = torch.tensor([[0.1, 0.7, 0.2]], dtype=torch.float64)
+    for experts in (None, ["code", "math"]):
+        (record,) = Policy(experts, min_score=0.5).decide(p, panel(specs, []), [1])
+        assert record["expert"] is None
+        assert record["score"] == pytest.approx(0.2)
+    (record,) = Policy(["code"]).decide(p, panel(specs, []), [1])
+    assert record["score"] == pytest.approx(0.1 / 0.8)
+
+
+MANY = [
+    *[("law", "big", s, 10.0, 2.0) for s in (1, 1, 1, 0.8)] * 50,
+    *[("math", "big", s, 10.0, 2.0) for s in (1, 0.6)] * 100,
+    *[("law", "small", s, 1.0, 0.5) for s in (0, 0.4)] * 100,
+    *[("math", "small", s, 1.0, 0.5) for s in (1, 0.6)] * 100,
+]
+BOTH: Any = [{"name": "big", "domains": []}, {"name": "small", "domains": []}]
+
+
+def test_the_best_expert_of_the_recognised_domain_answers_for_what_it_costs() -> None:
+    p = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    made = panel(BOTH, MANY)
+    law, math = Policy().decide(p, made, [1, 1])
+    assert law["expert"] == "big"
+    assert law["score"] == pytest.approx(0.95, abs=0.02)
+    assert law["ranking"][0]["cost"] == pytest.approx(10, rel=0.01)
+    assert law["ranking"][0]["seconds"] == pytest.approx(2, rel=0.01)
+    law, math = Policy(cost_weight=0.01).decide(p, made, [1, 1])
+    assert (law["expert"], math["expert"]) == ("big", "small")
+    law, math = Policy(latency_weight=0.1).decide(p, made, [1, 1])
+    assert (law["expert"], math["expert"]) == ("big", "small")
+    assert Policy(cost_weight=1).decide(p, made, [1, 1])[0]["expert"] == "small"
+
+
+def test_expected_scores_are_means_over_the_domains() -> None:
+    p = torch.tensor([[0.25, 0.5, 0.25]], dtype=torch.float64)
+    made = panel(BOTH, MANY)
+    (record,) = Policy().decide(p, made, [1], explain=True)
+    assert made.scores is not None
+    column = list(made.experts).index(str(record["expert"]))
+    assert record["score"] == pytest.approx(float((p[0] * made.scores[:, column]).sum()))
+    assert sum(pair["share"] for pair in record["pairs"]) == pytest.approx(record["score"])
+    assert {pair["domain"]: pair["outcomes"] for pair in record["pairs"]} == {"law": 200, "math": 200, "code": 0}
+    assert [pair["share"] for pair in record["pairs"]] == sorted((x["share"] for x in record["pairs"]), reverse=True)
+
+
+def test_experts_that_may_not_be_chosen_take_no_domain_away_where_there_are_outcomes() -> None:
+    p = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    (record,) = Policy(["small"]).decide(p, panel(BOTH, MANY), [1])
+    assert record["expert"] == "small"
+    assert record["score"] == pytest.approx(0.2, abs=0.03)
+    assert [entry["expert"] for entry in record["ranking"]] == ["small"]
+
+
+def test_below_the_minimum_the_fallback_answers() -> None:
+    p = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    policy = Policy(min_score=0.9, fallback_expert="small")
+    law, math = policy.decide(p, panel(BOTH, MANY), [1, 1])
+    assert law["expert"] == "big"
+    assert "fallback" not in law
+    assert (math["expert"], math["fallback"]) == ("small", True)
+
+
+def test_a_conversation_leaves_its_expert_only_for_one_that_leads() -> None:
+    p = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.3, 0.7]], dtype=torch.float64)
+    made = panel(BOTH, [*MANY, *[("math", "small", 1.0, 1.0, 0.5)] * 20])
+    assert Policy().decide(p[:1], made, [1])[0]["expert"] == "small"
+    assert Policy().decide(p[1:], made, [1])[0]["expert"] == "big"
+    assert Policy(stickiness=0.9).decide(p, made, [2])[0]["expert"] == "small"
+    assert Policy(stickiness=0.01).decide(p, made, [2])[0]["expert"] == "big"
+
+
+def test_weights_need_figures_of_all_that_may_be_chosen() -> None:
+    some = [(*row[:3], None, None) if row[1] == "small" else row for row in MANY]
+    made = panel(BOTH, some)
+    p = torch.tensor([[0.0, 1.0, 0.0]], dtype=torch.float64)
+    for field in ("cost_weight", "latency_weight"):
+        with pytest.raises(ValueError, match=rf"`{field}` needs .*\['small'\]"):
+            Policy(**{field: 1.0}).decide(p, made, [1])
+        assert Policy(["big"], **{field: 1.0}).decide(p, made, [1])[0]["expert"] == "big"
+        with pytest.raises(ValueError, match="at least 0"):
+            Policy(**{field: float("nan")}).decide(p, made, [1])
+    ranking = Policy().decide(p, made, [1])[0]["ranking"]
+    assert [sorted(entry) for entry in ranking] == [["cost", "expert", "score", "seconds"], ["expert", "score"]]
+    priced = panel([BOTH[0], {**BOTH[1], "cost": 3.0}], some)
+    assert Policy(cost_weight=0.2).decide(p, priced, [1])[0]["expert"] == "small"

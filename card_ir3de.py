@@ -10,11 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
+import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
 from .configuration_ir3de import IR3DEConfig
-from .specs_ir3de import ExpertSpec, is_remote
+from .outcomes_ir3de import Ledger, expected
+from .specs_ir3de import ExpertSpec, is_remote, served
 from .statistics_ir3de import DomainStatistics
 
 CARD_NAME, PLOT_NAME = "README.md", "confusion.png"
@@ -71,7 +73,11 @@ the token counts of the domain can be solved back out of A.
 
 
 def update_card(
-    path: Path, config: IR3DEConfig, statistics: Mapping[str, DomainStatistics], change: tuple[str, str] | None = None
+    path: Path,
+    config: IR3DEConfig,
+    statistics: Mapping[str, DomainStatistics],
+    change: tuple[str, str] | None = None,
+    outcomes: Ledger | None = None,
 ) -> None:
     """Writes the generated part of a card, its metadata and its plot; other text, metadata and results stay.
 
@@ -81,9 +87,10 @@ def update_card(
     Args:
         path (`Path`): of the card; made if missing.
         config ([`IR3DEConfig`]): of the router.
-        statistics (`Mapping[str, DomainStatistics]`): of each expert's domain.
+        statistics (`Mapping[str, DomainStatistics]`): of each domain.
         change (`tuple[str, str]`, *optional*): the repository that the card is for, and what is done to it in a line.
             The history gains that line if the experts or their statistics are others than the history knows.
+        outcomes ([`Ledger`], *optional*): of the experts.
     """
     card = read_card(path) if path.is_file() else ModelCard("---\n{}\n---\n# An IR3DE router\n")
     for key, value in _metadata(config).items():
@@ -103,7 +110,7 @@ def update_card(
     history = _history(generated, now, change[1] if change else None)
     confusion = (config.evaluation or {}).get("confusion")
     plotted = plot_confusion(path.with_name(PLOT_NAME), confusion) if confusion else False
-    body = "\n".join([_about(config, statistics, plotted), _LOAD, _ADD, _STATISTICS, *history])
+    body = "\n".join([_about(config, statistics, plotted, outcomes or Ledger()), _LOAD, _ADD, _STATISTICS, *history])
     part = f"{BEGIN}\n\n{body.replace('THIS_REPOSITORY', change[0]) if change else body}\n{END}"
     card.text = before + part + after if mark else f"{card.text.rstrip()}\n\n{part}\n"
     card.save(path)
@@ -201,13 +208,15 @@ def _on_hub(source: str | None) -> TypeGuard[str]:
     return source is not None and bool(_HUB_ID.fullmatch(source)) and not Path(source).is_dir()
 
 
-def _about(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics], plotted: bool) -> str:
+def _about(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics], plotted: bool, outcomes: Ledger) -> str:
+    kind = "domain experts" if config.domains is None else "experts"
     intro = (
-        f"Routes a prompt to one of {len(config.specs)} domain experts with a linear router over token embeddings,"
+        f"Routes a prompt to one of {len(config.specs)} {kind} with a linear router over token embeddings,"
         f" fitted in closed form ([IR3DE](https://arxiv.org/abs/2606.06098)): {_method(config)}. Embeddings:"
         f" {_link(config.embedding_model or 'of an unnamed model')} ({config.vocab_size:,} x {config.hidden_size}).\n"
     )
-    return "\n".join([intro, _experts(config, statistics), _evaluation(config, plotted)])
+    parts = [intro, _experts(config, statistics), outcomes_section(config, outcomes), _evaluation(config, plotted)]
+    return "\n".join(part for part in parts if part)
 
 
 def _link(source: str) -> str:
@@ -229,16 +238,64 @@ def _method(config: IR3DEConfig) -> str:
 
 
 def _experts(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics]) -> str:
-    rows = []
-    for expert in config.specs:
-        domain = statistics[expert["name"]]
-        seen = (f"{domain.rows('prompts'):,}", f"{domain.rows('tokens'):,}", str(len(domain.contributions)))
-        rows.append([expert["name"], *_source(expert), *seen])
-    head = ["expert", "answers", "revision", "prompts seen", "tokens seen", "contributions"]
-    lines = ["## Experts", "", markdown_table(head, rows, numbers=3)]
+    seen = {
+        name: [f"{domain.rows('prompts'):,}", f"{domain.rows('tokens'):,}", str(len(domain.contributions))]
+        for name, domain in statistics.items()
+    }
+    head = ["prompts seen", "tokens seen", "contributions"]
+    if config.domains is None:
+        rows = [[spec["name"], *_source(spec), *seen[spec["name"]]] for spec in config.specs]
+        lines = ["## Experts", "", markdown_table(["expert", "answers", "revision", *head], rows, numbers=3)]
+    else:
+        rows = [[name, *seen[name]] for name in config.domain_names]
+        lines = ["## Domains", "", markdown_table(["domain", *head], rows, numbers=3), ""]
+        known = set(config.domain_names)
+        rows = [
+            [spec["name"], *_source(spec), ", ".join(name for name in served(spec) if name in known)]
+            for spec in config.specs
+        ]
+        lines += ["## Experts", "", markdown_table(["expert", "answers", "revision", "serves"], rows)]
     if any(_on_hub(expert.get("model")) and not _pinned(expert.get("revision")) for expert in config.specs):
         lines += ["", "What is not pinned to a commit may answer differently tomorrow."]
     return "\n".join(lines) + "\n"
+
+
+def outcomes_section(config: IR3DEConfig, outcomes: Ledger) -> str:
+    """What experts did in each domain, as a section of a card; empty without outcomes.
+
+    Args:
+        config ([`IR3DEConfig`]): with the domains and the specs.
+        outcomes ([`Ledger`]): of the experts.
+    """
+    table = outcomes_table(config, outcomes)
+    if not table:
+        return ""
+    return (
+        "## Outcomes\n\nWhat each expert is expected to score in each domain, 0 to 1, ± 1.96 standard errors; from how"
+        f" many outcomes; and what it is expected to cost, where that was measured.\n\n{table}\n"
+    )
+
+
+def outcomes_table(config: IR3DEConfig, outcomes: Ledger) -> str:
+    """A row a domain, a column an expert, in Markdown; empty without outcomes."""
+    names, domains = config.expert_names, config.domain_names
+    sums = outcomes.sums(domains, names)
+    if not sums.any():
+        return ""
+    serves = np.array([[domain in served(spec) for spec in config.specs] for domain in domains])
+    pairs = expected(sums, serves)
+
+    def cell(domain: int, expert: int) -> str:
+        """What is known of a pair."""
+        score, error, n = (table[domain, expert] for table in (pairs.score, pairs.error, pairs.n))
+        if np.isnan(error):
+            return f"{score:.2f} (none)"
+        cost = pairs.cost[domain, expert]
+        priced = "" if np.isnan(cost) else f", {cost:.3g}"
+        return f"{score:.2f} ± {1.96 * error:.2f} ({n:,.0f}{priced})"
+
+    rows = [[name, *(cell(row, column) for column in range(len(names)))] for row, name in enumerate(domains)]
+    return markdown_table(["domain", *names], rows, len(names))
 
 
 def _source(expert: ExpertSpec) -> tuple[str, str]:

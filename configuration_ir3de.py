@@ -147,6 +147,11 @@ class IR3DEConfig(PreTrainedConfig):
         self.check()
         super().__post_init__(**kwargs)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as config.json has them: without those of domains and outcomes where there is nothing to say."""
+        fields: dict[str, Any] = super().to_dict()
+        return {key: value for key, value in fields.items() if value is not None or key not in ("domains", "judged")}
+
     @property
     def specs(self) -> list[ExpertSpec]:
         """The experts' specs, sorted by name."""
@@ -185,7 +190,7 @@ class IR3DEConfig(PreTrainedConfig):
             ValueError: a spec is malformed or serves a domain that there is not, or two names are the same on a file
                 system that ignores case.
         """
-        clean = sorted((check_expert(expert) for expert in experts), key=lambda expert: expert["name"])
+        clean = sorted(map(check_expert, experts), key=lambda spec: spec["name"])
         names = [spec["name"] for spec in clean]
         _check_apart("experts", names)
         given = self.domains if domains is None else domains

@@ -208,7 +208,7 @@ class RouterRepository(PreTrainedModel):
                 second_opinion.save_pretrained(new / SECOND_FOLDER)
             if card := _card_of(folder):
                 shutil.copy(card, new)
-            update_card(new / CARD_NAME, self.config, statistics)
+            update_card(new / CARD_NAME, self.config, statistics, outcomes=outcomes)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
@@ -253,7 +253,7 @@ class RouterRepository(PreTrainedModel):
                 api.hf_hub_download(repo_id, CARD_NAME, revision=head, local_dir=folder)
             self.save_pretrained(folder, **kwargs)
             message = commit_message or "Upload IR3DE router"
-            update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message))
+            update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message), self.outcomes)
             second = [f"{SECOND_FOLDER}/*"] if Path(folder, SECOND_FOLDER).is_dir() else []
             return api.upload_folder(
                 repo_id=repo_id,

@@ -175,18 +175,15 @@ def check_expert(spec: object) -> ExpertSpec:
     context = clean.get("context", 1)
     if not isinstance(context, int) or isinstance(context, bool) or context < 1:
         raise ValueError(f"`context` of expert {name!r} must be a whole number of at least 1, got {context!r}.")
-    if "price" in clean:
-        _check_price(name, clean["price"])
-    if "domains" in clean:
-        clean["domains"] = _domains_of(name, clean["domains"])
-        if clean["domains"] == [name]:  # as without the key
-            del clean["domains"]
+    _check_price(name, clean.get("price"))
     _check_source(name, clean)
-    return cast(ExpertSpec, clean)
+    return cast(ExpertSpec, clean | _domains_of(name, clean))
 
 
-def _check_price(name: str, price: dict[str, Any]) -> None:
-    """Raises ValueError unless these are prices of a million tokens that are read and written."""
+def _check_price(name: str, price: dict[str, Any] | None) -> None:
+    """Raises ValueError unless these are prices of a million tokens that are read and written, or there are none."""
+    if price is None:
+        return
     if price.keys() != {"input", "output"} or not all(is_number(value) and value >= 0 for value in price.values()):
         raise ValueError(
             f"`price` of expert {name!r} must have `input` and `output`, what a million tokens of each cost, numbers of"
@@ -194,11 +191,13 @@ def _check_price(name: str, price: dict[str, Any]) -> None:
         )
 
 
-def _domains_of(name: str, domains: object) -> list[str]:
-    """The domains that an expert serves, sorted, each once."""
-    if not isinstance(domains, (list, tuple)):
-        raise ValueError(f"`domains` of expert {name!r} must be a list of names, got {domains!r}.")
-    return sorted({check_expert_name(domain) for domain in domains})
+def _domains_of(name: str, spec: dict[str, Any]) -> dict[str, list[str]]:
+    """The entry of the domains that an expert serves, sorted, each once; none where there is none."""
+    if "domains" not in spec:
+        return {}
+    if not isinstance(spec["domains"], (list, tuple)):
+        raise ValueError(f"`domains` of expert {name!r} must be a list of names, got {spec['domains']!r}.")
+    return {"domains": sorted({check_expert_name(domain) for domain in spec["domains"]})}
 
 
 def served(spec: ExpertSpec) -> list[str]:

@@ -13,7 +13,7 @@ from ir3de.outcomes_ir3de import Ledger
 
 from . import tiny
 
-MATH, LAW = "prove the integral of a prime", "the court and the judge of the contract"
+MATH, LAW = (tiny.sentences(domain, 1, seed=50)[0] for domain in ("math", "law"))
 GENERALIST: Any = {"name": "big", "domains": [], "cost": 5.0}
 
 
@@ -44,11 +44,11 @@ def pipe(model: IR3DEModel) -> IR3DERoutingPipeline:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """What a folder holds but for its card, whose history tells of edits."""
+    """What a folder holds but for its card, whose history tells of edits, and what transformers notes of a load."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "README.md"
+        if path.is_file() and path.name not in ("README.md", "tokenizer_config.json")
     }
 
 

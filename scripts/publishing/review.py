@@ -15,6 +15,7 @@ from huggingface_hub import HfApi
 from ir3de.atomic_save_ir3de import SECOND_FOLDER, STATISTICS_FOLDER
 from ir3de.edits_ir3de import pull, read_statistics
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.outcomes_ir3de import Ledger
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
@@ -45,6 +46,7 @@ class Proposal:
         self.statistics = _proposed(repo_id, number, STATISTICS_FOLDER, model.space)
         if not self.statistics:
             raise ValueError(f"Pull request {number} of {repo_id} proposes no statistics: there is nothing to merge.")
+        self.outcomes = Ledger()  # those of a pull request stay behind
         self.second_opinion = None
         if model.second_opinion is not None:
             second = _proposed(repo_id, number, f"{SECOND_FOLDER}/{STATISTICS_FOLDER}", model.second_opinion.space)

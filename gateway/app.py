@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
@@ -20,6 +23,9 @@ from .gateway import Answer, Gateway, refusal, request_id
 from .metrics import CONTENT_TYPE
 from .other import Other
 from .requests import ROUTER
+from .watch import Watch
+
+logger = logging.getLogger(__name__)
 
 
 def api(gateway: Gateway) -> Starlette:
@@ -39,18 +45,22 @@ def api(gateway: Gateway) -> Starlette:
     return Starlette(routes=routes, exception_handlers=_HANDLERS)
 
 
-def application(gateway: Gateway) -> Starlette:
+def application(gateway: Gateway, watch: Watch | None = None) -> Starlette:
     """The whole gateway: `/v1`, and what those who run it look at.
 
     Args:
         gateway ([`Gateway`]): that answers.
+        watch ([`Watch`], *optional*): that keeps its router current.
     """
-    pages = _Pages(gateway)
+    pages = _Pages(gateway, watch)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        """Closes the connections to the experts at the end."""
+        """Watches while it serves, and closes the connections to the experts at the end."""
+        watching = asyncio.ensure_future(watch.run()) if watch else None
         yield
+        if watching:
+            watching.cancel()
         await gateway.close()
 
     routes = [
@@ -58,8 +68,14 @@ def application(gateway: Gateway) -> Starlette:
         Route("/health", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),
+        Route("/admin/rollback", pages.roll_back, methods=["POST"]),
     ]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers=_HANDLERS)
+    middleware = []
+    if gateway.settings.cors:
+        shown = ["x-ir3de-expert", "x-ir3de-score", "x-ir3de-note", "x-request-id"]
+        allowed: Any = {"allow_origins": list(gateway.settings.cors), "allow_methods": ["GET", "POST"]}
+        middleware.append(Middleware(CORSMiddleware, allow_headers=["*"], expose_headers=shown, **allowed))
+    return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_HANDLERS)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:
@@ -77,21 +93,24 @@ _HANDLERS: dict[Any, Any] = {HTTPException: _refuse, GatewayError: _refuse}
 class _Pages:
     """The addresses that no expert answers."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, watch: Watch | None = None) -> None:
         self._gateway = gateway
+        self._watch = watch
 
     def _described(self, name: str) -> dict[str, Any]:
         about = {"id": name, "object": "model", "created": self._gateway.started, "owned_by": ROUTER}
         expert = self._gateway.serving.experts.get(name)
         return about if expert is None else about | {"capabilities": expert.capabilities.described()}
 
-    async def models(self, _: Request) -> Response:
+    async def models(self, request: Request) -> Response:
         """Lists the router and its experts, with what is known of what they can do."""
+        self._gateway.keys.admit(request.headers)
         names = [ROUTER, *self._gateway.serving.experts]
         return _json({"object": "list", "data": [self._described(name) for name in names]})
 
     async def model(self, request: Request) -> Response:
         """One of them."""
+        self._gateway.keys.admit(request.headers)
         name, known = request.path_params["name"], [ROUTER, *self._gateway.serving.experts]
         if name not in known:
             raise no_model(name, known)
@@ -105,6 +124,18 @@ class _Pages:
         """That it can serve."""
         serving = self._gateway.serving
         return _json({"status": "ready", "revision": serving.revision, "experts": list(serving.experts)})
+
+    async def roll_back(self, request: Request) -> Response:
+        """Takes the router before the present one back."""
+        admin = self._gateway.keys.check_admin(request.headers)
+        try:
+            if self._watch is None:
+                raise LookupError("no router is watched: start with `--watch`")
+            revision = self._watch.roll_back()
+        except LookupError as error:
+            raise GatewayError(409, "nothing_to_take_back", f"Nothing to take back: {error}.") from None
+        logger.warning("%s has taken the router back to revision %s", admin, revision)
+        return _json({"revision": revision})
 
     async def metrics(self, _: Request) -> Response:
         """Figures for Prometheus."""

@@ -21,6 +21,7 @@ from .errors import GatewayError
 from .exchange import Exchange
 from .forward import ExpertFailed, Forwarder, Headers
 from .generation import pieces
+from .keys import Keys
 from .local import Generate, Workshop
 from .metrics import Metrics
 from .presence import Presence
@@ -51,11 +52,19 @@ class Gateway:
         self.serving = serving
         self.settings = settings
         self.metrics = Metrics()
+        self.keys = Keys(settings.keys)
         self.started = int(time.time())
         self.chooser = Chooser(Words(settings.more_wrappers))
         self.forwarder = Forwarder(settings.timeouts)
-        workshop = Workshop(settings.limits, generate)
+        workshop = Workshop(settings.limits, generate, self.metrics)
         self.attempts = Attempts(self.forwarder, workshop, settings.patience, settings.breaker, self.metrics)
+
+    def went_out(self, exchange: Exchange) -> None:
+        """Counts and logs a request that is done with."""
+        exchange.outcome = exchange.outcome or "left"
+        self.keys.spent(exchange.caller, exchange.prompt_tokens + exchange.completion_tokens)
+        self.metrics.went_out(exchange)
+        exchange.log()
 
     async def close(self) -> None:
         """Closes the connections to the experts."""
@@ -89,12 +98,11 @@ class Answer:
             exchange.outcome = "broken"
             exchange.failures.append(f"{exchange.expert}: {failure.why} in the middle of its answer")
         finally:
-            exchange.outcome = exchange.outcome or "left"
-            self._gateway.metrics.went_out(exchange)
-            exchange.log()
+            self._gateway.went_out(exchange)
 
     async def _answer(self, request: Request, send: Send, exchange: Exchange) -> None:
         gateway, headers = self._gateway, dict(request.headers)
+        exchange.caller = gateway.keys.admit(headers)
         serving = gateway.serving
         data = await read_body(request, gateway.settings.limits)
         async with Presence(request.receive) as presence:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from transformers import LogitsProcessor, TextStreamer
@@ -161,7 +161,9 @@ class _Reader(TextStreamer):
         if self.next_tokens_are_prompt:
             self.prompt_tokens = len(ids)
             if isinstance(self._order.prompt, list):
-                self._parser = build_response_parser(self.tokenizer, self._source, ids, tools=self._order.tools or None)
+                self._parser = build_response_parser(
+                    self.tokenizer, cast(Any, self._source), ids, tools=self._order.tools or None
+                )
             self.decode_kwargs["skip_special_tokens"] = self._parser is None
             self._take(self._parser.initial_events if self._parser else [])
         else:
@@ -221,7 +223,7 @@ def can_call_tools(source: LocalSource) -> bool:
     """Whether a tokenizer has both: a template that shows the tools, and one that finds calls in an answer."""
     template = getattr(source.tokenizer, "chat_template", None)
     shown = any("tools" in text for text in (template.values() if isinstance(template, dict) else [template or ""]))
-    return shown and get_response_template(source.tokenizer, source) is not None
+    return shown and get_response_template(source.tokenizer, cast(Any, source)) is not None
 
 
 class Stops:

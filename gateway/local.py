@@ -18,8 +18,9 @@ from . import guided
 from .capabilities import Capabilities
 from .errors import GatewayError
 from .forward import ExpertFailed, Headers
-from .generation import Piece, can_call_tools, pieces
+from .generation import Piece, can_call_tools
 from .limits import Limits
+from .metrics import Metrics
 from .orders import Order, read_order
 from .requests import Ask
 from .shapes import ChatShape, shape_of
@@ -54,7 +55,7 @@ class LocalExpert:
             Exception: whatever keeps these files from being read.
         """
         source = self.pool.source(self.name)
-        known = {"context": source.window, "tools": can_call_tools(source)}
+        known: dict[str, Any] = {"context": source.window, "tools": can_call_tools(source)}
         told = self.capabilities.described()
         self.capabilities = self.capabilities._replace(**{k: v for k, v in known.items() if k not in told})
 
@@ -154,11 +155,13 @@ class Workshop:
     Args:
         limits ([`Limits`]): how many.
         generate (`Callable`): generates the pieces of an answer.
+        metrics ([`Metrics`]): where it is shown how many wait.
     """
 
-    def __init__(self, limits: Limits, generate: Generate = pieces) -> None:
+    def __init__(self, limits: Limits, generate: Generate, metrics: Metrics) -> None:
         self._limits = limits
         self._generate = generate
+        self._metrics = metrics
         self._inside = 0
         self._turn = asyncio.Semaphore(limits.at_once)
         self._threads = ThreadPoolExecutor(limits.at_once, thread_name_prefix="ir3de-gateway")
@@ -178,11 +181,11 @@ class Workshop:
         if self._inside >= self._limits.at_once + self._limits.waiting:
             message = f"{self._inside} requests are waiting already: try again in a moment."
             raise GatewayError(429, "busy", message, retry_after=1)
-        self._inside += 1
+        self._count(1)
         try:
             await self._turn.acquire()
         except BaseException:
-            self._inside -= 1
+            self._count(-1)
             raise
         shape = shape_of(ask.api, expert.name, ask.body.fields)
         reply = LocalReply(expert, shape, ask.stream)
@@ -198,8 +201,12 @@ class Workshop:
 
     def _leave(self, _: Any) -> None:
         """Lets the next request in, whatever became of this one."""
-        self._inside -= 1
+        self._count(-1)
         self._turn.release()
+
+    def _count(self, change: int) -> None:
+        self._inside += change
+        self._metrics.inside_here(self._inside)
 
 
 def _room(expert: LocalExpert, order: Order, limits: Limits) -> int:

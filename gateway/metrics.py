@@ -39,7 +39,17 @@ class Metrics:
             "ir3de_breaker_open", "Whether an expert is left alone", ["expert"], multiprocess_mode="livemax", **made
         )
         self._inside = Gauge("ir3de_requests_inside", "Requests under way", multiprocess_mode="livesum", **made)
+        self._here = Gauge(
+            "ir3de_requests_here",
+            "Requests with experts on this machine, those that wait included",
+            multiprocess_mode="livesum",
+            **made,
+        )
         self._swaps = Counter("ir3de_router_swaps", "New revisions of the router", ["outcome"], **made)
+
+    def inside_here(self, number: int) -> None:
+        """So many requests are with experts on this machine, or wait for them."""
+        self._here.set(number)
 
     def came_in(self) -> None:
         """A request came."""

@@ -46,9 +46,7 @@ class Other:
         except ExpertFailed:
             exchange.outcome = "broken"
         finally:
-            exchange.outcome = exchange.outcome or "left"
-            self._gateway.metrics.went_out(exchange)
-            exchange.log()
+            self._gateway.went_out(exchange)
 
     def _name(self, path: str, exchange: Exchange) -> str | None:
         """Whose server the request goes to: of a response, who made it."""
@@ -60,6 +58,7 @@ class Other:
 
     async def _forward(self, request: Request, send: Send, exchange: Exchange) -> None:
         gateway, path = self._gateway, request.path_params["path"]
+        exchange.caller = gateway.keys.admit(request.headers)
         if path in _TAKEN:
             message = f"Method Not Allowed: {request.method} is not answered at this address."
             raise GatewayError(405, "refused", message)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from .attempts import Patience
 from .breaker import BreakerOptions
+from .keys import Key
 from .limits import Limits, Timeouts
 
 
@@ -20,6 +21,8 @@ class Settings(NamedTuple):
         breaker ([`BreakerOptions`]): when an expert is left alone.
         details (`bool`): put the route into every answer, also where the request does not ask for it.
         default_expert (`str`, *optional*): whose server gets what is not routed, such as `/v1/embeddings`.
+        keys (`tuple[Key, ...]`): of who may come; everybody where there are none.
+        cors (`tuple[str, ...]`): origins of web pages that may use it; `"*"` for all.
         more_wrappers (`tuple[str, ...]`): names of blocks that an agent's harness adds to the person's words.
     """
 
@@ -29,4 +32,6 @@ class Settings(NamedTuple):
     breaker: BreakerOptions = BreakerOptions()
     details: bool = False
     default_expert: str | None = None
+    keys: tuple[Key, ...] = ()
+    cors: tuple[str, ...] = ()
     more_wrappers: tuple[str, ...] = ()

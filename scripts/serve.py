@@ -1,11 +1,11 @@
-"""`ir3de serve`: answers OpenAI's clients with a router and its experts, without the app."""
+"""`ir3de serve`: answers OpenAI's and Anthropic's clients with a router and its experts, without the app."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from ir3de.gateway.limits import Limits
+from ir3de.gateway.limits import Limits, Timeouts
 from ir3de.scripts.command import command
 
 
@@ -16,37 +16,89 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--second-opinion", action="store_true", help="ask the router's second opinion where unsure")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
-    for name, what in (("at-once", "answers made at the same time"), ("waiting", "requests that wait for their turn")):
-        default = getattr(Limits(), name.replace("-", "_"))
-        parser.add_argument(
-            f"--{name}", type=int, default=default, help=f"{what}, by experts on this machine (default: {default})"
-        )
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with the router (default: 1)")
+    parser.add_argument("--details", action="store_true", help="the route in every answer, as the field `ir3de`")
+    parser.add_argument("--default-expert", metavar="NAME", help="who gets what is not routed, such as /v1/embeddings")
+    parser.add_argument("--no-log", action="store_true", help="no line a request on standard error")
+    parser.add_argument("--wrapper", action="append", default=[], metavar="TAG", help="a block of an agent's harness")
+    _add_access(parser)
+    _add_watch(parser)
+    _add_limits(parser)
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keys", metavar="FILE", help="JSON Lines of who may come (or the variable IR3DE_KEYS)")
+    parser.add_argument("--new-key", metavar="NAME", help="print a new key and its line for the file, and stop")
+    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="a web page that may use it")
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--watch", type=float, metavar="SECONDS", help="look for a new router this often, and take it")
+    parser.add_argument("--samples", metavar="FILE", help="labelled prompts that a new router must be no worse on")
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits, timeouts = Limits(), Timeouts()
+    whole = (
+        ("body", "bytes of a request"),
+        ("messages", "messages of a conversation"),
+        ("tools", "tools that a request describes"),
+        ("max-tokens", "tokens that an expert on this machine may be asked for"),
+        ("at-once", "answers made at the same time by experts on this machine"),
+        ("waiting", "requests that wait for one of these"),
+    )
+    for name, what in whole:
+        default = getattr(limits, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{what} (default: {default})")
+    for name, what in (
+        ("connect", "an expert's server may take to accept a connection"),
+        ("first-byte", "it may take to begin its answer"),
+        ("idle", "it may pause within its answer"),
+    ):
+        default = getattr(timeouts, name.replace("-", "_"))
+        help_ = f"seconds that {what} (default: {default:g})"
+        parser.add_argument(f"--{name}", type=float, default=default, metavar="SECONDS", help=help_)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serves until it is stopped."""
     try:
-        import uvicorn
-
-        from ir3de.gateway.app import application
-        from ir3de.gateway.gateway import Gateway
-        from ir3de.gateway.serving import served
-        from ir3de.gateway.settings import Settings
+        from ir3de.gateway import server
+        from ir3de.gateway.keys import new_key
     except ImportError as error:
         raise ImportError(f"The gateway needs further packages ({error}): `pip install ir3de[serve]`.") from error
+    if args.new_key:
+        key, line = new_key(args.new_key)
+        print(f"The key, which is shown this once: {key}\nIts line for the file of keys: {line}")
+        return 0
     from transformers.utils import logging
 
-    from ir3de.modeling_ir3de import IR3DEModel
-    from ir3de.pipeline_ir3de import IR3DERoutingPipeline
     from ir3de.scripts.fitting.embedded import build
 
+    if args.workers < 1:
+        raise ValueError(f"`--workers` must be at least 1, got {args.workers}.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    model = IR3DEModel.from_pretrained(args.router or build(), revision=args.revision)
-    router = IR3DERoutingPipeline(model, second_opinion=args.second_opinion)
-    settings = Settings(limits=Limits(at_once=args.at_once, waiting=args.waiting))
-    gateway = Gateway(served(router), settings)
-    uvicorn.run(application(gateway), host=args.host, port=args.port, log_level="warning")
+    limits = ("body", "messages", "tools", "max_tokens", "at_once", "waiting")
+    service = server.Service(
+        router=args.router or build(),
+        revision=args.revision,
+        second_opinion=args.second_opinion,
+        host=args.host,
+        port=args.port,
+        workers=args.workers,
+        limits={name: getattr(args, name) for name in limits},
+        timeouts={name: getattr(args, name) for name in ("connect", "first_byte", "idle")},
+        details=args.details,
+        default_expert=args.default_expert,
+        keys=args.keys,
+        cors=args.cors,
+        wrappers=args.wrapper,
+        watch=args.watch,
+        samples=args.samples,
+        log=not args.no_log,
+    )
+    server.run(service)
     return 0
 
 

@@ -59,6 +59,7 @@ class World:
         self.port = port
         self.behind = behind
         self._own = threading.local()
+        self.watch: Any = None
         self.url = f"http://127.0.0.1:{port}/v1"
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> Answered:
@@ -100,6 +101,7 @@ def world(
     responds: dict[str, Respond] | None = None,
     names: tuple[str, ...] = tuple(tiny.DOMAINS),
     generate: Generate = pieces,
+    http: Any = "auto",
     **config: Any,
 ) -> Iterator[World]:
     """A gateway whose experts `names` are behind stand-in servers."""
@@ -110,5 +112,5 @@ def world(
         router = IR3DERoutingPipeline(tiny.router(all_specs, **config), device="cpu")
         gateway = Gateway(served(router), settings, generate)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
-        stack.enter_context(running(application(gateway), listener))
+        stack.enter_context(running(application(gateway), listener, http=http))
         yield World(gateway, listener.getsockname()[1], behind)

@@ -1,0 +1,168 @@
+"""Who may use the gateway, and how much: keys, of which only hashes are kept, each with limits of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from .errors import GatewayError
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class Key(NamedTuple):
+    """
+    A key, as a line of the keys file has it.
+
+    Args:
+        name (`str`): whose it is, for log and metrics.
+        sha256 (`str`): of the key, in hexadecimal digits.
+        requests_per_minute (`int`, *optional*): that it may send to one worker process.
+        tokens_per_minute (`int`, *optional*): of prompts and answers, as the experts count them, likewise.
+        admin (`bool`): whether it may take a router back.
+    """
+
+    name: str
+    sha256: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    admin: bool = False
+
+
+def new_key(name: str) -> tuple[str, str]:
+    """A new key, and the line of the keys file that lets it in."""
+    key = f"ir3de-{secrets.token_urlsafe(32)}"
+    return key, json.dumps({"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest()})
+
+
+def read_keys(text: str, where: str) -> list[Key]:
+    """Reads keys.
+
+    Args:
+        text (`str`): a JSON object a line, with the fields of [`Key`].
+        where (`str`): the text is from, for messages.
+
+    Raises:
+        ValueError: a line is malformed; the message names it, and not what it holds.
+    """
+    keys: list[Key] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip():
+            try:
+                keys.append(_key(json.loads(line)))
+            except ValueError as error:
+                why = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
+                raise ValueError(f"{where}, line {number}: {why}.") from None
+    names = [key.name for key in keys]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{where}: two keys have one name; give each its own.")
+    return keys
+
+
+def _key(row: Any) -> Key:
+    if not isinstance(row, dict) or not row.keys() <= set(Key._fields):
+        raise ValueError(f"a key is an object with {', '.join(Key._fields)}")
+    if not isinstance(row.get("name"), str) or not row["name"]:
+        raise ValueError("`name` must be a text")
+    if not isinstance(row.get("sha256"), str) or not _HASH.fullmatch(row["sha256"]):
+        raise ValueError("`sha256` must be 64 hexadecimal digits: the hash of the key, never the key itself")
+    for field in ("requests_per_minute", "tokens_per_minute"):
+        value = row.get(field)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"`{field}` must be a whole number of at least 1")
+    if not isinstance(row.get("admin", False), bool):
+        raise ValueError("`admin` must be true or false")
+    return Key(**row)
+
+
+class _Allowance:
+    """What may be spent a minute; it grows back evenly, up to a minute's worth."""
+
+    def __init__(self, a_minute: int, now: float) -> None:
+        self._a_minute = a_minute
+        self._left = float(a_minute)
+        self._at = now
+
+    def wait(self, now: float) -> float:
+        """Seconds until something is left; 0 where it is."""
+        self._left = min(float(self._a_minute), self._left + (now - self._at) * self._a_minute / 60)
+        self._at = now
+        return 0.0 if self._left >= 1 else (1 - self._left) * 60 / self._a_minute
+
+    def spend(self, amount: int) -> None:
+        """Takes from what is left, perhaps more than there is."""
+        self._left -= amount
+
+
+class Keys:
+    """
+    Lets requests in.
+
+    Args:
+        keys (`Sequence[Key]`): who may come; everybody where there are none.
+        clock (`Callable`): gives the time in seconds.
+    """
+
+    def __init__(self, keys: Sequence[Key] = (), clock: Callable[[], float] = time.monotonic) -> None:
+        self._keys = list(keys)
+        self._clock = clock
+        now = clock()
+        self._requests = {k.name: _Allowance(k.requests_per_minute, now) for k in keys if k.requests_per_minute}
+        self._tokens = {k.name: _Allowance(k.tokens_per_minute, now) for k in keys if k.tokens_per_minute}
+
+    def admit(self, headers: Mapping[str, str]) -> str:
+        """The name of who sends a request; empty where everybody may.
+
+        Args:
+            headers (`Mapping[str, str]`): of the request, which has its key as a bearer's token or as `x-api-key`.
+
+        Raises:
+            GatewayError: the key is none, or has nothing left to spend.
+        """
+        if not self._keys:
+            return ""
+        key = self._find(headers)
+        now = self._clock()
+        for kind, allowances in (("requests", self._requests), ("tokens", self._tokens)):
+            allowance = allowances.get(key.name)
+            wait = allowance.wait(now) if allowance else 0.0
+            if wait > 0:
+                message = f"This key has spent its {kind} of the minute: wait for {wait:.0f} s."
+                raise GatewayError(429, "rate_limit_exceeded", message, retry_after=max(1.0, wait))
+        if key.name in self._requests:
+            self._requests[key.name].spend(1)
+        return key.name
+
+    def spent(self, name: str, tokens: int) -> None:
+        """Notes the tokens that a request took."""
+        if name in self._tokens:
+            self._tokens[name].spend(tokens)
+
+    def check_admin(self, headers: Mapping[str, str]) -> str:
+        """The name of who sends a request that only some may send.
+
+        Raises:
+            GatewayError: the key is none, or not an admin's.
+        """
+        key = self._find(headers)
+        if not key.admin:
+            raise GatewayError(403, "forbidden", "This needs the key of an admin.")
+        return key.name
+
+    def _find(self, headers: Mapping[str, str]) -> Key:
+        """The key of a request, in a time that does not tell which keys there are."""
+        bearer = headers.get("authorization", "")
+        given = bearer[7:] if bearer[:7].lower() == "bearer " else headers.get("x-api-key", "")
+        digest = hashlib.sha256(given.encode()).hexdigest()
+        matches = [key for key in self._keys if hmac.compare_digest(digest, key.sha256)]
+        if not matches:
+            raise GatewayError(
+                401, "invalid_api_key", "A valid API key is missing: send it as `Authorization: Bearer`."
+            )
+        return matches[0]

@@ -1,0 +1,78 @@
+"""The router that is served: loaded from a folder or the Hub, and told apart by its revision."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import HfApi
+
+from ir3de.addresses_ir3de import check_public
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.specs_ir3de import ExpertSpec
+
+
+class Origin(NamedTuple):
+    """
+    Where a router comes from.
+
+    Args:
+        place (`str`): folder or Hub id.
+        revision (`str`, *optional*): a branch, tag or commit of the Hub.
+        second_opinion (`bool`): ask the router's second opinion where it is unsure.
+    """
+
+    place: str
+    revision: str | None = None
+    second_opinion: bool = False
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a folder of this machine."""
+        return os.path.isdir(self.place)
+
+    def current(self) -> str:
+        """The present revision: of a folder a hash of its files' sizes and times, on the Hub a commit.
+
+        Raises:
+            OSError: it cannot be reached.
+        """
+        if not self.is_folder:
+            return str(HfApi().model_info(self.place, revision=self.revision).sha)
+        seen = hashlib.sha256()
+        for path in sorted(Path(self.place).rglob("*")):
+            if path.is_file():
+                about = path.stat()
+                seen.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+        return seen.hexdigest()[:40]
+
+    def load(self, revision: str | None = None) -> IR3DERoutingPipeline:
+        """Loads the router.
+
+        Args:
+            revision (`str`, *optional*): a commit of the Hub, instead of the present one.
+
+        Raises:
+            ValueError: it is malformed, or comes from the Hub and names a server within a private network.
+            OSError: it cannot be read.
+        """
+        wanted = None if self.is_folder else revision or self.revision
+        model = IR3DEModel.from_pretrained(self.place, revision=wanted)
+        if not self.is_folder:
+            check_endpoints(model.config.experts or [])
+        return IR3DERoutingPipeline(model, second_opinion=self.second_opinion)
+
+
+def check_endpoints(specs: list[ExpertSpec]) -> None:
+    """Raises ValueError where a router of the Hub names a server of a private network that is not allowed.
+
+    Args:
+        specs (`list[ExpertSpec]`): of its experts. The environment variable `IR3DE_ALLOW_HOSTS` names hosts that may.
+    """
+    allowed = os.environ.get("IR3DE_ALLOW_HOSTS", "").replace(",", " ").lower().split()
+    for spec in specs:
+        if "endpoint" in spec:
+            check_public(spec["endpoint"], allowed)

@@ -1,0 +1,171 @@
+"""Serving: one worker process or several, each with the router and connections of its own."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import uvicorn
+from starlette.applications import Starlette
+
+import ir3de
+from ir3de.scripts.data.rows import read_file
+
+from .app import application
+from .forward import RemoteExpert
+from .gateway import Gateway
+from .guard import GuardedProtocol, room_for_connections
+from .keys import read_keys
+from .limits import Limits, Timeouts
+from .loading import Origin
+from .serving import Serving, served
+from .settings import Settings
+from .watch import Watch, Watched
+
+_VARIABLE = "IR3DE_GATEWAY"  # tells worker processes what to serve
+_KEYS_VARIABLE = "IR3DE_KEYS"  # keys, where no file of them is named
+_WORKER_SECONDS = 300  # until a worker, which loads torch and the router first, is taken for dead
+
+
+class Service(NamedTuple):
+    """
+    What is served, and how; of plain values, so that worker processes can be told.
+
+    Args:
+        router (`str`): folder or Hub id.
+        revision (`str`, *optional*): of the router on the Hub.
+        second_opinion (`bool`): ask the router's second opinion where it is unsure.
+        host, port: where to listen.
+        workers (`int`): processes.
+        limits (`dict`): fields of [`Limits`].
+        timeouts (`dict`): fields of [`Timeouts`].
+        details (`bool`): the route in every answer.
+        default_expert (`str`, *optional*): who gets what is not routed.
+        keys (`str`, *optional*): a file of keys.
+        cors (`list[str]`): origins of web pages that may use it.
+        wrappers (`list[str]`): further blocks that hold none of a person's words.
+        watch (`float`, *optional*): seconds between two looks for a new router.
+        samples (`str`, *optional*): JSON Lines that a new router is tried on.
+        log (`bool`): a line a request.
+        shared (`str`): a folder that the workers share.
+    """
+
+    router: str
+    revision: str | None = None
+    second_opinion: bool = False
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    limits: dict[str, Any] = {}  # noqa: RUF012
+    timeouts: dict[str, Any] = {}  # noqa: RUF012
+    details: bool = False
+    default_expert: str | None = None
+    keys: str | None = None
+    cors: list[str] = []  # noqa: RUF012
+    wrappers: list[str] = []  # noqa: RUF012
+    watch: float | None = None
+    samples: str | None = None
+    log: bool = True
+    shared: str = ""
+
+    def settings(self) -> Settings:
+        """The settings of its gateway.
+
+        Raises:
+            ValueError: the keys are malformed.
+            OSError: their file cannot be read.
+        """
+        text, where = os.environ.get(_KEYS_VARIABLE, ""), _KEYS_VARIABLE
+        if self.keys is not None:
+            text, where = Path(self.keys).read_text(encoding="utf-8"), self.keys
+        return Settings(
+            limits=Limits(**self.limits),
+            timeouts=Timeouts(**self.timeouts),
+            details=self.details,
+            default_expert=self.default_expert,
+            keys=tuple(read_keys(text, where)),
+            cors=tuple(self.cors),
+            more_wrappers=tuple(self.wrappers),
+        )
+
+
+def run(service: Service) -> None:
+    """Serves until the process is told to stop; requests that have begun are answered first.
+
+    Args:
+        service ([`Service`]): what is served.
+
+    Raises:
+        ValueError: the router or the keys are malformed.
+        OSError: they cannot be read.
+    """
+    listening: dict[str, Any] = {"host": service.host, "port": service.port, "log_level": "warning"}
+    listening |= {"http": GuardedProtocol, "limit_concurrency": room_for_connections(), "access_log": False}
+    listening |= {"backlog": 2048, "server_header": False, "date_header": True}
+    if service.workers == 1:
+        uvicorn.run(make_application(service), **listening)
+        return
+    service.settings()  # said here rather than by every worker
+    listening["timeout_worker_healthcheck"] = _WORKER_SECONDS
+    with tempfile.TemporaryDirectory(prefix="ir3de-workers-") as folder:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        os.environ[_VARIABLE] = json.dumps(service._replace(shared=folder)._asdict())
+        uvicorn.run(f"{__name__}:worker", factory=True, workers=service.workers, **listening)
+
+
+def worker() -> Starlette:
+    """The application of a worker process."""
+    return make_application(Service(**json.loads(os.environ[_VARIABLE])))
+
+
+def make_application(service: Service) -> Starlette:
+    """Loads the router and makes the application.
+
+    Args:
+        service ([`Service`]): what is served.
+
+    Raises:
+        ValueError: the router or the keys are malformed.
+        OSError: they cannot be read.
+    """
+    ir3de.register()
+    settings = service.settings()
+    if service.log:
+        _log_requests()
+    origin = Origin(service.router, service.revision, service.second_opinion)
+    revision = origin.current() if service.watch or not origin.is_folder else ""
+    serving = served(origin.load(revision or None), revision)
+    expert = settings.default_expert
+    if expert is not None and not isinstance(serving.experts.get(expert), RemoteExpert):
+        raise ValueError(f"The default expert {expert!r} is no expert of this router behind a server.")
+    if all(isinstance(expert, RemoteExpert) for expert in serving.experts.values()):
+        torch.set_num_threads(1)  # a route is too small a task to share
+    gateway = Gateway(serving, settings)
+    return application(gateway, _watch(service, origin, gateway))
+
+
+def _watch(service: Service, origin: Origin, gateway: Gateway) -> Watch | None:
+    if not service.watch:
+        return None
+    samples = list(read_file(service.samples)) if service.samples else []
+    refused = Path(service.shared) / "refused" if service.shared else None
+    return Watch(gateway, Watched(origin.current, origin.load, service.watch, samples, refused=refused))
+
+
+def _log_requests() -> None:
+    """A line of JSON a request on standard error."""
+    logger = logging.getLogger("ir3de.requests")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+__all__ = ["Service", "Serving", "make_application", "run", "worker"]

@@ -1,0 +1,496 @@
+"""Running the gateway: keys and their limits, logs, worker processes, stops, swaps, and clients that mean harm."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from ir3de import IR3DEModel, IR3DERoutingPipeline
+from ir3de.gateway import guard
+from ir3de.gateway.errors import GatewayError
+from ir3de.gateway.keys import Key, Keys, new_key, read_keys
+from ir3de.gateway.limits import Limits
+from ir3de.gateway.loading import Origin, check_endpoints
+from ir3de.gateway.serving import served
+from ir3de.gateway.settings import Settings
+from ir3de.gateway.watch import Watch, Watched
+from ir3de.scripts import serve
+from ir3de.scripts.bench.stand_in import Received, StandIn, chat_chunks
+from ir3de.scripts.data.rows import Row
+
+from . import tiny
+from .gateway_world import HASTY, LAW, World, world
+
+
+def hashed(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+# Keys.
+
+
+KEYS = (
+    Key("ann", hashed("of-ann")),
+    Key("bob", hashed("of-bob"), requests_per_minute=3),
+    Key("eve", hashed("of-eve"), tokens_per_minute=20),
+    Key("root", hashed("of-root"), admin=True),
+)
+
+
+@pytest.fixture
+def locked() -> Iterator[World]:
+    """A gateway that asks for keys."""
+    with world(settings=HASTY._replace(keys=KEYS)) as made:
+        yield made
+
+
+def test_a_key_lets_in_and_its_name_is_in_the_log(locked: World, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "ir3de.requests"):
+        assert locked.ask(headers={"authorization": "Bearer of-ann"}).status == 200
+        assert locked.ask("messages", max_tokens=5, headers={"x_api_key": "of-ann"}).status == 200
+    lines = [json.loads(record.message) for record in caplog.records if record.name == "ir3de.requests"]
+    assert [line["caller"] for line in lines] == ["ann", "ann"]
+    assert lines[0]["expert"] == "law"
+    assert lines[0]["prompt_tokens"] == 11
+    assert "court" not in caplog.text
+    assert "of-ann" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"authorization": "Bearer wrong"}, {"authorization": "of-ann"}, {"x_api_key": ""}]
+)
+def test_without_a_key_nothing_is_answered(locked: World, headers: dict[str, str]) -> None:
+    for api in ("chat/completions", "responses"):
+        answered = locked.ask(api, headers=headers)
+        assert (answered.status, answered.code) == (401, "invalid_api_key")
+    assert locked.ask("messages", headers=headers).json["error"]["type"] == "authentication_error"
+    assert locked.send("GET", "/v1/models", **headers).status == 401
+    assert locked.send("POST", "/v1/embeddings", {}, **headers).status == 401
+    assert locked.send("GET", "/health").status == 200
+    assert not any(server.received for server in locked.behind.values())
+
+
+def test_a_key_has_limits_of_its_own(locked: World) -> None:
+    bob = {"authorization": "Bearer of-bob"}
+    assert [locked.ask(headers=bob).status for _ in range(4)] == [200, 200, 200, 429]
+    refused = locked.ask(headers=bob)
+    assert refused.code == "rate_limit_exceeded"
+    assert 1 <= int(refused.headers["retry-after"]) <= 20
+    eve = {"authorization": "Bearer of-eve"}
+    assert [locked.ask(headers=eve).status for _ in range(3)] == [200, 200, 429], "18 tokens each"
+    assert locked.ask(headers={"authorization": "Bearer of-ann"}).status == 200
+
+
+def test_what_was_spent_grows_back() -> None:
+    now = 0.0
+    keys = Keys([Key("bob", hashed("b"), requests_per_minute=2, tokens_per_minute=100)], lambda: now)
+    headers = {"authorization": "Bearer b"}
+    assert [keys.admit(headers) for _ in range(2)] == ["bob", "bob"]
+    with pytest.raises(GatewayError) as refused:
+        keys.admit(headers)
+    assert refused.value.retry_after == pytest.approx(30)
+    now = 30.0
+    keys.admit(headers)
+    keys.spent("bob", 1000)
+    now = 90.0
+    with pytest.raises(GatewayError, match="tokens of the minute"):
+        keys.admit(headers)
+    now = 90.0 + 600
+    keys.admit(headers)
+
+
+def test_a_wrong_key_takes_as_long_as_a_right_one() -> None:
+    """Every key is compared whole, whichever matches."""
+    keys = Keys([Key(str(index), hashed(str(index))) for index in range(300)])
+
+    def took(key: str) -> float:
+        times = []
+        for _ in range(60):
+            began = time.perf_counter()
+            with suppress(GatewayError):
+                keys.check_admin({"authorization": f"Bearer {key}"})
+            times.append(time.perf_counter() - began)
+        return statistics.median(times)
+
+    first, last, wrong = took("0"), took("299"), took("wrong")
+    assert max(first, last, wrong) < 2 * min(first, last, wrong)
+
+
+def test_keys_are_read_from_lines_and_a_key_itself_is_refused() -> None:
+    key, line = new_key("ann")
+    [read] = read_keys(line + "\n\n", "keys.jsonl")
+    assert read == Key("ann", hashed(key))
+    for bad, said in (
+        ("{", "line 1: it is not JSON"),
+        ("[]", "line 1: a key is an object"),
+        ('{"name": "a", "sha256": "ir3de-secret"}', "never the key itself"),
+        (f'{{"name": "", "sha256": "{hashed("a")}"}}', "`name`"),
+        (line + "\n" + line, "two keys have one name"),
+        (json.dumps({**json.loads(line), "tokens_per_minute": 0}), "`tokens_per_minute`"),
+        (json.dumps({**json.loads(line), "admin": "yes"}), "`admin`"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)) as refused:
+            read_keys(bad, "keys.jsonl")
+        assert "secret" not in str(refused.value)
+
+
+# Pages of others, and admins.
+
+
+def test_pages_of_other_origins_are_let_in_by_name_alone(locked: World) -> None:
+    asked = {"origin": "https://page.example", "access_control_request_method": "POST"}
+    assert "access-control-allow-origin" not in locked.send("OPTIONS", "/v1/chat/completions", **asked).headers
+    with world(settings=Settings(cors=("https://page.example",))) as made:
+        headers = made.send("OPTIONS", "/v1/chat/completions", **asked).headers
+        assert headers["access-control-allow-origin"] == "https://page.example"
+        assert "access-control-allow-origin" not in made.ask(headers={"origin": "https://other.example"}).headers
+
+
+def test_only_an_admin_takes_a_router_back(locked: World) -> None:
+    for headers, status in (({}, 401), ({"authorization": "Bearer of-ann"}, 403), ({"x_api_key": "of-root"}, 409)):
+        assert locked.send("POST", "/admin/rollback", **headers).status == status
+    with world() as open_to_all:
+        assert open_to_all.send("POST", "/admin/rollback").status == 401
+
+
+# Clients that mean harm.
+
+
+def raw(port: int, data: bytes, seconds: float = 5) -> bytes:
+    """What comes back of bytes, until the connection closes."""
+    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+        try:
+            connection.sendall(data)
+            return b"".join(iter(lambda: connection.recv(65536), b""))
+        except ConnectionError:
+            return b""
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A gateway with little patience for half of a request."""
+    monkeypatch.setattr(guard, "_HEAD_SECONDS", 0.3)
+    settings = Settings(limits=Limits(body_seconds=0.3))
+    with world(settings=settings, http=guard.GuardedProtocol) as made:
+        yield made
+
+
+def test_half_of_a_request_is_cut(guarded: World) -> None:
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n"
+    assert raw(guarded.port, b"").startswith(b"HTTP/1.1 408"), "nothing at all"
+    assert raw(guarded.port, head).startswith(b"HTTP/1.1 408"), "half a head"
+    answered = raw(guarded.port, head + b'\r\n{"model"')
+    assert answered.startswith(b"HTTP/1.1 408"), "half a body"
+    assert b"request_timeout" in answered
+    assert guarded.ask().status == 200
+
+
+def test_a_head_without_end_is_cut(guarded: World) -> None:
+    lines = b"".join(b"x-%d: %s\r\n" % (number, b"a" * 1000) for number in range(5000))
+    answered = raw(guarded.port, b"GET /health HTTP/1.1\r\nhost: x\r\n" + lines)
+    assert answered == b"" or answered.startswith(b"HTTP/1.1 431")
+    large = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"a" * 20_000 + b"\r\n\r\n"
+    assert raw(guarded.port, large).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("length", ["-1", "1e3", "99999999999999999999", "5, 6"])
+def test_a_length_that_is_none_is_refused(guarded: World, length: str) -> None:
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode()
+    assert raw(guarded.port, head)[9:12] in (b"400", b"413")
+
+
+def test_a_slow_body_that_goes_on_is_read(guarded: World) -> None:
+    body = json.dumps({"model": "ir3de", "messages": LAW}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=5) as connection:
+        connection.sendall(head.encode())
+        for place in range(0, len(body), 10):
+            connection.sendall(body[place : place + 10])
+            time.sleep(0.06)
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_router_of_the_hub_names_no_server_of_a_private_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec: Any = {"name": "law", "endpoint": "http://127.0.0.1:9/v1"}
+    with pytest.raises(ValueError, match="IR3DE_ALLOW_HOSTS"):
+        check_endpoints([spec])
+    monkeypatch.setenv("IR3DE_ALLOW_HOSTS", "127.0.0.1")
+    check_endpoints([spec])
+
+
+# Many at once.
+
+
+def test_hundreds_of_streams_are_open_at_once() -> None:
+    gate = threading.Event()
+
+    async def held(request: web.Request, received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        first, *rest = chat_chunks(received.json)
+        await response.write(first)
+        while not gate.is_set():
+            await asyncio.sleep(0.05)
+        for event in rest:
+            await response.write(event)
+        await response.write_eof()
+        return response
+
+    guard.room_for_connections()
+    number = 300
+    with world(responds={"law": held}) as made:
+        body = json.dumps({"model": "ir3de", "messages": LAW, "stream": True}).encode()
+        head = (
+            f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        sockets = [socket.create_connection(("127.0.0.1", made.port), timeout=30) for _ in range(number)]
+        for each in sockets:
+            each.sendall(head.encode() + body)
+        made.wait(lambda: made.behind["law"].open == number, "not all of them are open")
+        gate.set()
+        for each in sockets:
+            whole = b"".join(iter(lambda each=each: each.recv(65536), b""))  # type: ignore[misc]
+            assert whole.startswith(b"HTTP/1.1 200")
+            assert b"data: [DONE]" in whole
+            each.close()
+
+
+# Swaps.
+
+
+def routers(folder: Path, endpoint: str) -> tuple[str, str]:
+    """Two folders of routers that differ in a spec."""
+    for name in ("a", "b"):
+        specs = {each: {"endpoint": endpoint, "model": f"{name}-{each}"} for each in tiny.DOMAINS}
+        tiny.router(specs).save_pretrained(folder / name)
+    return str(folder / "a"), str(folder / "b")
+
+
+@contextmanager
+def watched(folder: Path, **options: Any) -> Iterator[tuple[World, Watch, dict[str, str]]]:
+    """A gateway that watches what `place` names."""
+    with StandIn() as server:
+        first, second = routers(folder, server.url)
+        place = {"folder": first, "other": second}
+
+        def load(_: str) -> IR3DERoutingPipeline:
+            return IR3DERoutingPipeline(IR3DEModel.from_pretrained(place["folder"]), device="cpu")
+
+        def current() -> str:
+            return Origin(place["folder"]).current()
+
+        with world(names=()) as made:
+            made.gateway.serving = served(load(""), current())
+            made.behind["any"] = server
+            made.watch = Watch(made.gateway, Watched(current, load, **options))
+            yield made, made.watch, place
+
+
+def test_a_changed_router_takes_over_between_two_requests_and_can_be_taken_back(tmp_path: Path) -> None:
+    with watched(tmp_path) as (made, watch, place):
+        asyncio.run(watch.look())
+        made.ask()
+        assert made.last("any").json["model"] == "a-law"
+        place["folder"] = place["other"]
+        asyncio.run(watch.look())
+        made.ask()
+        assert made.last("any").json["model"] == "b-law"
+        assert watch.roll_back() == made.gateway.serving.revision
+        made.ask()
+        assert made.last("any").json["model"] == "a-law"
+        asyncio.run(watch.look())
+        made.ask()
+        assert made.last("any").json["model"] == "a-law", "what was taken back stays away"
+        with pytest.raises(LookupError):
+            watch.roll_back()
+        text = made.send("GET", "/metrics").body.decode()
+        assert 'ir3de_router_swaps_total{outcome="taken"} 1.0' in text
+        assert 'ir3de_router_swaps_total{outcome="taken_back"} 1.0' in text
+
+
+def test_what_one_worker_takes_back_the_others_leave_too(tmp_path: Path) -> None:
+    shared = tmp_path / "refused"
+    with watched(tmp_path, refused=shared) as (made, watch, place), world(names=()) as other:
+        other.gateway.serving = made.gateway.serving
+        beside = Watch(other.gateway, watch._watched)
+        place["folder"] = place["other"]
+        asyncio.run(watch.look())
+        asyncio.run(beside.look())
+        assert made.gateway.serving.revision == other.gateway.serving.revision
+        before = watch.roll_back()
+        asyncio.run(beside.look())
+        assert other.gateway.serving.revision == before
+
+
+@pytest.mark.parametrize("how", ["broken", "worse", "answers nobody"])
+def test_a_worse_router_is_refused_and_the_running_one_stays(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [Row(text, domain) for domain in tiny.DOMAINS for text in tiny.sentences(domain, 6, seed=11)]
+    with watched(tmp_path, samples=rows) as (made, watch, place):
+        bad = tmp_path / "bad"
+        if how == "broken":
+            bad.mkdir()
+            (bad / "config.json").write_text("{", encoding="utf-8")
+        elif how == "worse":
+            order = list(tiny.DOMAINS)
+            worse = IR3DEModel.from_pretrained(place["folder"])
+            swapped = {name: tiny.statistics(tiny.sentences(order[i - 1], 20)) for i, name in enumerate(order)}
+            IR3DEModel.from_statistics(worse.config, tiny.embeddings(), swapped, tiny.tokenizer()).save_pretrained(bad)
+        else:
+            tiny.router().save_pretrained(bad)
+        place["folder"] = str(bad)
+        with caplog.at_level(logging.ERROR):
+            asyncio.run(watch.look())
+            asyncio.run(watch.look())
+        assert caplog.text.count("is refused") == 1, "and is not tried again"
+        made.ask()
+        assert made.last("any").json["model"] == "a-law"
+        assert 'ir3de_router_swaps_total{outcome="refused"} 1.0' in made.send("GET", "/metrics").body.decode()
+
+
+def test_swaps_under_load_fail_and_mix_up_nothing(tmp_path: Path) -> None:
+    with watched(tmp_path) as (made, _, place):
+        pipes = [IR3DERoutingPipeline(IR3DEModel.from_pretrained(p), device="cpu") for p in place.values()]
+        turns = [served(pipe, str(index)) for index, pipe in enumerate(pipes)]
+        stop = threading.Event()
+        swaps = 0
+
+        def swap() -> None:
+            nonlocal swaps
+            while not stop.is_set():
+                made.gateway.serving = turns[swaps % 2]
+                swaps += 1
+                time.sleep(0.005)
+
+        def ask(number: int) -> None:
+            answered = made.ask(stream=number % 2 == 0)
+            assert answered.status == 200
+            assert b"law" in answered.body
+
+        thread = threading.Thread(target=swap)
+        thread.start()
+        try:
+            with ThreadPoolExecutor(20) as threads:
+                list(threads.map(ask, range(300)))
+        finally:
+            stop.set()
+            thread.join()
+        assert swaps > 20
+        models = {received.json["model"] for received in made.behind["any"].received}
+        assert models == {"a-law", "b-law"}
+
+
+# The command.
+
+
+@contextmanager
+def command(router: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`ir3de serve` as a process of its own, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    args = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = router.parent / "stderr"
+    with said.open("w") as stderr:
+        process = subprocess.Popen(args, stderr=stderr, env=env, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/ready").close()
+                break
+            except OSError:
+                assert process.poll() is None, said.read_text()
+                assert time.monotonic() < end, said.read_text()
+                time.sleep(0.1)
+        yield process, url
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
+        process.wait()
+
+
+def post(url: str, body: Any, **headers: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without_cutting_a_stream(
+    tmp_path: Path,
+) -> None:
+    async def slow(request: web.Request, received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for event in chat_chunks(received.json):
+            await response.write(event)
+            await asyncio.sleep(0.2)
+        return response
+
+    with StandIn() as server:
+        first, second = routers(tmp_path, server.url)
+        keys = tmp_path / "keys.jsonl"
+        keys.write_text(json.dumps({"name": "ann", "sha256": hashed("of-ann")}) + "\n", encoding="utf-8")
+        asked = {"model": "ir3de", "messages": LAW}
+        options = ("--keys", str(keys), "--watch", "0.5", "--workers", "2")
+        with command(Path(first), *options) as (process, url):
+            chat = f"{url}/v1/chat/completions"
+            ann = {"authorization": "Bearer of-ann"}
+            assert post(chat, asked)[0] == 401
+            assert post(chat, asked, **ann)[0] == 200
+            assert server.received[-1].json["model"] == "a-law"
+            (Path(first) / "config.json").write_bytes((Path(second) / "config.json").read_bytes())
+            end = time.monotonic() + 60
+            while {received.json["model"] for received in server.received[-20:]} != {"b-law"}:
+                assert time.monotonic() < end, "the changed router was not taken by both"
+                assert post(chat, asked, **ann)[0] == 200
+                time.sleep(0.05)
+            with urllib.request.urlopen(f"{url}/metrics") as response:
+                text = response.read().decode()
+            counted = f'outcome="answered"}} {float(len(server.received))}'
+            assert f'ir3de_requests_total{{api="chat/completions",expert="law",{counted}' in text, "of both"
+
+            server.respond = slow
+            with ThreadPoolExecutor(1) as thread:
+                stream = thread.submit(post, chat, {**asked, "stream": True}, **ann)
+                while not server.open:
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGTERM)
+                status, body = stream.result()
+            assert (status, body.endswith(b"data: [DONE]\n\n")) == (200, True)
+            process.wait(timeout=60)
+        lines = (tmp_path / "stderr").read_text().splitlines()
+        logged = [json.loads(line) for line in lines if line.startswith("{")]
+        assert {line["outcome"] for line in logged} == {"answered", "invalid_api_key"}
+        assert any(line.get("stream") for line in logged)
+        assert "court" not in "".join(lines)
+
+
+def test_a_new_key_is_printed_with_the_line_that_lets_it_in(capsys: pytest.CaptureFixture[str]) -> None:
+    assert serve.main(["--new-key", "ann"]) == 0
+    key, line = (text.split(": ", 1)[1] for text in capsys.readouterr().out.splitlines())
+    assert read_keys(line, "x") == [Key("ann", hashed(key))]

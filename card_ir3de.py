@@ -92,7 +92,7 @@ def update_card(
             The history gains that line if the experts or their statistics are others than the history knows.
         outcomes ([`Ledger`], *optional*): of the experts.
     """
-    card = read_card(path) if path.is_file() else ModelCard("---\n{}\n---\n# An IR3DE router\n")
+    card: Any = read_card(path) if path.is_file() else ModelCard("---\n{}\n---\n# An IR3DE router\n")
     for key, value in _metadata(config).items():
         setattr(card.data, key, value)
     now = state(config, statistics)
@@ -130,8 +130,9 @@ def read_card(path: Path) -> Any:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8 ({error}): save it as that, or delete it.") from error
     except (yaml.YAMLError, ValueError) as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        where = f"line {mark.line + 2}: {error.problem}" if mark else str(error)  # the first line is `---`
+        where = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+            where = f"line {error.problem_mark.line + 2}: {error.problem}"  # the first line is `---`
         raise ValueError(
             f"{path}: what stands between the two lines `---` at its head is no YAML mapping ({where}). Mend it there,"
             " or delete the file to have a new one written."

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -48,6 +50,9 @@ from .statistics_ir3de import (
 from .token_router_ir3de import FeatureMap, log_odds, mean_diagonal, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
+_P = ParamSpec("_P")
+_EDITING = threading.RLock()  # held during an edit; these two are one for all routers, since a router can be pickled
+_CHANGING = threading.Lock()  # held for the moment in which an edit takes effect
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
 T = TypeVar("T")
 
@@ -74,6 +79,17 @@ class IR3DEOutput(ModelOutput):
     votes: torch.Tensor | None = None
     counted: torch.Tensor | None = None
     contributions: torch.Tensor | None = None
+
+
+def _one_at_a_time(edit: Callable[_P, T]) -> Callable[_P, T]:
+    """An edit that begins when the one before it is done, so that none is lost."""
+
+    @functools.wraps(edit)
+    def done(*args: _P.args, **kwargs: _P.kwargs) -> T:
+        with _EDITING:
+            return edit(*args, **kwargs)
+
+    return done
 
 
 class IR3DEModel(RouterRepository):
@@ -251,9 +267,30 @@ class IR3DEModel(RouterRepository):
         """A copy to edit apart from this router. They share what edits never change in place: embeddings, tokenizer,
         statistics, and tables until W differs.
         """
-        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), *self._derived.values(), self.outcomes]
+        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), self.outcomes]
         second = self.second_opinion
-        return copy.deepcopy(self, {id(second): copy.copy(second), **{id(each): each for each in shared}})
+        now = self.as_it_is_now()
+        shared += now._derived.values()
+        return copy.deepcopy(now, {id(second): copy.copy(second), **{id(each): each for each in shared}})
+
+    def as_it_is_now(self) -> IR3DEModel:
+        """This router at one moment: edits by other threads do not reach it. It shares everything, and costs nothing.
+
+        An edit puts new layers, specs and statistics in the place of the old, which stay as they are; so it is enough
+        to hold on to those of the moment.
+        """
+        now: IR3DEModel = object.__new__(type(self))
+        config = object.__new__(type(self.config))
+        with _CHANGING:
+            now.__dict__.update(self.__dict__)
+            now.__dict__["_modules"] = dict(self._modules)
+            config.__dict__.update(self.config.__dict__)
+        now.__dict__["config"] = config
+        return now
+
+    def forget_tables(self) -> None:
+        """Frees the tables of the vocabulary, which the next route makes again: of a router that is kept, but rests."""
+        self._derived = {name: kept for name, kept in self._derived.items() if name in ("features", "space")}
 
     # Fitting: section 3.1.
 
@@ -315,8 +352,12 @@ class IR3DEModel(RouterRepository):
         """
         self._become(self.config, dict(self.statistics if statistics is None else statistics), self.outcomes)
 
-    def _become(self, config: IR3DEConfig, statistics: dict[str, DomainStatistics], outcomes: Ledger) -> None:
-        """Solves W for the domains of a config; only if that succeeds the router takes on its domains and experts."""
+    def _become(
+        self, config: IR3DEConfig, statistics: dict[str, DomainStatistics], outcomes: Ledger, *second_opinion: Any
+    ) -> None:
+        """Solves W for the domains of a config; only if that succeeds the router takes on its domains and experts, all
+        at once.
+        """
         names = config.domain_names
         if set(statistics) != set(names):
             raise ValueError(
@@ -330,11 +371,15 @@ class IR3DEModel(RouterRepository):
             domains = [statistics[name] for name in names]
             W_tokens, W_prompts = _solve(config, domains)
             lexicon = _lexicon(config, domains, self.embed_tokens.weight.device)
-        self.token_router = _filled(self.token_router, W_tokens)
-        self.prompt_router = _filled(self.prompt_router, W_prompts)
-        self.lexicon = lexicon
-        self._take_on(config, outcomes)
-        self._statistics = statistics
+        token_router, prompt_router = _filled(self.token_router, W_tokens), _filled(self.prompt_router, W_prompts)
+        with _CHANGING:
+            self.token_router = token_router
+            self.prompt_router = prompt_router
+            self.lexicon = lexicon
+            self._take_on(config, outcomes)
+            self._statistics = statistics
+            for second in second_opinion:  # none where it is to stay
+                self.second_opinion = second
 
     def _take_on(self, config: IR3DEConfig, outcomes: Ledger) -> None:
         """Takes on the domains and experts of a config, and their outcomes."""
@@ -405,6 +450,7 @@ class IR3DEModel(RouterRepository):
     # follows: it forgets whom the router forgets, and learns what a merged router's knows. Of an expert that joins with
     # texts or statistics it knows nothing until its own `add_expert` is called.
 
+    @_one_at_a_time
     def add_expert(self, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
         """Adds an expert, with the domain of its name or without.
 
@@ -431,6 +477,7 @@ class IR3DEModel(RouterRepository):
         else:
             self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)))
 
+    @_one_at_a_time
     def add_domain(self, name: str, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
         """Adds a domain that is recognised; an expert is not needed.
 
@@ -445,6 +492,7 @@ class IR3DEModel(RouterRepository):
         """
         self._edit(experts_of(self).with_domain(name, self._new(name, texts, statistics)))
 
+    @_one_at_a_time
     def remove_domain(self, name: str) -> None:
         """Removes a domain; who served it serves the others that it did. Outcomes in it rest until it is there again.
 
@@ -456,6 +504,7 @@ class IR3DEModel(RouterRepository):
             raise ValueError(f"{name!r} is the last domain, and a router needs one. Add another before removing it.")
         self._edit(rest)
 
+    @_one_at_a_time
     def add_outcomes(self, source: Any, where: Mapping[str, str] | None = None) -> Ledger:
         """Adds what experts did on prompts: their scores, and costs, seconds and tokens where they are known.
 
@@ -475,6 +524,7 @@ class IR3DEModel(RouterRepository):
         self._edit(experts_of(self)._replace(outcomes=self.outcomes.with_new(new)))
         return new
 
+    @_one_at_a_time
     def remove_outcomes(self, source: Any, where: Mapping[str, str] | None = None) -> None:
         """Removes outcomes that were added together: the router is then, bit for bit, the one that never had them.
 
@@ -495,6 +545,7 @@ class IR3DEModel(RouterRepository):
             return source
         return count_outcomes(source, where, self.config.expert_names, self.config.domain_names, self.recognise)
 
+    @_one_at_a_time
     def remove_expert(self, name: str) -> None:
         """Removes an expert and its outcomes: the router is then, bit for bit, the one that never had it.
 
@@ -508,6 +559,7 @@ class IR3DEModel(RouterRepository):
             raise ValueError(f"{name!r} is the last expert, and a router needs one. Add another before removing it.")
         self._edit(rest)
 
+    @_one_at_a_time
     def replace_expert(
         self, name: str, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None
     ) -> None:
@@ -534,6 +586,7 @@ class IR3DEModel(RouterRepository):
             statistics, second = here.statistics[name], here.second.get(name)
         self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second))
 
+    @_one_at_a_time
     def merge(self, *sources: Any) -> None:
         """Merges other routers or statistics: domains, experts and outcomes that are new join, known domains gain
         contributions. A domain that comes as statistics alone gets an expert that only routes.
@@ -567,10 +620,11 @@ class IR3DEModel(RouterRepository):
         Panel.of(config.specs, config.domain_names, experts.outcomes)  # sums that are too large show here
         second = self.second_opinion and self.second_opinion.having(experts.second)
         if experts.statistics == before.statistics:  # W stays
-            self._take_on(config, experts.outcomes)
+            with _CHANGING:
+                self._take_on(config, experts.outcomes)
+                self.second_opinion = second
         else:
-            self._become(config, experts.statistics, experts.outcomes)
-        self.second_opinion = second
+            self._become(config, experts.statistics, experts.outcomes, second)
 
 
 def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -611,10 +665,11 @@ def _lexicon(config: IR3DEConfig, domains: list[DomainStatistics], device: torch
 
 
 def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
-    """The layer with W, whose last row is the bias if it has one; a new layer if the number of experts differs."""
-    if router.out_features != W.shape[1]:
-        bias, at = router.bias is not None, router.weight
-        router = nn.Linear(router.in_features, W.shape[1], bias=bias, device=at.device, dtype=at.dtype)
+    """A new layer like this one with W, whose last row is the bias if it has one; threads may still use the old one."""
+    at, mode = router.weight, router.training
+    router = nn.utils.skip_init(
+        nn.Linear, router.in_features, W.shape[1], router.bias is not None, device=at.device, dtype=at.dtype
+    ).train(mode)
     with torch.no_grad():
         router.weight.copy_(W[: router.in_features].T)
         if router.bias is not None:

@@ -188,10 +188,11 @@ class IR3DERoutingPipeline(Pipeline):
             ExpertError: an expert failed, with `on_error="raise"`.
         """
         preprocess, forward, postprocess = self._merge(kwargs)
-        record = self._run([prompt], preprocess, forward, {**postprocess, "generate": False})[0]
+        now = self._as_it_is_now()
+        record = now._run([prompt], preprocess, forward, {**postprocess, "generate": False})[0]
         prompt = _check_prompt(prompt, 0)
         generation, on_error = postprocess["generation"], postprocess.get("on_error", "next")
-        candidates = self._candidates(record, prompt, 0, generation, on_error)
+        candidates = now._candidates(record, prompt, 0, generation, on_error)
         if not candidates:
             yield {"event": "route", **record}
         for candidate in candidates:
@@ -199,7 +200,7 @@ class IR3DERoutingPipeline(Pipeline):
             yield {"event": "route", **record}
             pieces = []
             try:
-                for piece in self.experts.stream(candidate["expert"], prompt, **generation):
+                for piece in now.experts.stream(candidate["expert"], prompt, **generation):
                     pieces.append(piece)
                     yield {"event": "text", "text": piece}
             except Exception as error:
@@ -237,7 +238,18 @@ class IR3DERoutingPipeline(Pipeline):
         return preprocess, forward, {**postprocess, **({"generation": generation} if generation else {})}
 
     def _run(self, prompts: list[Any], *options: Options) -> list[Record]:
-        return self.run_single(prompts, *options) if prompts else []  # type: ignore[no-any-return]
+        return self._as_it_is_now().run_single(prompts, *options) if prompts else []  # type: ignore[no-any-return]
+
+    def _as_it_is_now(self) -> IR3DERoutingPipeline:
+        """This pipeline with the router at one moment, so that a record is not half before and half after an edit."""
+        # These are made or read on first use: once, here, and not by the router of every moment.
+        self.model.panel  # noqa: B018
+        if self._has_second:
+            self.model.second_opinion  # noqa: B018
+        now = copy.copy(self)
+        now.model = self.model.as_it_is_now()
+        now.experts = self.experts.for_config(now.model.config)
+        return now
 
     def _run_lazily(self, prompts: Iterable[Any], *options: Options) -> Iterator[Record]:
         at_once = options[2]["batch_size"] or (1 if options[2].get("generate", True) else _ROUTED_AT_ONCE)

@@ -1,10 +1,21 @@
 """The embedded router, end to end with a real language model."""
 
+import json
+import shutil
+from collections import Counter
 from pathlib import Path
 
+import pytest
+import torch
+
 from ir3de import IR3DERoutingPipeline
+from ir3de.scripts.data.columns import Row
 from ir3de.scripts.data.sources import quickstart_source
-from ir3de.scripts.fitting.embedded import FOLDER
+from ir3de.scripts.fitting import embedded
+from ir3de.scripts.fitting.embedded import FOLDER, everyday
+from ir3de.statistics_ir3de import DomainStatistics
+
+from . import tiny
 
 PROMPTS = {
     "coding": "Write a Python function that reverses a linked list.",
@@ -18,6 +29,74 @@ PROMPTS = {
 def test_plain_questions_go_where_they_belong(quickstart: IR3DERoutingPipeline) -> None:
     records = quickstart(list(PROMPTS.values()), generate=False)
     assert [record["expert"] for record in records] == list(PROMPTS)
+
+
+def test_everyday_questions_that_nothing_was_chosen_on_go_where_they_belong(quickstart: IR3DERoutingPipeline) -> None:
+    rows = list(everyday("test"))
+    records = quickstart([row.text for row in rows], generate=False)
+    asked = Counter(row.domain for row in rows)
+    right = Counter(row.domain for row, record in zip(rows, records, strict=True) if record["expert"] == row.domain)
+    assert sorted(asked) == quickstart.model.config.expert_names
+    assert min(asked.values()) >= 60
+    assert sum(right[domain] / asked[domain] for domain in asked) / len(asked) >= 0.88
+    assert min(right[domain] / asked[domain] for domain in asked) >= 0.8
+
+
+def test_no_test_question_was_learned_from() -> None:
+    def plain(row: Row) -> str:
+        """The letters and digits of a question, in lower case."""
+        return "".join(filter(str.isalnum, row.text.lower()))
+
+    learned, asked = ([plain(row) for row in everyday(split)] for split in ("train", "test"))
+    assert len(learned) >= 2500
+    assert len({*learned, *asked}) == len(learned) + len(asked)
+
+
+def test_the_sums_and_the_router_are_the_embedded_ones_bit_for_bit(quickstart: IR3DERoutingPipeline) -> None:
+    for name, built in quickstart.model.statistics.items():
+        kept = DomainStatistics.load(FOLDER / "statistics" / f"{name}.safetensors")
+        assert built.contributions.keys() == kept.contributions.keys()
+        for key, sums in kept.contributions.items():
+            assert all(torch.equal(built.contributions[key][kind], tensor) for kind, tensor in sums.items())
+    config = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    assert all(getattr(quickstart.model.config, key) == config[key] for key in ("calibration", "lexical_weight"))
+
+
+def test_refit_learns_from_the_questions_to_train_on_and_from_openings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions = tmp_path / "everyday.jsonl"
+    domains = list(PROMPTS)
+    rows = [
+        {"text": f"{text} {number}", "domain": domain, "split": split}
+        for domain, text in PROMPTS.items()
+        for split, several in (("train", 12), ("test", 3))
+        for number in range(several)
+    ]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    shutil.copy(FOLDER / "experts.yaml", tmp_path)
+    monkeypatch.setattr(embedded, "FOLDER", tmp_path)
+    monkeypatch.setattr(embedded, "QUESTIONS", questions)
+    monkeypatch.setattr(embedded, "load_quickstart_source", lambda: (tiny.tokenizer(), tiny.embeddings()))
+    passages = [Row("def f():\n    " + "return a " * 100, domain) for domain in domains for _ in range(8)]
+    fitted = embedded.refit(passages)
+    assert {name: domain.rows("prompts") for name, domain in fitted.model.statistics.items()} == dict.fromkeys(
+        sorted(domains), 12 + 8
+    )
+    for domain in domains:
+        kept = DomainStatistics.load(tmp_path / "statistics" / f"{domain}.safetensors")
+        assert kept.contributions.keys() == fitted.model.statistics[domain].contributions.keys()
+    assert json.loads((tmp_path / "config.json").read_text())["evaluation"]["prompts"] == sum(
+        len(rows) for rows in fitted.chosen.logits.values()
+    )
+
+
+def test_an_opening_is_the_first_words_as_they_were_written() -> None:
+    code = "def f(a):\n    return  a\n"
+    rows = [Row(code, "coding"), Row(" ".join(map(str, range(100))), "math"), Row(" \n", "math")]
+    short, long = embedded._openings(rows)
+    assert short == Row(code.rstrip(), "coding")
+    assert long == Row(" ".join(map(str, range(88))), "math")
 
 
 def test_the_chosen_expert_answers(quickstart: IR3DERoutingPipeline) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +18,7 @@ from ir3de.atomic_save_ir3de import STATISTICS_FOLDER
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.data.experts import read_experts
-from ir3de.scripts.data.rows import Row
+from ir3de.scripts.data.rows import Row, RowSource, read_rows
 from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_quickstart_source, quickstart_source
 from ir3de.scripts.fitting.fit import Fitted, fit_rows
 from ir3de.scripts.fitting.options import FitOptions
@@ -24,16 +26,24 @@ from ir3de.specs_ir3de import BaseSpec, ExpertSpec
 from ir3de.statistics_ir3de import DomainStatistics
 
 FOLDER = Path(__file__).resolve().parents[2] / "quickstart"
+QUESTIONS = FOLDER / "everyday.jsonl"
+_OPENING = re.compile(r"(?:\s*\S+){1,88}")  # words with the space before them: whole passages outweigh the questions
+
+
+def everyday(split: str) -> Iterator[Row]:
+    """Streams the embedded questions of a split: `"train"`, or `"test"`, which no choice was made on."""
+    return read_rows(RowSource((str(QUESTIONS),), where=(f"split={split}",)))
 
 
 def refit(rows: Iterable[Row], datasets: list[str] | None = None) -> Fitted:
-    """Makes the embedded statistics and config anew from labelled text.
+    """Makes the embedded statistics and config anew from the embedded questions and the openings of passages.
 
     Args:
-        rows (`Iterable[Row]`): of the domains of `quickstart/experts.yaml`.
+        rows (`Iterable[Row]`): passages of prose and code, of the domains of `quickstart/experts.yaml`.
         datasets (`list[str]`, *optional*): ids of the Hub data sets that they are from.
     """
-    options = FitOptions(variant="prompt", feature_map="unit")
+    # Questions and passages are of the same kinds as those to come, so the best choice is taken and not a simpler one.
+    options = FitOptions(variant="prompt", feature_map="unit", standard_errors=0.0)
     config = IR3DEConfig(
         experts=read_experts(FOLDER / "experts.yaml"),
         embedding_model=QUICKSTART_MODEL,
@@ -41,7 +51,7 @@ def refit(rows: Iterable[Row], datasets: list[str] | None = None) -> Fitted:
         **options.config_fields(),
     )
     tokenizer, embeddings = load_quickstart_source()
-    fitted = fit_rows(config, tokenizer, embeddings, rows, options)
+    fitted = fit_rows(config, tokenizer, embeddings, itertools.chain(everyday("train"), _openings(rows)), options)
     with tempfile.TemporaryDirectory() as folder:
         fitted.model.save_pretrained(folder)
         shutil.rmtree(FOLDER / STATISTICS_FOLDER, ignore_errors=True)
@@ -51,6 +61,14 @@ def refit(rows: Iterable[Row], datasets: list[str] | None = None) -> Fitted:
         saved.pop(key, None)
     (FOLDER / "config.json").write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return fitted
+
+
+def _openings(rows: Iterable[Row]) -> Iterator[Row]:
+    """The rows with the first words of their text, as they were written. Rows without a word are left out."""
+    for row in rows:
+        opening = _OPENING.match(row.text)
+        if opening:
+            yield row._replace(text=opening.group())
 
 
 def build(output: str | None = None) -> str:

@@ -346,9 +346,29 @@ def _evaluation(config: IR3DEConfig, plotted: bool) -> str:
         "",
         markdown_table(["domain", "recall", "held-out prompts"], rows, numbers=2),
     ]
+    lines += _familiarity(config)
     if plotted:
         lines += ["", f"![Where prompts of each domain were sent, in percent]({PLOT_NAME})"]
     return "\n".join(lines) + "\n"
+
+
+def _familiarity(config: Any) -> list[str]:
+    """What the router does with prompts that are unlike what it was fitted on."""
+    measured = (config.evaluation or {}).get("familiarity")
+    if not config.familiarity or not measured:
+        return []
+    about = (
+        "Records tell the `familiarity` of a prompt: the share of held-out prompts that were less like the training"
+        f" data. With `min_familiarity={measured['minimum']:g}` {100 * measured['lost']:.1f} % of the held-out prompts"
+        " go to the fallback, or to nobody"
+    )
+    if "outside" in measured:
+        about += (
+            f", and {100 * measured['noticed']:.1f} % of {measured['outside']:,} prompts of none of the domains do"
+            f" (AUROC {100 * measured['auroc']:.1f} %)"
+        )
+    here = f"`min_familiarity={config.min_familiarity:g}`" if config.min_familiarity else "no minimum"
+    return ["", f"{about}. This router has {here} of its own."]
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0) -> str:

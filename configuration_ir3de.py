@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 from transformers import PreTrainedConfig
 
 from .choices_ir3de import FEATURE_MAPS, VARIANTS
+from .familiarity_ir3de import FamiliarityScale
 from .route_selector_ir3de import check_calibration
 from .specs_ir3de import ExpertSpec, check_expert, check_expert_name, is_number, nearest_name
 from .statistics_ir3de import FeatureSpace
@@ -90,6 +91,10 @@ class IR3DEConfig(PreTrainedConfig):
         calibration (`dict`, *optional*): `temperature` and `spread` that make scores probabilities.
         min_score (`float`): a probability; prompts whose best expert scores less go to the fallback.
         fallback_expert (`str`, *optional*): who answers those; by default nobody does.
+        familiarity (`dict`, *optional*): the yardstick by which records tell how much a prompt is like what the router
+            was fitted on, measured on held-out prompts: see [`FamiliarityScale`].
+        min_familiarity (`float`): the share of held-out prompts that were less familiar, 0 to 1; prompts that are less
+            familiar than that go to the fallback too.
         evaluation (`dict`, *optional*): what was measured when the router was fitted.
         measured_on (`str`, *optional*): names the set of contributions that `evaluation` and `calibration` were
             measured with, where edits have changed it since.
@@ -137,6 +142,8 @@ class IR3DEConfig(PreTrainedConfig):
     calibration: dict[str, float] | None = None
     min_score: float | int = 0
     fallback_expert: str | None = None
+    familiarity: dict[str, list[float]] | None = None
+    min_familiarity: float | int = 0
     evaluation: dict[str, Any] | None = None
     measured_on: str | None = None
     datasets: list[str] | None = None
@@ -226,6 +233,15 @@ class IR3DEConfig(PreTrainedConfig):
             check_calibration(self.calibration)
         if not is_number(self.min_score) or not 0 <= self.min_score <= 1:
             raise ValueError(f"`min_score` is a probability, between 0 and 1; got {self.min_score!r}.")
+        if not is_number(self.min_familiarity) or not 0 <= self.min_familiarity <= 1:
+            raise ValueError(f"`min_familiarity` is a share, between 0 and 1; got {self.min_familiarity!r}.")
+        if self.familiarity is not None:
+            FamiliarityScale.read(self.familiarity)
+        elif self.min_familiarity:
+            raise ValueError(
+                "`min_familiarity` needs a router that tells familiarity, and the config has no `familiarity`: `ir3de"
+                " fit` measures it."
+            )
         if self.fallback_expert is not None and self.fallback_expert not in self.expert_names:
             raise ValueError(f"`fallback_expert` {self.fallback_expert!r} is none of {self.expert_names}.")
         if unknown := sorted({*(self.judged or ())} - {*self.expert_names}):

@@ -30,6 +30,8 @@ from .edits_ir3de import (
     read_statistics,
     statistics_of,
 )
+from .familiarity_ir3de import COLUMNS as FAMILIARITY_COLUMNS
+from .familiarity_ir3de import Familiarity, FamiliarityScale, familiarity_table
 from .outcome_rows_ir3de import read_outcomes  # noqa: F401 (travels with the model, which must name each file)
 from .outcomes_ir3de import Ledger
 from .policy_ir3de import Panel
@@ -110,7 +112,12 @@ class IR3DEModel(RouterRepository):
     config: IR3DEConfig
     base_model_prefix = "ir3de"
     main_input_name = "input_ids"
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["token_router", "prompt_router", "lexicon"]  # type: ignore[misc]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = [  # type: ignore[misc]
+        "token_router",
+        "prompt_router",
+        "lexicon",
+        "familiarity_table",
+    ]
 
     def __init__(self, config: IR3DEConfig) -> None:
         config.check()
@@ -127,6 +134,9 @@ class IR3DEModel(RouterRepository):
         self.token_router = nn.Linear(width, len(domains), bias=config.bias)
         self.prompt_router = nn.Linear(width, len(domains), bias=False)
         self.lexicon = nn.Embedding(config.vocab_size, len(domains)) if config.lexical_weight else None
+        self.familiarity_table = (
+            nn.Embedding(config.vocab_size, len(domains) + FAMILIARITY_COLUMNS) if config.familiarity else None
+        )
         self._panel: tuple[object, Panel] | None = None
         self._derived: dict[str, tuple[object, list[torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {}
         self.post_init()
@@ -199,6 +209,32 @@ class IR3DEModel(RouterRepository):
         table = self.token_table(variant)
         logits = [select(table, part, variant, num_votes) for part in batches(prompts)]
         return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def familiarity(self, prompts: Prompts, logits: torch.Tensor | None = None) -> list[float] | None:
+        """How much prompts are like what the router was fitted on.
+
+        Args:
+            prompts ([`Prompts`]): each of at least one token.
+            logits (`torch.Tensor` of shape `(batch, domains)`, *optional*): of [`IR3DEModel.route`] by the config's own
+                variant, where they are at hand.
+
+        Returns:
+            `list[float]`: for each prompt the share of held-out prompts that were less familiar; None where the router
+            does not tell.
+        """
+        if self.config.familiarity is None:
+            return None
+        if logits is None:
+            logits = self.route(*prompts)
+        module: Any = self._modules["familiarity_table"]
+        table: torch.Tensor = module._parameters["weight"]
+        # Kept beside what `_derive` makes; its look at E would take longer than all of this.
+        kept = self._derived.get("familiarity")
+        if kept is None or kept[3][0] is not table or kept[0] != table._version:
+            made = Familiarity(table, FamiliarityScale.read(self.config.familiarity))
+            self._derived["familiarity"] = kept = table._version, [], made, (table,)
+        tells: Familiarity = kept[2]
+        return None if tells.rests else tells.of(prompts, logits)
 
     def _checked(self, prompts: Prompts, variant: str | None, num_votes: int | None) -> tuple[str, int]:
         """How a batch is routed, once that and the batch have been checked."""
@@ -371,11 +407,12 @@ class IR3DEModel(RouterRepository):
             domains = [statistics[name] for name in names]
             W_tokens, W_prompts = _solve(config, domains)
             lexicon = _lexicon(config, domains, self.embed_tokens.weight.device)
+            familiarity = _familiarity(config, domains, self.embed_tokens.weight.device)
         token_router, prompt_router = _filled(self.token_router, W_tokens), _filled(self.prompt_router, W_prompts)
         with _CHANGING:
             self.token_router = token_router
             self.prompt_router = prompt_router
-            self.lexicon = lexicon
+            self.lexicon, self.familiarity_table = lexicon, familiarity
             self._take_on(config, outcomes)
             self._statistics = statistics
             for second in second_opinion:  # none where it is to stay
@@ -650,18 +687,40 @@ def _lexicon(config: IR3DEConfig, domains: list[DomainStatistics], device: torch
     """What naive Bayes adds to each token's scores: nothing where the config does not ask for it."""
     if not config.lexical_weight:
         return None
-    documents = [domain.documents for domain in domains]
-    silent = [name for name, counts in zip(config.expert_names, documents, strict=True) if counts is None]
-    if silent:
-        warnings.warn(
-            f"The statistics of {silent} do not tell how many prompts tokens occur in, so the router goes without its"
-            " lexical part. Contributions of `ir3de collect` tell it, but for those of its private mode.",
-            stacklevel=2,
-        )
+    documents = _documents(config, domains, "its lexical part")
+    if documents is None:
         table = torch.zeros(config.vocab_size, len(domains))
     else:
-        table = (config.lexical_weight * log_odds(documents)).float()  # type: ignore[arg-type]
+        table = (config.lexical_weight * log_odds(documents)).float()
     return nn.Embedding.from_pretrained(table.to(device))  # type: ignore[no-any-return]
+
+
+def _familiarity(config: IR3DEConfig, domains: list[DomainStatistics], device: torch.device) -> nn.Embedding | None:
+    """What each token says of familiarity: nothing where the config has no yardstick for it."""
+    if not config.familiarity:
+        return None
+    documents = _documents(config, domains, "telling how familiar prompts are")
+    if documents is None:
+        table = torch.zeros(config.vocab_size, len(domains) + FAMILIARITY_COLUMNS)
+    else:
+        table = familiarity_table(documents, sum(domain.rows("prompts") for domain in domains))
+    return nn.Embedding.from_pretrained(table.to(device))  # type: ignore[no-any-return]
+
+
+def _documents(config: IR3DEConfig, domains: list[DomainStatistics], without: str) -> list[torch.Tensor] | None:
+    """In how many prompts of each domain tokens occur; None, with a warning of what the router goes without, where a
+    domain keeps that back.
+    """
+    told = [counts for domain in domains if (counts := domain.documents) is not None]
+    if len(told) == len(domains):
+        return told
+    silent = [name for name, domain in zip(config.domain_names, domains, strict=True) if domain.documents is None]
+    warnings.warn(
+        f"The statistics of {silent} do not tell how many prompts tokens occur in, so the router goes without"
+        f" {without}. Contributions of `ir3de collect` tell it, but for those of its private mode.",
+        stacklevel=3,
+    )
+    return None
 
 
 def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:

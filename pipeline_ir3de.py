@@ -133,6 +133,8 @@ class IR3DERoutingPipeline(Pipeline):
                 measured where there are outcomes that tell it, else the `cost` of its spec.
             latency_weight (`float`, *optional*, defaults to 0): score that a second must be worth, as measured.
             min_score (`float`, *optional*): instead of the config's; below it `fallback_expert` answers, or nobody.
+            min_familiarity (`float`, *optional*): instead of the config's, where the router tells familiarity; below it
+                likewise.
             fallback_expert (`str`, *optional*): instead of the config's.
             second_below (`float`, *optional*, defaults to 0.9): below this score the second opinion is asked, if the
                 pipeline has one; the score is then of both.
@@ -146,7 +148,8 @@ class IR3DERoutingPipeline(Pipeline):
 
         Returns:
             `dict`, or a list or iterator of them: `expert`; its `score`; `ranking`, every expert with its score, best
-            first; `generated_text`; `fallback` where the score was below the minimum, and `expert` is then the
+            first; `generated_text`; where the router tells it `familiarity`, the share of held-out prompts that were
+            less familiar; `fallback` where score or familiarity was below the minimum, and `expert` is then the
             fallback or `None`; `second_opinion` where that was asked; where experts failed, `failures`, each with
             `expert` and `error`, and then `expert` is the one that answered, or where none did the chosen one, and
             `generated_text` is `None`; and with `explain` `tokens`, each with its text (`token`), its `entropy` in
@@ -295,11 +298,20 @@ class IR3DERoutingPipeline(Pipeline):
         batch: Prompts = inputs["batch"]
         kept = {key: inputs[key] for key in ("prompts", "texts", "turns", "pieces")}
         if not explain:
-            return {**kept, "logits": self.model.route(*batch, **choice).cpu()}
+            logits = self.model.route(*batch, **choice).cpu()
+            return {**kept, "logits": logits, "familiarity": self._familiarity(batch, logits, choice)}
         one_by_one = batch.token_ids.split(batch.lengths.tolist())
         outputs = [self.model(ids[None], output_tokens=True, **choice) for ids in one_by_one]
         logits = torch.cat([output.logits for output in outputs]).cpu()
-        return {**kept, "logits": logits, "tokens": [_said(output) for output in outputs]}
+        familiarity = self._familiarity(batch, logits, choice)
+        tokens = [_said(output) for output in outputs]
+        return {**kept, "logits": logits, "familiarity": familiarity, "tokens": tokens}
+
+    def _familiarity(self, batch: Prompts, logits: torch.Tensor, choice: Options) -> list[float] | None:
+        """How familiar each turn is, if the router tells it; that is measured by the logits of its own variant."""
+        config = self.model.config
+        own = not choice or all(getattr(config, key) == value for key, value in choice.items() if value is not None)
+        return self.model.familiarity(batch, logits if own else None)  # type: ignore[no-any-return]
 
     def postprocess(  # type: ignore[override]
         self,
@@ -314,7 +326,11 @@ class IR3DERoutingPipeline(Pipeline):
         config = self.model.config
         panel, turns = self.model.panel, outputs["turns"]
         p = probabilities(outputs["logits"], **(config.calibration or {}))
-        defaults = {"min_score": config.min_score, "fallback_expert": config.fallback_expert}
+        defaults = {
+            "min_score": config.min_score,
+            "min_familiarity": config.min_familiarity,
+            "fallback_expert": config.fallback_expert,
+        }
         if self.second_opinion is not None:
             defaults["second_below"] = BELOW
         chosen = Policy(**{**defaults, **policy})
@@ -323,12 +339,17 @@ class IR3DERoutingPipeline(Pipeline):
             chosen.check(panel)  # before an encoder is loaded
             counting = panel.among(chosen.experts)[0].domains
             p, asked = self._ask_again(p, chosen.unsure(p, panel), outputs["texts"], counting)
+        familiarity = outputs["familiarity"]
+        if chosen.min_familiarity and familiarity is None:
+            raise ValueError("`min_familiarity` needs a router that tells familiarity: `ir3de fit` makes such routers.")
         explain = outputs["pieces"] is not None
         records = chosen.decide(p, panel, turns, explain)
         last_turns = [end - 1 for end in accumulate(turns)]
         for record, turn in zip(records, last_turns, strict=True):
             if asked[turn]:
                 record["second_opinion"] = True
+            if familiarity is not None:
+                chosen.judge_familiarity(record, familiarity[turn])
             if explain:
                 _explain(record, outputs["pieces"][turn], outputs["tokens"][turn], config.domain_names)
         if generate:

@@ -122,11 +122,13 @@ class Record(_Choice, total=False):
     What the router says of a prompt, and what the chosen expert answers.
 
     Args:
-        expert (`str`, *optional*): who was chosen, or after failures the one that answered; None where the score was
-            below the minimum and there is no fallback.
+        expert (`str`, *optional*): who was chosen, or after failures the one that answered; None where score or
+            familiarity was below the minimum and there is no fallback.
         score (`float`): of that expert, or where a fallback stands in of the best one; see [`Ranked`].
         ranking (`list[Ranked]`): the experts, best first.
-        fallback (`bool`): true where the score was below the minimum; else the key is missing, as with all below.
+        fallback (`bool`): true where score or familiarity was below the minimum; else the key is missing, as with all
+            below.
+        familiarity (`float`): the share of held-out prompts that were less familiar, where the router tells it.
         domains (`list[DomainScore]`): what was recognised, the likeliest few; where domains and experts differ or there
             are outcomes. Where the call was to explain, all of them.
         pairs (`list[PairRecord]`): where the call was to explain and `domains` are told, what decided for the expert.
@@ -139,6 +141,7 @@ class Record(_Choice, total=False):
     """
 
     fallback: bool
+    familiarity: float
     domains: list[DomainScore]
     pairs: list[PairRecord]
     second_opinion: bool
@@ -248,7 +251,8 @@ class Policy(NamedTuple):
         cost_weight (`float`): score per unit of cost that an expert must gain to be worth it.
         latency_weight (`float`): score per second, likewise.
         min_score (`float`): below it the fallback answers, or none.
-        fallback_expert (`str`, *optional*): who answers below `min_score`; by default nobody.
+        min_familiarity (`float`): below it likewise.
+        fallback_expert (`str`, *optional*): who answers below either; by default nobody.
         stickiness (`float`): by how much another expert must lead to take over a conversation.
         top_n (`int`, *optional*): how many experts the ranking lists; all by default.
         second_below (`float`): below it a second opinion is asked; by default never.
@@ -258,6 +262,7 @@ class Policy(NamedTuple):
     cost_weight: float = 0.0
     latency_weight: float = 0.0
     min_score: float = 0.0
+    min_familiarity: float = 0.0
     fallback_expert: str | None = None
     stickiness: float = 0.0
     top_n: int | None = None
@@ -276,7 +281,7 @@ class Policy(NamedTuple):
         for name in (*allowed, *([] if self.fallback_expert is None else [self.fallback_expert])):
             if name not in names:
                 raise ValueError(f"There is no expert {name!r}; this router's experts are {names}.")
-        for field in ("min_score", "second_below"):
+        for field in ("min_score", "min_familiarity", "second_below"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"`{field}` is a probability, between 0 and 1; got {getattr(self, field)!r}.")
         for field in ("cost_weight", "latency_weight", "stickiness"):
@@ -338,6 +343,12 @@ class Policy(NamedTuple):
     def unsure(self, p: torch.Tensor, panel: Panel) -> torch.Tensor:
         """Which rows of `p`, `(rows, D)`, give no domain that counts a probability of `second_below`."""
         return self._among(p, panel)[0].amax(dim=1) < self.second_below
+
+    def judge_familiarity(self, record: Record, familiarity: float) -> None:
+        """Notes in a record how familiar its prompt is, and sends it to the fallback where that is too little."""
+        record["familiarity"] = familiarity
+        if familiarity < self.min_familiarity:
+            record["expert"], record["fallback"] = self.fallback_expert, True
 
     def _among(self, p: torch.Tensor, panel: Panel) -> tuple[torch.Tensor, Panel]:
         """Probabilities of the domains that count, and the panel of the experts that may be chosen."""

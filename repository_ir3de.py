@@ -309,7 +309,7 @@ _FITTED = (
         "normalize_columns",
         "features",
     ),
-    *("regularization", "prompt_regularization", "token_noise", "lexical_weight"),
+    *("regularization", "prompt_regularization", "token_noise", "lexical_weight", "familiarity"),
 )
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
 from ir3de.scripts.command import command
 from ir3de.scripts.data.duplicates import Duplicates
-from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
-from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments
+from ir3de.scripts.data.outside import Outside
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows, read_texts
+from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments, add_minimum_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gguf-file", help="name of the GGUF file, where the weights of SOURCE are GGUF")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the router")
     parser.add_argument("--experts", metavar="YAML", help="list of expert specs; by default each domain routes only")
+    parser.add_argument(
+        "--outside", action="append", metavar="DATA", help="prompts of none of the domains: how many are noticed?"
+    )
+    add_minimum_arguments(parser)
     add_choice_arguments(parser)
 
 
@@ -30,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.fitting.fit import fit_rows
 
     options, source, duplicates = FitOptions.from_args(args), RowSource.from_args(args), Duplicates()
+    options.check_minimums()
+    outside = _outside(source, args.outside or ())
     config = IR3DEConfig(
         experts=read_experts(args.experts) if args.experts else [],
         embedding_model=public_name(args.embeddings),
@@ -39,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
         **options.config_fields(),
     )
     tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
-    fitted = fit_rows(config, tokenizer, embeddings, duplicates.watch(read_rows(source)), options)
-    for note in duplicates.notes():
+    fitted = fit_rows(config, tokenizer, embeddings, duplicates.watch(read_rows(source)), options, outside)
+    for note in [*duplicates.notes(), *outside.notes()]:
         print(note, file=sys.stderr)
     print(fitted.describe())
     fitted.model.save_pretrained(args.output)
@@ -48,6 +57,14 @@ def run(args: argparse.Namespace) -> int:
     print(f"Saved a router of {len(config.expert_names)} experts to {args.output}{skipped}.")
     print(f'Try it: ir3de route {args.output} "a prompt"')
     return 0
+
+
+def _outside(source: RowSource, data: Sequence[str]) -> Outside:
+    """Prompts of none of the domains; what their rows say of a domain does not matter."""
+    if not data:
+        return Outside()
+    place = replace(source, sources=tuple(data), where=(), any_domain=True)
+    return Outside(list(read_texts(place, "--outside")))
 
 
 main = command("fit", __doc__, add_arguments, run)

@@ -7,6 +7,7 @@ import json
 import sys
 
 from ir3de.scripts.command import command
+from ir3de.scripts.fitting.options import add_minimum_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one record a line instead")
     parser.add_argument("--variant", help="instead of the router's own")
     parser.add_argument("--num-votes", type=int, help="instead of the router's own")
+    add_minimum_arguments(parser, "the router's own")
     parser.add_argument("--second-opinion", action="store_true", help="ask the router's second opinion where unsure")
 
 
@@ -28,7 +30,9 @@ def run(args: argparse.Namespace) -> int:
     # The installed package reads any router, so no code of the repository runs.
     model = IR3DEModel.from_pretrained(args.router)
     router = IR3DERoutingPipeline(model, device="cpu", second_opinion=args.second_opinion)
-    choice = {key: value for key in ("variant", "num_votes") if (value := getattr(args, key)) is not None}
+    given = {key: getattr(args, key) for key in ("variant", "num_votes", "min_score", "min_familiarity")}
+    given["fallback_expert"] = args.fallback
+    choice = {key: value for key, value in given.items() if value is not None}
     for prompt, record in zip(args.prompt, router(args.prompt, generate=False, explain=True, **choice), strict=True):
         print(json.dumps({"prompt": prompt, **record}, ensure_ascii=False) if args.json else describe(prompt, record))
     return 0

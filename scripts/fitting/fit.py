@@ -5,19 +5,23 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from ir3de.choices_ir3de import FEATURE_MAPS, VARIANTS
 from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.familiarity_ir3de import Array, FamiliarityScale
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
+from ir3de.scripts.fitting.familiarity import FamiliarityFigures, figures, held_out_parts, outside_familiarity
 from ir3de.scripts.fitting.options import AUTO, FitOptions
 from ir3de.scripts.fitting.search import Candidate, Grids, Split, best_of, describe, search
 from ir3de.scripts.reports.progress import progress
@@ -43,21 +47,29 @@ class Fitted:
         candidates (`list[Candidate]`): all that were tried.
         chosen ([`Candidate`]): one of them.
         skipped (`int`): rows without a token, which were left out.
+        familiarity ([`FamiliarityFigures`], *optional*): what it tells apart; None with too few held-out prompts.
     """
 
     model: IR3DEModel
     candidates: list[Candidate]
     chosen: Candidate
     skipped: int
+    familiarity: FamiliarityFigures | None
 
     def describe(self) -> str:
-        """The best candidate of each kind and the one chosen, as a table."""
+        """The best candidate of each kind and the one chosen, as a table, and what familiarity tells apart."""
         number = sum(len(rows) for rows in self.chosen.logits.values())
-        return f"On {number:,} held-out prompts:\n{describe(self.candidates, self.chosen)}"
+        choice = f"On {number:,} held-out prompts:\n{describe(self.candidates, self.chosen)}"
+        return f"{choice}\n{self.familiarity.describe()}" if self.familiarity else choice
 
 
 def fit_rows(
-    config: IR3DEConfig, tokenizer: Any, embeddings: torch.Tensor, rows: Iterable[Row], options: FitOptions
+    config: IR3DEConfig,
+    tokenizer: Any,
+    embeddings: torch.Tensor,
+    rows: Iterable[Row],
+    options: FitOptions,
+    outside: Outside | None = None,
 ) -> Fitted:
     """Fits a router to labelled prompts, which are tokenized to a temporary folder first.
 
@@ -67,20 +79,28 @@ def fit_rows(
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
         rows (`Iterable[Row]`): read once, in a stream.
         options ([`FitOptions`]): how it is fitted.
+        outside ([`Outside`], *optional*): prompts of none of the domains, to measure how many are noticed.
 
     Raises:
         ValueError: the rows make no router, or their domains are not the experts.
     """
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder))
-        spool.fill(rows, tokenizer, config.max_length)
+        outside = outside or Outside()
+        spool.fill(outside.watch(rows), tokenizer, config.max_length)
         check_domains(spool)
         _match_experts(config, spool.domains)
-        return fit_router(config, tokenizer, embeddings, spool, options)
+        options.set_minimums(config)
+        return fit_router(config, tokenizer, embeddings, spool, options, outside.texts)
 
 
 def fit_router(
-    config: IR3DEConfig, tokenizer: Any, embeddings: torch.Tensor, spool: Spool, options: FitOptions
+    config: IR3DEConfig,
+    tokenizer: Any,
+    embeddings: torch.Tensor,
+    spool: Spool,
+    options: FitOptions,
+    outside: Sequence[str] = (),
 ) -> Fitted:
     """Chooses on held-out prompts what the options leave open, and fits on all prompts.
 
@@ -90,6 +110,7 @@ def fit_router(
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
         spool ([`Spool`]): the tokenized prompts.
         options ([`FitOptions`]): how it is fitted.
+        outside (`Sequence[str]`): prompts of none of the domains, to measure how many are noticed.
 
     Raises:
         ValueError: an option is out of range.
@@ -107,9 +128,29 @@ def fit_router(
     logits = torch.cat(list(best.logits.values()))
     config.calibration = fit_calibration(logits, labels)
     config.evaluation = evaluation(best, calibration_error(logits, labels, config.calibration))
+    parts = held_out_parts(spool, splits(spool), best.logits, len(embeddings))
+    _set_familiarity(config, np.concatenate(list(parts.values())), options)
     model = IR3DEModel.from_embeddings(config, embeddings, tokenizer)
     model.fit(collect(model, spool))
-    return Fitted(model, candidates, best, spool.skipped)
+    familiarity = None
+    if config.familiarity:
+        scale = FamiliarityScale.read(config.familiarity)
+        familiarity = figures(scale, parts, outside_familiarity(model, outside))
+        config.evaluation["familiarity"] = familiarity.as_config()
+    return Fitted(model, candidates, best, spool.skipped, familiarity)
+
+
+def _set_familiarity(config: IR3DEConfig, parts: Array, options: FitOptions) -> None:
+    """Writes the yardstick of familiarity into the config, and the minimum that a person asks for."""
+    if len(parts) >= HELD_OUT_LEAST:
+        config.familiarity = FamiliarityScale.measured(parts).as_config()
+    if options.min_familiarity:
+        config.min_familiarity = options.min_familiarity
+    if config.min_familiarity and not config.familiarity:
+        raise ValueError(
+            f"--min-familiarity needs {HELD_OUT_LEAST} held-out prompts to measure familiarity on, and there are"
+            f" {len(parts)}: give more rows, or leave it out."
+        )
 
 
 def _choose(candidates: list[Candidate], standard_errors: float) -> Candidate:

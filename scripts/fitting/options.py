@@ -31,6 +31,9 @@ class FitOptions:
         bias (`bool`): append a column of ones to the token rows.
         normalize_columns (`bool`): divide each column of W by its norm.
         max_length (`int`): tokens of a prompt that count.
+        min_score (`float`, *optional*): of the router, below which the fallback answers, or nobody.
+        min_familiarity (`float`, *optional*): likewise.
+        fallback (`str`, *optional*): the expert that answers then.
     """
 
     variant: str = AUTO
@@ -45,6 +48,9 @@ class FitOptions:
     bias: bool = True
     normalize_columns: bool = False
     max_length: int = 1024
+    min_score: float | None = None
+    min_familiarity: float | None = None
+    fallback: str | None = None
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> FitOptions:
@@ -62,6 +68,9 @@ class FitOptions:
             bias=not args.no_bias,
             normalize_columns=args.normalize_columns,
             max_length=args.max_length,
+            min_score=args.min_score,
+            min_familiarity=args.min_familiarity,
+            fallback=args.fallback,
         )
 
     def config_fields(self) -> dict[str, Any]:
@@ -83,6 +92,43 @@ class FitOptions:
             "max_length": self.max_length,
             **{field: value for field, value in by_hand.items() if value is not None},
         }
+
+    def check_minimums(self) -> None:
+        """Raises ValueError where a minimum is out of range."""
+        for option, value in (("--min-score", self.min_score), ("--min-familiarity", self.min_familiarity)):
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{option} must be between 0 and 1, got {value!r}.")
+
+    def set_minimums(self, config: Any) -> None:
+        """Writes minimum score and fallback into a config whose experts are known.
+
+        Raises:
+            ValueError: the fallback is none of them.
+        """
+        if self.min_score is not None:
+            config.min_score = self.min_score
+        if self.fallback is None:
+            return
+        if self.fallback not in config.expert_names:
+            raise ValueError(f"--fallback {self.fallback!r} is none of the experts {config.expert_names}.")
+        config.fallback_expert = self.fallback
+
+
+def add_minimum_arguments(parser: argparse.ArgumentParser, default: str = "0: every prompt has an expert") -> None:
+    """Adds the options that decide when no expert is sure enough."""
+    parser.add_argument(
+        "--min-score",
+        type=float,
+        metavar="P",
+        help=f"probability below which the fallback answers (default: {default})",
+    )
+    parser.add_argument(
+        "--min-familiarity",
+        type=float,
+        metavar="SHARE",
+        help="the fallback also answers what is less like the training data than this share of held-out prompts was",
+    )
+    parser.add_argument("--fallback", metavar="EXPERT", help="expert that answers then; without one nobody does")
 
 
 def add_choice_arguments(parser: argparse.ArgumentParser) -> None:

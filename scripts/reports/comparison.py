@@ -13,6 +13,7 @@ from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.data.splits import DataSet
 from ir3de.scripts.metrics.measures import (
+    Array,
     Bin,
     auroc,
     calibration_error,
@@ -22,7 +23,7 @@ from ir3de.scripts.metrics.measures import (
     reliability,
     standard_error,
 )
-from ir3de.scripts.routers.base import Router
+from ir3de.scripts.routers.base import Router, TellsFamiliarity
 
 
 class SourceFigures(TypedDict):
@@ -222,9 +223,25 @@ def measure(router: Router, rows: Sequence[Row], outside: Sequence[Row]) -> Spli
         "sources": measure_sources(rows, right),
     }
     if outside:
-        far = router.scores([row.text for row in outside], cached=True)
-        figures["out_of_scope_auroc"] = auroc(p.max(axis=1), far.max(axis=1))
+        figures["out_of_scope_auroc"] = _out_of_scope_auroc(router, rows, outside, p)
     return figures
+
+
+def _out_of_scope_auroc(router: Router, rows: Sequence[Row], outside: Sequence[Row], p: Array) -> float:
+    """How well a router tells its domains' prompts from others: by familiarity, or else by its largest probability.
+
+    Args:
+        router ([`Router`]): that is fitted.
+        rows (`Sequence[Row]`): prompts of its domains.
+        outside (`Sequence[Row]`): prompts of none.
+        p (`np.ndarray` of shape `(rows, domains)`): its probabilities of the former.
+    """
+    texts, others = [row.text for row in rows], [row.text for row in outside]
+    if isinstance(router, TellsFamiliarity):
+        near, far = router.familiarity(texts), router.familiarity(others)
+        if near is not None and far is not None:
+            return auroc(near, far)
+    return auroc(p.max(axis=1), router.scores(others, cached=True).max(axis=1))
 
 
 def measure_sources(rows: Sequence[Row], right: NDArray[np.bool_]) -> dict[str, SourceFigures]:

@@ -28,7 +28,7 @@ def write_report(results: Results, folder: Path) -> str:
         ("Macro accuracy (%), by split", accuracy),
         ("Expected calibration error (%), 15 bins", split_table(results, lambda split: split["calibration_error"])),
         (
-            "Out-of-scope AUROC (%), by largest probability",
+            "Out-of-scope AUROC (%), by familiarity, or where a router does not tell it by largest probability",
             split_table(results, lambda split: split.get("out_of_scope_auroc")),
         ),
         ("Cost", cost_table(results)),

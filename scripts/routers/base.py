@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ir3de.scripts.metrics.measures import Array
 from ir3de.scripts.routers.encoders import Encoder, shared_encoder
@@ -37,6 +37,14 @@ class Router(Protocol):
 
     def scores(self, texts: Sequence[str], cached: bool = False) -> Array:
         """Probabilities of shape `(texts, domains)`; `cached` where speed is not the question."""
+
+
+@runtime_checkable
+class TellsFamiliarity(Protocol):
+    """A router that may tell how much a prompt is like what it was fitted on."""
+
+    def familiarity(self, texts: Sequence[str]) -> Array | None:
+        """Of shape `(texts,)`, larger for prompts of its domains than for others; None where it does not tell."""
 
 
 @dataclass(frozen=True)

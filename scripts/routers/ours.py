@@ -67,10 +67,20 @@ class IR3DERouter:
             rows.append([scores[name] for name in self.domains])
         return np.array(rows)
 
+    def familiarity(self, texts: Sequence[str]) -> Array | None:
+        """How familiar prompts are, where the router tells it."""
+        records = self.pipeline(list(texts), generate=False, top_n=1)
+        told = [record["familiarity"] for record in records if "familiarity" in record]
+        return np.array(told) if len(told) == len(texts) else None
+
     @property
     def nbytes(self) -> int:
-        """Bytes of the token table, which is all that a prompt is routed with."""
-        return sum(tensor.nbytes for tensor in self.pipeline.model.token_table())
+        """Bytes of the tables, which are all that a prompt is routed with."""
+        model = self.pipeline.model
+        tables = list(model.token_table())
+        if model.familiarity_table is not None:
+            tables.append(model.familiarity_table.weight)
+        return sum(tensor.nbytes for tensor in tables)
 
 
 class ChainRouter(IR3DERouter):

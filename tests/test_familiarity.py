@@ -1,0 +1,230 @@
+"""Familiarity: how much a prompt is like what the router was fitted on."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ir3de import IR3DEModel, IR3DERoutingPipeline
+from ir3de.batch_ir3de import Prompts
+from ir3de.familiarity_ir3de import LEVELS, PARTS, FamiliarityScale, familiarity_table, parts_of
+from ir3de.scripts.cli import main
+from ir3de.statistics_ir3de import DomainStatistics
+
+from . import tiny
+
+SCALE = FamiliarityScale.measured(np.random.default_rng(0).normal(size=(200, PARTS))).as_config()
+FAST = ("--variant", "prompt", "--feature-map", "unit")
+
+
+@pytest.fixture
+def fit(source: str, json_lines: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Fits a router with these options and returns its folder."""
+
+    def run(*options: str) -> Path:
+        arguments = ["--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "router")]
+        assert main(["fit", *arguments, *FAST, *options]) == 0
+        return tmp_path / "router"
+
+    return run
+
+
+def read(folder: Path) -> IR3DERoutingPipeline:
+    return IR3DERoutingPipeline(IR3DEModel.from_pretrained(folder), device="cpu")
+
+
+# The parts and the scale
+
+
+def test_the_parts_are_what_an_obvious_loop_gives() -> None:
+    draw = torch.Generator().manual_seed(0)
+    documents = [torch.randint(0, 9, (12,), generator=draw) for _ in range(3)]
+    prompts = Prompts.of([[0, 3, 3, 7], [11], [5, 6]])
+    logits = torch.randn(3, 3, generator=draw).double()
+    table = familiarity_table(documents, 30).double().numpy()
+    found = parts_of(table, prompts, logits)
+    counts = torch.stack(documents, dim=1).double() + 0.3
+    logs = (counts / counts.sum(dim=0)).log()
+    frequency = ((torch.stack(documents).sum(dim=0) + 0.3) / 30).log()
+    for row, ids, scores in zip(found, ([0, 3, 3, 7], [11], [5, 6]), logits.tolist(), strict=True):
+        first, second, *_ = sorted(scores, reverse=True)
+        odds = [float((logs[ids, d] - logs[ids].mean(dim=1)).mean()) for d in range(3)]
+        of_tokens = frequency[ids]
+        expected = [first - sum(scores) / 3, first - second, max(odds), float(of_tokens.mean()), float(of_tokens.min())]
+        assert row.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_held_out_prompts_are_spread_evenly_over_their_own_scale() -> None:
+    parts = np.random.default_rng(1).normal(size=(1000, PARTS))
+    values = FamiliarityScale.measured(parts).of(parts)
+    assert np.sort(values) == pytest.approx(np.linspace(0, 1, 1000), abs=0.01)
+    far = FamiliarityScale.measured(parts).of(parts - 20)
+    assert far.tolist() == [0.0] * 1000
+
+
+def test_a_prompt_alone_is_as_familiar_as_among_others() -> None:
+    router = tiny.router(variant="prompt", familiarity=SCALE)
+    texts = [text for domain in tiny.DOMAINS for text in tiny.sentences(domain, 30, seed=5)] + ["zebra", "the of"]
+    prompts = router.tokenize(texts)
+    together = router.familiarity(prompts)
+    alone = [router.familiarity(router.tokenize([text])) for text in texts]
+    assert together == [value for (value,) in alone]
+    assert len(set(together)) > 10
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"means": [0.0] * 3}, "5 finite numbers under 'means'"),
+        ({"deviations": [1.0] * 4 + [float("nan")]}, "finite numbers under 'deviations'"),
+        ({"deviations": [1.0] * 4 + [0.0]}, "deviations above 0"),
+        ({"quantiles": [1.0] + [0.0] * (LEVELS - 1)}, "ascend"),
+        ({"other": []}, "must be a mapping of means, deviations, quantiles"),
+    ],
+)
+def test_a_scale_that_is_none_is_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        tiny.router(familiarity={**SCALE, **changed})
+
+
+def test_a_minimum_needs_a_scale() -> None:
+    with pytest.raises(ValueError, match="no `familiarity`"):
+        tiny.router(min_familiarity=0.1)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        tiny.router(familiarity=SCALE, min_familiarity=1.5)
+    pipe = IR3DERoutingPipeline(tiny.router(), device="cpu")
+    with pytest.raises(ValueError, match="tells familiarity"):
+        pipe("court", generate=False, min_familiarity=0.1)
+
+
+# Records
+
+
+def test_without_a_scale_nothing_is_told() -> None:
+    router = tiny.router()
+    assert router.familiarity_table is None
+    assert "familiarity" not in IR3DERoutingPipeline(router, device="cpu")("court", generate=False)
+
+
+def test_unfamiliar_prompts_go_to_the_fallback_or_to_nobody(fit: Callable[..., Path]) -> None:
+    pipe = read(fit())
+    known, unknown = pipe(["the judge and the jury in court", "zebra zebra giraffe"], generate=False)
+    assert known["familiarity"] > 0.05 > unknown["familiarity"]
+    assert known["expert"] == "law"
+    assert "fallback" not in unknown
+    known, unknown = pipe(["the judge and the jury in court", "zebra giraffe"], generate=False, min_familiarity=0.05)
+    assert (known["expert"], "fallback" in known) == ("law", False)
+    assert (unknown["expert"], unknown["fallback"]) == (None, True)
+    sent = pipe("zebra giraffe", generate=False, min_familiarity=0.05, fallback_expert="code")
+    assert (sent["expert"], sent["fallback"]) == ("code", True)
+
+
+def test_another_variant_leaves_familiarity_as_it_is(fit: Callable[..., Path]) -> None:
+    pipe = read(fit())
+    texts = [*tiny.sentences("math", 5, seed=9), "zebra"]
+    own = [record["familiarity"] for record in pipe(texts, generate=False)]
+    other = [record["familiarity"] for record in pipe(texts, generate=False, variant="all")]
+    assert own == other
+    explained = [record["familiarity"] for record in pipe(texts, generate=False, explain=True)]
+    assert explained == own
+
+
+def test_it_comes_back_as_it_was_saved_and_follows_edits(fit: Callable[..., Path], tmp_path: Path) -> None:
+    pipe = read(fit())
+    texts = tiny.sentences("code", 8, seed=3)
+    before = [record["familiarity"] for record in pipe(texts, generate=False)]
+    pipe.save_pretrained(tmp_path / "again")
+    assert [record["familiarity"] for record in read(tmp_path / "again")(texts, generate=False)] == before
+    statistics = pipe.model.statistics["code"]
+    pipe.model.remove_expert("code")
+    assert sum(record["familiarity"] for record in pipe(texts, generate=False)) < sum(before)
+    pipe.model.add_expert("code", statistics=statistics)
+    assert [record["familiarity"] for record in pipe(texts, generate=False)] == before
+
+
+def test_it_rests_where_a_domain_keeps_its_counts_back() -> None:
+    statistics = tiny.domain_statistics()
+    law = statistics["law"]
+    statistics["law"] = DomainStatistics.from_grams({k: law.gram(k) for k in ("tokens", "prompts")}, law.fingerprint)
+    router = tiny.router(familiarity=SCALE)
+    with pytest.warns(UserWarning, match="telling how familiar"):
+        router.fit(statistics)
+    assert "familiarity" not in IR3DERoutingPipeline(router, device="cpu")("court", generate=False)
+
+
+# ir3de fit and ir3de route
+
+
+def test_fit_measures_it_and_says_what_a_minimum_loses(
+    fit: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit()
+    shown = capsys.readouterr().out
+    assert "Familiarity of 120 held-out prompts. Below a minimum" in shown
+    assert "--min-familiarity 0.03 is suggested" in shown
+    config = json.loads((folder / "config.json").read_text())
+    assert len(config["familiarity"]["quantiles"]) == LEVELS
+    assert config["evaluation"]["familiarity"]["lost"] == pytest.approx(0.03, abs=0.02)
+    assert "with `min_familiarity=0.03`" in (folder / "README.md").read_text().lower()
+
+
+def test_fit_measures_prompts_from_outside(
+    fit: Callable[..., Path], json_lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    outside = tmp_path / "outside.jsonl"
+    inside = json.loads(json_lines.read_text().splitlines()[0])["text"]
+    texts = ["zebra giraffe", "a lion", "tell me of this elephant", inside.upper()]
+    outside.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    folder = fit("--outside", str(outside), "--min-familiarity", "0.05", "--fallback", "law", "--min-score", "0.2")
+    captured = capsys.readouterr()
+    assert "and 3 from outside (AUROC" in captured.out
+    assert "1 texts of --outside are among the training rows" in captured.err
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["min_familiarity"], config["min_score"], config["fallback_expert"]) == (0.05, 0.2, "law")
+    assert config["evaluation"]["familiarity"]["outside"] == 3
+    assert "3 prompts of none of the domains" in (folder / "README.md").read_text()
+    assert main(["route", str(folder), "zebra giraffe"]) == 0
+    shown = capsys.readouterr().out
+    assert "familiarity: 0 % of held-out prompts were less familiar" in shown
+    assert "below the minimum: law answers" in shown
+    assert main(["route", str(folder), "zebra giraffe", "--min-familiarity", "0", "--min-score", "0"]) == 0
+    assert "below the minimum" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--min-familiarity", "2"), "--min-familiarity must be between 0 and 1"),
+        (("--min-score", "-1"), "--min-score must be between 0 and 1"),
+        (("--fallback", "nobody"), "--fallback 'nobody' is none of the experts"),
+        (("--outside", "DATA"), "All texts of --outside are among the training rows"),
+    ],
+)
+def test_bad_options_are_refused(
+    options: tuple[str, str],
+    message: str,
+    source: str,
+    json_lines: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(json_lines) if option == "DATA" else option for option in options]
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "router"), *FAST]
+    assert main([*fit, *given]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "router").exists()
+
+
+def test_a_minimum_needs_prompts_to_measure_on(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "few.jsonl"
+    rows = [{"text": text, "domain": domain} for domain in tiny.DOMAINS for text in tiny.sentences(domain, 3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fit = ["fit", "--data", str(path), "--embeddings", source, "--output", str(tmp_path / "router"), *FAST]
+    assert main([*fit, "--min-familiarity", "0.1"]) == 2
+    assert "--min-familiarity needs 30 held-out prompts" in capsys.readouterr().err
+    assert main(fit) == 0
+    assert json.loads((tmp_path / "router" / "config.json").read_text())["familiarity"] is None

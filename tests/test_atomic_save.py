@@ -115,7 +115,7 @@ def test_a_save_that_fails_leaves_the_old(tmp_path: Path, monkeypatch: pytest.Mo
     models[0].save_pretrained(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
-    def no_space(*_: object) -> None:
+    def no_space(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("ir3de.repository_ir3de.update_card", no_space)

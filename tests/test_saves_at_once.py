@@ -138,7 +138,7 @@ def test_a_lock_is_not_kept_by_a_process_that_was_forked_meanwhile(
 ) -> None:
     made: list[int] = []
 
-    def fork_on(*_: object) -> None:
+    def fork_on(*_: object, **__: object) -> None:
         made.append(started(lambda: time.sleep(60)))
 
     with monkeypatch.context() as patch:

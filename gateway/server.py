@@ -24,9 +24,9 @@ from .guard import GuardedProtocol, room_for_connections
 from .keys import read_keys
 from .limits import Limits, Timeouts
 from .loading import Origin
-from .serving import Serving, served
+from .serving import learn_in_background, served
 from .settings import Settings
-from .watch import Watch, Watched
+from .watch import Watch, Watched, try_routes
 
 _VARIABLE = "IR3DE_GATEWAY"  # tells worker processes what to serve
 _KEYS_VARIABLE = "IR3DE_KEYS"  # keys, where no file of them is named
@@ -141,11 +141,13 @@ def make_application(service: Service) -> Starlette:
     origin = Origin(service.router, service.revision, service.second_opinion)
     revision = origin.current() if service.watch or not origin.is_folder else ""
     serving = served(origin.load(revision or None), revision)
+    try_routes(serving.router)  # makes the tables that routes are looked up in, before the first request
     expert = settings.default_expert
     if expert is not None and not isinstance(serving.experts.get(expert), RemoteExpert):
         raise ValueError(f"The default expert {expert!r} is no expert of this router behind a server.")
     if all(isinstance(expert, RemoteExpert) for expert in serving.experts.values()):
         torch.set_num_threads(1)  # a route is too small a task to share
+    learn_in_background(serving)
     gateway = Gateway(serving, settings)
     return application(gateway, _watch(service, origin, gateway))
 
@@ -166,6 +168,3 @@ def _log_requests() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-
-__all__ = ["Service", "Serving", "make_application", "run", "worker"]

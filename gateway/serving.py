@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ir3de.experts_ir3de import ExpertPool
@@ -27,6 +29,25 @@ class Serving(NamedTuple):
     router: Any
     experts: Mapping[str, Expert]
     revision: str = ""
+
+
+def learn_in_background(serving: Serving) -> threading.Thread:
+    """Reads in a thread what experts on this machine can do; one whose files cannot be read is left to its first use.
+
+    Args:
+        serving ([`Serving`]): whose experts these are.
+    """
+
+    def learn() -> None:
+        """Reads one expert after the other."""
+        for expert in serving.experts.values():
+            if isinstance(expert, LocalExpert):
+                with suppress(Exception):
+                    expert.learn()
+
+    thread = threading.Thread(target=learn, daemon=True)
+    thread.start()
+    return thread
 
 
 def served(router: Any, revision: str = "") -> Serving:

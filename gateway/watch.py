@@ -12,7 +12,7 @@ from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
 
 from .gateway import Gateway
-from .serving import Serving, served
+from .serving import Serving, learn_in_background, served
 
 logger = logging.getLogger(__name__)
 
@@ -126,9 +126,9 @@ class Watch:
         new = served(router, revision)
         if running.experts and not new.experts:
             raise ValueError("it has no expert that answers")
-        for text in _TRIED:
-            router(text, generate=False)
+        try_routes(router)
         self._compare(router, running.router)
+        learn_in_background(new)
         return new
 
     def _compare(self, new: Any, running: Any) -> None:
@@ -143,6 +143,19 @@ class Watch:
         if now < then - self._watched.tolerance:
             said = f"it is right for {100 * now:.1f} % of the samples"
             raise ValueError(f"{said}, the running one for {100 * then:.1f} %")
+
+
+def try_routes(router: Any) -> None:
+    """Routes a few prompts.
+
+    Args:
+        router ([`IR3DERoutingPipeline`]): to try.
+
+    Raises:
+        Exception: whatever keeps it from routing.
+    """
+    for text in _TRIED:
+        router(text, generate=False)
 
 
 def _plain(error: Exception) -> str:

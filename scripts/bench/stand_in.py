@@ -35,7 +35,7 @@ class Received(NamedTuple):
 
 Respond = Callable[[web.Request, Received], Awaitable[web.StreamResponse]]
 
-USAGE = {
+USAGE: dict[str, Any] = {
     "prompt_tokens": 11,
     "completion_tokens": 7,
     "total_tokens": 18,
@@ -77,7 +77,9 @@ def chat_chunks(asked: dict[str, Any]) -> list[bytes]:
         head = {**_CALL, "index": 0, "function": {"name": "look", "arguments": ""}}
         deltas = [{"role": "assistant", "content": None, "tool_calls": [head]}]
         deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"at"', ': "π"}')]
-    choices = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
+    choices: list[dict[str, Any]] = [
+        {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas
+    ]
     choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls" if asked.get("tools") else "stop"})
     chunks: list[dict[str, Any]] = [{**common, "choices": [choice]} for choice in choices]
     if (asked.get("stream_options") or {}).get("include_usage"):
@@ -96,7 +98,7 @@ def response(asked: dict[str, Any]) -> dict[str, Any]:
     """An answer of responses."""
     text = {"type": "output_text", "text": "Forty-two.", "annotations": [], "logprobs": []}
     item = {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": [text]}
-    usage = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
+    usage: dict[str, Any] = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
     usage |= {"input_tokens_details": {"cached_tokens": 3}, "output_tokens_details": {"reasoning_tokens": 2}}
     return {
         "id": "resp_stand_in",
@@ -124,7 +126,12 @@ def response_events(asked: dict[str, Any]) -> list[bytes]:
     delta = {"type": "response.output_text.delta", "item_id": "msg_1", "output_index": 1, "content_index": 0}
     events: list[dict[str, Any]] = [
         {"type": "response.created", "response": {**whole, "status": "in_progress", "output": [], "usage": None}},
+        {"type": "response.output_item.added", "output_index": 0, "item": whole["output"][0]},
+        {"type": "response.output_item.added", "output_index": 1, "item": {**whole["output"][1], "content": []}},
+        {**delta, "type": "response.content_part.added", "part": {**whole["output"][1]["content"][0], "text": ""}},
         *({**delta, "delta": text} for text in ("Forty", "-two", ".")),
+        {**delta, "type": "response.output_text.done", "text": "Forty-two."},
+        {"type": "response.output_item.done", "output_index": 1, "item": whole["output"][1]},
         {"type": "response.completed", "response": whole},
     ]
     numbered = [{**event, "sequence_number": number} for number, event in enumerate(events)]

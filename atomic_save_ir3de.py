@@ -19,6 +19,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from .names_ir3de import file_name
+
 try:
     import fcntl
 except ImportError:  # on Windows, where two writers at once must be kept apart by whoever starts them
@@ -155,7 +157,7 @@ def _drop_former(folder: Path) -> None:
     domains = config.get("domains") or [expert["name"] for expert in config["experts"]]
     for part, names in ((STATISTICS_FOLDER, domains), (OUTCOMES_FOLDER, config.get("judged") or ())):
         for path in (folder / part).glob("*.safetensors"):
-            if path.stem not in names:
+            if path.stem not in set(map(file_name, names)):
                 path.unlink(missing_ok=True)
 
 

@@ -151,6 +151,11 @@ def as_code(text: object) -> str:
     return f"`{shown[:_MOST_SHOWN]}{'...' if len(shown) > _MOST_SHOWN else ''}`" if shown.strip() else "`?`"
 
 
+def as_name(name: str) -> str:
+    """The name of an expert or domain, as a cell of a card: as code where anything in it could mean something."""
+    return name if _NAME.fullmatch(name) else as_code(name)
+
+
 def model_index(config: IR3DEConfig) -> list[EvalResult]:
     """What was measured when the router was fitted, as results of a model-index; nothing once edits changed it."""
     if not config.evaluation or config.measured_on:
@@ -245,14 +250,14 @@ def _experts(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics]) ->
     }
     head = ["prompts seen", "tokens seen", "contributions"]
     if config.domains is None:
-        rows = [[spec["name"], *_source(spec), *seen[spec["name"]]] for spec in config.specs]
+        rows = [[as_name(spec["name"]), *_source(spec), *seen[spec["name"]]] for spec in config.specs]
         lines = ["## Experts", "", markdown_table(["expert", "answers", "revision", *head], rows, numbers=3)]
     else:
-        rows = [[name, *seen[name]] for name in config.domain_names]
+        rows = [[as_name(name), *seen[name]] for name in config.domain_names]
         lines = ["## Domains", "", markdown_table(["domain", *head], rows, numbers=3), ""]
         known = set(config.domain_names)
         rows = [
-            [spec["name"], *_source(spec), ", ".join(name for name in served(spec) if name in known)]
+            [as_name(spec["name"]), *_source(spec), ", ".join(as_name(name) for name in served(spec) if name in known)]
             for spec in config.specs
         ]
         lines += ["## Experts", "", markdown_table(["expert", "answers", "revision", "serves"], rows)]
@@ -332,7 +337,7 @@ def _evaluation(config: IR3DEConfig, plotted: bool) -> str:
         return ""
     edited = " **The set of experts has been edited since: these figures describe the router before.**"
     rows = [
-        [name if _NAME.fullmatch(name) else as_code(name), f"{100 * domain['recall']:.1f} %", f"{domain['prompts']:,}"]
+        [as_name(name), f"{100 * domain['recall']:.1f} %", f"{domain['prompts']:,}"]
         for name, domain in evaluation["domains"].items()
     ]
     lines = [

@@ -9,8 +9,9 @@ from transformers import PreTrainedConfig
 
 from .choices_ir3de import FEATURE_MAPS, VARIANTS
 from .familiarity_ir3de import FamiliarityScale
+from .names_ir3de import check_names
 from .route_selector_ir3de import check_calibration
-from .specs_ir3de import ExpertSpec, check_expert, check_expert_name, is_number, nearest_name
+from .specs_ir3de import ExpertSpec, check_expert, is_number, nearest_name
 from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import FeatureMap
 
@@ -39,18 +40,6 @@ def _check_positive(field: str, value: object) -> None:
 
 def _is_whole(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _check_apart(kind: str, names: Sequence[str]) -> None:
-    """Raises ValueError where two names are the same on a file system that ignores case."""
-    folded: dict[str, str] = {}
-    for name in names:
-        if name.lower() in folded:
-            raise ValueError(
-                f"Two {kind} are named {folded[name.lower()]!r} and {name!r}: names must differ by more than case."
-                " Rename one of them."
-            )
-        folded[name.lower()] = name
 
 
 class IR3DEConfig(PreTrainedConfig):
@@ -194,18 +183,16 @@ class IR3DEConfig(PreTrainedConfig):
             domains (`Sequence[str]`, *optional*): instead of those that the config has.
 
         Raises:
-            ValueError: a spec is malformed or serves a domain that there is not, or two names are the same on a file
-                system that ignores case.
+            ValueError: a spec is malformed or serves a domain that there is not, or two names are not told apart by
+                people or by file systems.
         """
         clean = sorted(map(check_expert, experts), key=lambda spec: spec["name"])
         names = [spec["name"] for spec in clean]
-        _check_apart("experts", names)
+        check_names(names)
         given = self.domains if domains is None else domains
-        self.domains = (
-            None if given is None or sorted(given) == names else [check_expert_name(d) for d in sorted(given)]
-        )
+        check_names(given or (), "domains")
+        self.domains = None if given is None or sorted(given) == names else sorted(given)
         self.experts = clean
-        _check_apart("domains", self.domain_names)
         for spec in clean:
             for domain in spec.get("domains", ()):
                 if domain not in self.domain_names:

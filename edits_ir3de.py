@@ -15,9 +15,10 @@ import torch
 
 from .batch_ir3de import Prompts
 from .configuration_ir3de import IR3DEConfig
+from .names_ir3de import alike, check_name, name_of_file
 from .outcome_rows_ir3de import Outcome, read_outcomes
 from .outcomes_ir3de import Ledger, OutcomesCollector, shared, whole
-from .specs_ir3de import ExpertSpec, check_expert, check_expert_name, nearest_name, served
+from .specs_ir3de import ExpertSpec, check_expert, nearest_name, served
 from .statistics_ir3de import DomainStatistics, FeatureSpace, StatisticsCollector
 
 _TEXTS = 1024  # that are tokenized at a time
@@ -56,7 +57,7 @@ class Experts(NamedTuple):
         """
         spec = check_expert({"name": spec} if isinstance(spec, str) else spec)
         name = spec["name"]
-        taken = [other for other in self.specs if other.lower() == name.lower()]
+        taken = [other for other in self.specs if alike(other, name)]
         if taken:
             raise ValueError(
                 f"There is an expert {taken[0]!r} already. Give {name!r} another name, add to its domain with `merge`,"
@@ -71,8 +72,8 @@ class Experts(NamedTuple):
         Raises:
             ValueError: the name is taken or cannot be one, or a contribution is here already.
         """
-        check_expert_name(name)
-        taken = [other for other in self.statistics if other.lower() == name.lower()]
+        check_name(name)
+        taken = [other for other in self.statistics if alike(other, name)]
         if taken:
             raise ValueError(
                 f"There is a domain {taken[0]!r} already: give {name!r} another name, or add to it with `merge`."
@@ -215,11 +216,11 @@ def read_experts(
     """
     if isinstance(source, Mapping):
         for name in source:
-            check_expert_name(name)
+            check_name(name)
         return Experts({}, {name: read_statistics(part, name, space) for name, part in source.items()}, {})
     if isinstance(source, (str, os.PathLike)):
         if Path(source).suffix == ".safetensors":
-            return read_experts({Path(source).stem: source}, space, load)
+            return read_experts({name_of_file(Path(source).stem): source}, space, load)
         source = load(str(source))
     experts = experts_of(source, with_second=second_space is not None)
     for name, domain in experts.statistics.items():

@@ -31,8 +31,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .names_ir3de import check_name, file_name, name_of_file
 from .outcome_rows_ir3de import MEASURES, Outcome
-from .specs_ir3de import check_expert_name
 
 FORMAT = "ir3de-outcomes-1"
 STRENGTH = 10  # outcomes that a prior counts for; chosen on held-out outcomes, see docs/outcomes.md
@@ -223,19 +223,23 @@ class Ledger:
             keys = sorted(parts)
             header = {"format": FORMAT, "domains": {key: list(parts[key].domains) for key in keys}}
             tensors = {key: parts[key].sums for key in keys}
-            path = Path(folder, f"{name}.safetensors")
+            path = Path(folder, f"{file_name(name)}.safetensors")
             # One metadata entry: safetensors does not keep the order of several.
             save_file(tensors, path, metadata={"ir3de": json.dumps(header, sort_keys=True)})
 
     @classmethod
-    def load(cls, paths: Iterable[str | os.PathLike[str]]) -> Ledger:
+    def load(cls, paths: Iterable[str | os.PathLike[str]], known: Sequence[str] = ()) -> Ledger:
         """Reads files that [`Ledger.save`] wrote, each named after its expert and checked as a stranger's.
+
+        Args:
+            paths (`Iterable[str]`): of the files.
+            known (`Sequence[str]`, *optional*): names of experts, where a file does not tell its own.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: a file is damaged, or its sums cannot be such of outcomes.
         """
-        return cls({Path(path).stem: read_contributions(path) for path in paths})
+        return cls({name_of_file(Path(path).stem, known): read_contributions(path) for path in paths})
 
 
 def whole(column: Any, domains: int) -> Any:
@@ -313,7 +317,6 @@ def read_contributions(path: str | os.PathLike[str]) -> dict[str, Contribution]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"The outcomes file {path} is missing: copy it from the router's repository again.")
-    check_expert_name(Path(path).stem)
     try:
         _check_bytes(path)
         with safe_open(path, framework="numpy") as file:
@@ -353,7 +356,7 @@ def _check_layout(path: Any, header: Any, layout: Mapping[str, tuple[tuple[int, 
         if not _KEY.fullmatch(key) or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError(f"{path}: {key[:80]!r} is no contribution with its domains: fetch the file again.")
         for name in names:
-            check_expert_name(name)
+            check_name(name)
         if names != sorted(set(names)) or found != ((len(names), len(COLUMNS)), "I64"):
             raise ValueError(
                 f"{path}: contribution {key} has shape {found[0]} and dtype {found[1]} for {len(names)} domains;"

@@ -18,6 +18,7 @@ from transformers.utils.hub import cached_file
 from .atomic_save_ir3de import CONFIG, OUTCOMES_FOLDER, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
 from .card_ir3de import CARD_NAME, PLOT_NAME, read_card, update_card
 from .configuration_ir3de import IR3DEConfig
+from .names_ir3de import file_name
 from .outcomes_ir3de import Ledger
 from .second_opinion_ir3de import SecondOpinion
 from .statistics_ir3de import (
@@ -59,7 +60,7 @@ class RouterRepository(PreTrainedModel):
         if self._statistics is None:
             with self._held():
                 self._statistics = {
-                    name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
+                    name: DomainStatistics.load(self._fetch(f"{STATISTICS_FOLDER}/{file_name(name)}.safetensors"))
                     for name in self.config.domain_names
                 }
         return self._statistics
@@ -71,8 +72,10 @@ class RouterRepository(PreTrainedModel):
             self._outcomes = Ledger()
             if self.config.judged:
                 with self._held():
-                    files = [self._fetch(f"{OUTCOMES_FOLDER}/{name}.safetensors") for name in self.config.judged]
-                    self._outcomes = Ledger.load(files)
+                    files = [
+                        self._fetch(f"{OUTCOMES_FOLDER}/{file_name(name)}.safetensors") for name in self.config.judged
+                    ]
+                    self._outcomes = Ledger.load(files, self.config.judged)
         return self._outcomes
 
     @property
@@ -146,7 +149,7 @@ class RouterRepository(PreTrainedModel):
             model._origin.pop("subfolder", None)
             model._saved = (place / CONFIG).read_bytes()
             for name in model.config.domain_names:
-                read_header(model._fetch(f"{STATISTICS_FOLDER}/{name}.safetensors"))
+                read_header(model._fetch(f"{STATISTICS_FOLDER}/{file_name(name)}.safetensors"))
         return (model, info) if wants_info else model
 
     @classmethod
@@ -199,7 +202,7 @@ class RouterRepository(PreTrainedModel):
             tokenizer.save_pretrained(new)
             (new / STATISTICS_FOLDER).mkdir()
             for name, domain in statistics.items():
-                domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
+                domain.save(new / STATISTICS_FOLDER / f"{file_name(name)}.safetensors")
             if outcomes:
                 (new / OUTCOMES_FOLDER).mkdir()
                 outcomes.save(new / OUTCOMES_FOLDER)

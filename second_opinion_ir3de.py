@@ -22,8 +22,9 @@ import torch.nn.functional as F
 from transformers.utils.hub import cached_file
 
 from .atomic_save_ir3de import CONFIG, STATISTICS_FOLDER, reading, staged
+from .names_ir3de import alike, check_name, file_name
 from .route_selector_ir3de import check_calibration, probabilities
-from .specs_ir3de import check_expert_name, is_number
+from .specs_ir3de import is_number
 from .statistics_ir3de import KINDS, DomainStatistics, FeatureSpace, one_thread, total
 from .token_router_ir3de import FeatureMap, fourier, mean_diagonal, orthogonal_frequencies, ridge
 
@@ -123,7 +124,7 @@ class SecondOpinion:
         """
         if (texts is None) == (statistics is None):
             raise ValueError(f"Expert {name!r} needs either `texts` of its domain or `statistics` of it.")
-        taken = [other for other in self.statistics if other.lower() == name.lower()]
+        taken = [other for other in self.statistics if alike(other, name)]
         if taken:
             raise ValueError(f"There is an expert {taken[0]!r} already: remove it first, or give another name.")
         if texts is not None:
@@ -288,7 +289,7 @@ class SecondOpinion:
             )
 
     def _check_new(self, name: str, domain: DomainStatistics) -> None:
-        check_expert_name(name)
+        check_name(name)
         self.space.check(f"of {name!r}", domain.space)
         domain.check(name, dict.fromkeys(KINDS, 1.0))
 
@@ -317,7 +318,7 @@ class SecondOpinion:
         with staged(Path(folder)) as new:
             (new / STATISTICS_FOLDER).mkdir()
             for name, domain in self.statistics.items():
-                domain.save(new / STATISTICS_FOLDER / f"{name}.safetensors")
+                domain.save(new / STATISTICS_FOLDER / f"{file_name(name)}.safetensors")
             (new / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -359,7 +360,7 @@ class SecondOpinion:
         if encoder is not None:
             config.update(encoder=encoder, encoder_revision=None)
         made = cls(**config, encode=encode)
-        paths = {name: fetch(f"{STATISTICS_FOLDER}/{name}.safetensors") for name in names}
+        paths = {name: fetch(f"{STATISTICS_FOLDER}/{file_name(name)}.safetensors") for name in names}
         made.fit({name: DomainStatistics.load(path, made.space) for name, path in paths.items()})
         return made
 
@@ -432,9 +433,7 @@ def _read_config(path: str) -> dict[str, Any]:
 
 
 def _are_experts(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(each, dict) and check_expert_name(each.get("name")) for each in value
-    )
+    return isinstance(value, list) and all(isinstance(each, dict) and check_name(each.get("name")) for each in value)
 
 
 def _is_number_of_features(value: object) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, TypeGuard, cast
 
 from .addresses_ir3de import server_of
+from .names_ir3de import check_name
 
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "revision", "gguf_file", "adapter", "adapter_revision", "dtype"), (str,)),
@@ -25,10 +26,6 @@ _TASKS = ("chat", "text")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)  # of a model or router
-
-# An expert's name is also the name of its statistics file, so it must be safe on every file system.
-_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9_-])?")
-_RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}
 
 
 class BaseSpec(TypedDict, total=False):
@@ -73,7 +70,7 @@ class ExpertSpec(_Named, BaseSpec, total=False):
     `model`, an `adapter` or both, elsewhere an `endpoint` or a `provider`; without one it only routes.
 
     Args:
-        name (`str`): of the expert; see `check_expert_name`.
+        name (`str`): of the expert; see [`~names_ir3de.check_name`].
         adapter (`str`, *optional*): Hub id or folder of a PEFT adapter on `model`, or on the base that it names.
         adapter_revision (`str`, *optional*): of the adapter.
         endpoint (`str`, *optional*): URL of an OpenAI-compatible server.
@@ -125,24 +122,6 @@ def is_remote(spec: ExpertSpec | Mapping[str, object]) -> bool:
     return bool(spec.keys() & {"endpoint", "provider"})
 
 
-def check_expert_name(name: object) -> str:
-    """Returns `name` if it can name an expert, else raises.
-
-    Args:
-        name (`object`): 1 to 64 of the characters `A-Z a-z 0-9 . _ -`, the first a letter or digit, the last no dot,
-            and no name that Windows reserves (`con`, `nul`, `com1`, ...).
-
-    Raises:
-        ValueError: `name` is anything else.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.split(".")[0].lower() in _RESERVED:
-        raise ValueError(
-            f"{name!r} cannot name an expert: expected 1 to 64 letters, digits, '.', '_' or '-', starting with a letter"
-            " or digit, because the name is also a file name. Rename the domain, for example 'civil-law'."
-        )
-    return name
-
-
 def check_expert(spec: object) -> ExpertSpec:
     """Returns a copy of an expert's spec without its empty entries, or raises.
 
@@ -155,7 +134,7 @@ def check_expert(spec: object) -> ExpertSpec:
     """
     if not isinstance(spec, dict) or "name" not in spec:
         raise ValueError(f"An expert is a mapping with at least a `name`, such as {{'name': 'math'}}; got {spec!r}.")
-    name = check_expert_name(spec["name"])
+    name = check_name(spec["name"])
     for key in spec:
         if key not in EXPERT_KEYS:
             near = difflib.get_close_matches(str(key), EXPERT_KEYS, n=1)
@@ -197,7 +176,7 @@ def _domains_of(name: str, spec: dict[str, Any]) -> dict[str, list[str]]:
         return {}
     if not isinstance(spec["domains"], (list, tuple)):
         raise ValueError(f"`domains` of expert {name!r} must be a list of names, got {spec['domains']!r}.")
-    return {"domains": sorted({check_expert_name(domain) for domain in spec["domains"]})}
+    return {"domains": sorted({check_name(domain) for domain in spec["domains"]})}
 
 
 def served(spec: ExpertSpec) -> list[str]:

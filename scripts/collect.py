@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 
+from ir3de.names_ir3de import file_name
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import RowSource, add_text_arguments
 from ir3de.scripts.fitting.private import add_privacy_arguments
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         if error.name not in ("datatrove", "loguru"):
             raise
         raise ImportError("Collecting needs datatrove: `pip install ir3de[collect]`.") from error
-    output = Path(args.output or (f"{args.name}.safetensors" if args.name else "statistics"))
+    output = Path(args.output or (f"{file_name(args.name)}.safetensors" if args.name else "statistics"))
     collection = Collection(
         router=args.router,
         source=RowSource.from_args(args),

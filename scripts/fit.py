@@ -10,7 +10,7 @@ from dataclasses import replace
 from ir3de.scripts.command import command
 from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
-from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows, read_texts
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, check_domain_names, read_rows, read_texts
 from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments, add_minimum_arguments
 
 
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
         datasets=source.hub_ids or None,
         **options.config_fields(),
     )
+    check_domain_names(source)
     tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
     fitted = fit_rows(config, tokenizer, embeddings, duplicates.watch(read_rows(source)), options, outside)
     for note in [*duplicates.notes(), *outside.notes()]:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ir3de.names_ir3de import name_of_file
 from ir3de.scripts.command import command
 from ir3de.scripts.publishing.options import TargetRouter, add_spec_arguments, expert_spec
 
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     if args.space:
         print(publish_space(args.space, args.router, args.revision, args.samples, args.private))
         return 0
-    name = args.name or Path(args.file).stem
+    name = args.name or name_of_file(Path(args.file).stem)
     spec = expert_spec(name, args.model, args.model_revision, args.system_prompt, args.cost)
 
     def edit(model: IR3DEModel) -> None:

@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
 from ir3de.card_ir3de import markdown_table
+from ir3de.names_ir3de import check_names, file_name
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, by_domain, read_rows
-from ir3de.specs_ir3de import check_expert_name
 
 HELD_OUT_EVERY = 5
 SETTINGS = "training.json"
@@ -115,12 +115,12 @@ def run(args: argparse.Namespace) -> int:
     base.is_quantized = False  # GGUF weights were expanded, which the Trainer does not know
     model = add_adapters(base, sorted(train), training)
     for domain, blocks in sorted(train.items()):
-        if (output / domain / "adapter_config.json").is_file():
-            model.load_adapter(output / domain, domain)
+        if (output / file_name(domain) / "adapter_config.json").is_file():
+            model.load_adapter(output / file_name(domain), domain)
             print(f"{domain}: trained before", flush=True)
         else:
-            train_adapter(model, domain, blocks, training, output / _CHECKPOINTS / domain)
-            save_adapter(model, domain, output / domain, args.base_name or args.model)
+            train_adapter(model, domain, blocks, training, output / _CHECKPOINTS / file_name(domain))
+            save_adapter(model, domain, output / file_name(domain), args.base_name or args.model)
     shutil.rmtree(output / _CHECKPOINTS, ignore_errors=True)
     table = measure_perplexities(model, held_out)
     (output / PERPLEXITY).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
@@ -164,7 +164,8 @@ def read_blocks(options: TextOptions, tokenizer: Any) -> tuple[dict[str, Blocks]
         held_out = {domain: texts[::HELD_OUT_EVERY] for domain, texts in train.items()}
         for kept in train.values():
             del kept[::HELD_OUT_EVERY]
-    domains = [check_expert_name(domain) for domain in train]
+    domains = list(train)
+    check_names(domains)
     parts = []
     for texts, most, name in ((train, options.tokens, "training"), (held_out, options.held_out_tokens, "held-out")):
         part = {}

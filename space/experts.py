@@ -9,6 +9,7 @@ from typing import cast
 import gradio as gr
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.names_ir3de import name_of_file
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.space import views
 from ir3de.space.sharing import packed, public_words, push, stranger
@@ -93,7 +94,7 @@ def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
     def add_file(visitor: Visitor | None, path: str | None, name: str, *fields: str) -> Edited:
         if not path:
             return visitor, views.message("Choose a statistics file first.", "error")
-        name = name or Path(path).stem
+        name = name or name_of_file(Path(path).stem)
         return _edit(
             site, visitor, lambda router: router.add_expert(spec(name, *fields), statistics=path), f"Added {name}"
         )

@@ -296,7 +296,7 @@ def test_token_rows_do_not_depend_on_the_number_of_threads() -> None:
         (["--engine-option", "x"], "--engine-option takes KEY=VALUE"),
         (["--where", "kept=never"], "have no tokens"),
         (["--text-column", "prompt"], r"expected text under 'prompt'"),
-        (["--name", "../law"], "cannot name an expert"),
+        (["--name", "law\x07"], "cannot name an expert"),
         (["--name", "history"], "'law' 70, 'math' 35"),
         (["--data", "absent.jsonl"], "no file absent.jsonl"),
         (["--epsilon", "0"], "epsilon above 0"),

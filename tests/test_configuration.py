@@ -48,7 +48,7 @@ def test_labels_follow_new_experts() -> None:
 def test_refused_experts_leave_the_config_as_it_was() -> None:
     made = config()
     with pytest.raises(ValueError, match="cannot name an expert"):
-        made.set_experts([{"name": "art"}, {"name": "../art"}])
+        made.set_experts([{"name": "art"}, {"name": "art\u200b"}])
     assert made.expert_names == ["code", "law", "math"]
 
 
@@ -148,9 +148,9 @@ def test_two_experts_of_one_name_are_refused_even_if_only_case_tells_them_apart(
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "a\\b", ".hidden", "ends.", " law", "law\n", "con", "NUL.txt", "ä", "a" * 65, 3, None],
+    ["", " law", "law ", "law\n", "a\x00b", "a\u200bb", "\u202eab", "\ud800", "a" * 101, 3, None],
 )
-def test_a_name_that_cannot_be_a_file_name_is_refused(name: object) -> None:
+def test_a_name_that_does_not_print_is_refused(name: object) -> None:
     with pytest.raises(ValueError, match="cannot name an expert"):
         config(experts=[{"name": name}])
 

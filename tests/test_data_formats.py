@@ -1,5 +1,6 @@
 """Data as people have them: every format gives the same rows, and what is wrong is named by file and line."""
 
+import argparse
 import bz2
 import gzip
 import json
@@ -15,11 +16,20 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from ir3de import IR3DEModel
+from ir3de.names_ir3de import file_name
 from ir3de.pipeline_ir3de import _turns
 from ir3de.scripts import cli
 from ir3de.scripts.data import parts
 from ir3de.scripts.data.records import split_name
-from ir3de.scripts.data.rows import Report, Row, RowSource, read_rows, read_texts
+from ir3de.scripts.data.rows import (
+    Report,
+    Row,
+    RowSource,
+    add_data_arguments,
+    check_domain_names,
+    read_rows,
+    read_texts,
+)
 
 from . import tiny
 
@@ -159,7 +169,10 @@ BAD = {
     "empty.jsonl": (b"", r"There is no row in empty\.jsonl"),
     "header-only.csv": (b"text,domain\n", r"There is no row in header-only\.csv"),
     "half.jsonl": (b'{"text": "cut \\ud83d court", "domain": "law"}\n', "line 1: half a surrogate pair .* character 5"),
-    "half-name.jsonl": (b'{"text": "court", "domain": "l\\udc00"}\n', "line 1: half a surrogate pair"),
+    "half-name.jsonl": (
+        b'{"text": "court", "domain": "l\\udc00"}\n',
+        "line 1: .* character 2 is half a surrogate",
+    ),
     "near.jsonl": (b'{"tekst": "a", "domain": "b"}\n', r"line 1: expected text under .*Did you mean 'tekst'\?"),
     "cut.jsonl.gz": (gzip.compress(JSON_LINES.encode() * 99)[:-20], "truncated or not gzip"),
     "cut.csv.xz": (lzma.compress(CSV.encode() * 99)[:-20], "truncated or not xz"),
@@ -260,6 +273,39 @@ def test_rows_of_another_domain_are_left_out_and_counted(capsys: pytest.CaptureF
     assert list(read_texts(RowSource(([{"text": "a"}],)), "law", Report())) == ["a"]
 
 
+def test_names_are_tidied_renamed_and_checked_before_anything_else(tmp_path: Path) -> None:
+    rows = [{"text": "a", "domain": name} for name in (" law ", "civil\u00a0 law", "Re\u0301sume\u0301", "Maths")]
+    source = RowSource((rows,), rename=(("Maths", "math"),))
+    assert [row.domain for row in read_rows(source, Report())] == ["law", "civil law", "Résumé", "math"]
+    check_domain_names(source)
+    assert list(read_texts(source, "math", Report())) == ["a"]
+    with pytest.raises(ValueError, match=r"--rename names .* 'Mathz', which no row has\. Did you mean 'Maths'\?"):
+        check_domain_names(RowSource((rows,), rename=(("Mathz", "math"),)))
+    bad = [
+        *rows,
+        {"text": "a", "domain": "b\u200bc"},
+        {"text": "a", "domain": "Law"},
+        {"text": "a", "domain": "d" * 101},
+    ]
+    with pytest.raises(ValueError, match="invisible character") as raised:
+        check_domain_names(RowSource((bad,)))
+    assert "101 characters" in str(raised.value)
+    assert "'Law' and 'law': their files differ by case alone" in str(raised.value)
+    with pytest.raises(ValueError, match=r"row 5: 'b\\u200bc' cannot name a domain: .*Use --rename OLD=NEW"):
+        list(read_rows(RowSource((bad,)), Report()))
+    fixed = RowSource((bad,), rename=(("b\u200bc", "bc"), ("Law", "law"), ("d" * 101, "d")))
+    check_domain_names(fixed)
+    assert len(list(read_rows(fixed, Report()))) == 7
+    with pytest.raises(ValueError, match="--rename takes OLD=NEW, got 'x'"):
+        RowSource.from_args(_parsed("--data", "a", "--rename", "x"))
+
+
+def _parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    return parser.parse_args(arguments)
+
+
 def test_names_of_files() -> None:
     assert split_name("s3://bucket/civil law.jsonl.gz") == ("civil law", ".jsonl", "gzip")
     assert split_name("a/b.v2.csv") == ("b.v2", ".csv", None)
@@ -284,6 +330,36 @@ def test_add_takes_the_rows_of_its_domain_alone(tmp_path: Path, capsys: pytest.C
     assert IR3DEModel.from_pretrained(tmp_path / "router").statistics["math"].rows("prompts") == 20
     assert cli.main(["add", str(tmp_path / "router"), "maths", *data]) == 2
     assert "of this domain; they are of 'code' 20, 'law' 20, 'math' 20." in capsys.readouterr().err
+
+
+def test_fit_says_all_names_that_cannot_be_before_it_reads_the_embeddings(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    frame = pd.DataFrame({"text": list("abcd"), "label": ["law", "Law", "Refund not showing up?", "x\u202ey"]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    options = ["--embeddings", str(tmp_path / "nowhere"), "--output", str(tmp_path / "router")]
+    assert cli.main(["fit", "--data", str(tmp_path / "a.csv"), *options]) == 2
+    said = capsys.readouterr().err
+    assert "'Law' and 'law'" in said
+    assert "character 2 is an invisible character (U+202E)" in said
+    assert "Refund" not in said
+
+
+def test_a_router_of_names_as_people_write_them(source: str, tmp_path: Path) -> None:
+    names = {"law": "Refund not showing up?", "math": "法律", "code": "con"}
+    rows = [(text, names[name]) for name in names for text in tiny.sentences(name, 10)]
+    pd.DataFrame(rows, columns=["text", "intent"]).to_parquet(tmp_path / "a.parquet")
+    options = ["--embeddings", source, "--output", str(tmp_path / "router"), "--variant", "all"]
+    assert cli.main(["fit", "--data", str(tmp_path / "a.parquet"), *options, "--rename", "con=computers & co"]) == 0
+    model = IR3DEModel.from_pretrained(tmp_path / "router")
+    assert model.config.expert_names == ["Refund not showing up?", "computers & co", "法律"]
+    files = sorted(path.name for path in (tmp_path / "router" / "statistics").iterdir())
+    assert files == sorted(f"{file_name(name)}.safetensors" for name in model.config.expert_names)
+    card = (tmp_path / "router" / "README.md").read_text(encoding="utf-8")
+    assert "| `computers & co` | nothing: routes only" in card
+    assert cli.main(["remove", str(tmp_path / "router"), "法律"]) == 0
+    left = sorted(path.name for path in (tmp_path / "router" / "statistics").iterdir())
+    assert left == [name for name in files if not name.startswith("==e6")]
 
 
 def test_fit_says_what_is_twice(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

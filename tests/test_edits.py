@@ -153,11 +153,7 @@ BAD: dict[str, tuple[Callable[[IR3DEModel], Any], str]] = {
     "an unknown expert to replace": (lambda m: m.replace_expert("art", "law"), "no expert 'art' among"),
     "a taken name": (lambda m: m.add_expert("code", statistics=PARTS["law", 0]), "an expert 'code' already"),
     "a name taken but for case": (lambda m: m.add_expert("Code", statistics=PARTS["law", 0]), "'code' already"),
-    "a name that leaves its folder": (
-        lambda m: m.add_expert("../law", statistics=PARTS["law", 0]),
-        "cannot name an expert",
-    ),
-    "a reserved name": (lambda m: m.add_expert("NUL.x", statistics=PARTS["law", 0]), "cannot name an expert"),
+    "an invisible name": (lambda m: m.add_expert("law\u200b", statistics=PARTS["law", 0]), "cannot name an expert"),
     "an unknown key": (lambda m: m.add_expert({"name": "law", "modle": "x"}, statistics=PARTS["law", 0]), "'model'"),
     "no name": (lambda m: m.add_expert({"model": "x"}, statistics=PARTS["law", 0]), "cannot name|name"),
     "no source": (lambda m: m.add_expert("law"), "either `texts`"),

@@ -242,7 +242,10 @@ BAD_DATA = {
     "no rows": ("", "There is no row in bad.jsonl"),
     "one domain": (LAW * 5, r"at least two domains.*'law'"),
     "a domain with one row": (LAW * 5 + MATH, "Domain 'math' has a single row"),
-    "a name that is no file name": ((LAW + MATH.replace("math", "a/b")) * 5, "'a/b' cannot name an expert"),
+    "names that do not print": (
+        (LAW + MATH.replace("math", "a\\u0007b") + MATH.replace("math", "c" * 101)) * 5,
+        r"character 2 is a control character .* it has 101 characters",
+    ),
     "names that differ in case": ((LAW + LAW.replace("law", "Law")) * 5, "Two experts are named"),
 }
 

@@ -12,6 +12,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 
 from ir3de import IR3DEModel
 from ir3de.edits_ir3de import experts_of
+from ir3de.names_ir3de import file_name
 from ir3de.scripts import cli
 from ir3de.scripts.publishing import targets as edit
 from ir3de.token_router_ir3de import FeatureMap
@@ -183,7 +184,7 @@ def _part(tmp_path: Path, name: str) -> list[str]:
 HOSTILE = {
     "not about statistics": ({"notes.txt": b"hello"}, "proposes no statistics"),
     "a pickle": ({"statistics/law.safetensors": b"\x80\x04\x95" + b"x" * 99}, "not a statistics file"),
-    "a name that no expert may have": ({"statistics/.hidden.safetensors": b"x"}, "cannot name an expert"),
+    "a name that no expert may have": ({"statistics/.hidden.safetensors": b"x"}, "is the file name of no expert"),
     "no config": ({"statistics/law.safetensors": None, "config.json": b"[]"}, "no readable experts"),
     "a broken config": ({"statistics/law.safetensors": None, "config.json": b"[" * 9999}, "no readable experts"),
     "an unknown key": (
@@ -264,3 +265,38 @@ def test_it_gives_up_after_bounded_attempts(repo: str, law: str, hub: Hub, monke
         edit.publish(repo, race, "Add law", attempts=3)
     assert len(seen) == 3
     assert experts(repo) == ["code", "math"]
+
+
+NAMES = ["Refund not showing up?", "法律", "Straße & Co.", "straße & co.", "../law", "nul", "é", "è", "長い" * 50]
+
+
+def test_names_as_people_write_them_are_published_loaded_merged_and_removed(
+    repo: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(NAMES):
+        path = tmp_path / f"{file_name(name)}.safetensors"
+        tiny.statistics(tiny.sentences("law", 5, seed=number)).save(path)
+        assert cli.main(["publish", str(path), "--router", repo, "--name", name]) == 0
+    assert experts(repo) == sorted([*NAMES, "code", "math"])
+    again = tmp_path / f"{file_name(NAMES[0])}.safetensors"
+    tiny.statistics(tiny.sentences("law", 5, seed=99)).save(again)
+    assert cli.main(["merge", repo, str(again)]) == 0, "the file tells the name"
+    tiny.statistics(tiny.sentences("law", 5, seed=98)).save(again)
+    assert cli.main(["publish", str(again), "--router", repo, "--create-pr"]) == 0
+    number = next(HfApi().get_repo_discussions(repo)).num
+    assert cli.main(["merge", repo, "--pr", str(number)]) == 0
+    model = IR3DEModel.from_pretrained(repo)
+    assert len(model.statistics[NAMES[0]].contributions) == 3
+    long = tmp_path / f"{file_name(NAMES[-1])}.safetensors"
+    tiny.statistics(tiny.sentences("law", 5, seed=97)).save(long)
+    assert cli.main(["publish", str(long), "--router", repo]) == 2
+    assert "a name too long to be told from it" in capsys.readouterr().err
+    assert cli.main(["publish", str(long), "--router", repo, "--name", NAMES[-1], "--create-pr"]) == 0
+    number = max(discussion.num for discussion in HfApi().get_repo_discussions(repo))
+    assert cli.main(["merge", repo, "--pr", str(number)]) == 0, "the pull request's config tells the name"
+    assert len(IR3DEModel.from_pretrained(repo).statistics[NAMES[-1]].contributions) == 2
+    for name in NAMES:
+        assert cli.main(["remove", repo, name]) == 0
+    assert experts(repo) == ["code", "math"]
+    left = [path for path in HfApi().list_repo_files(repo) if path.startswith("statistics/")]
+    assert sorted(left) == ["statistics/code.safetensors", "statistics/math.safetensors"]

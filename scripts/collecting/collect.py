@@ -13,13 +13,13 @@ from typing import Any
 import torch
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.names_ir3de import check_name
 from ir3de.scripts.collecting.engines import Engine, cores
 from ir3de.scripts.collecting.steps import ReadRows, SumDomains, UniteSums, load_router
 from ir3de.scripts.collecting.sums import Privacy
 from ir3de.scripts.data.parts import Part
 from ir3de.scripts.data.rows import RowSource
 from ir3de.scripts.fitting.private import check_privacy
-from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics
 
 _MOST_TASKS = 128  # unless a person asks for more: each leaves a file
@@ -98,7 +98,7 @@ def collect(
         if number is not None and number < 1:
             raise ValueError(f"{option} must be at least 1, got {number}.")
     if collection.name is not None:
-        check_expert_name(collection.name)
+        check_name(collection.name)
     load_router.cache_clear()  # the folder may hold another router by now
     model = load_router(collection.router)
     if collection.privacy is not None:

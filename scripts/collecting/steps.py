@@ -16,6 +16,7 @@ from datatrove.data import Document
 from datatrove.pipeline.base import PipelineStep
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.names_ir3de import check_names, file_name
 from ir3de.scripts.collecting.sums import Collecting, Privacy, Sums, read_notes, read_sums, save_sums
 from ir3de.scripts.data.parts import Part
 from ir3de.scripts.data.rows import Report, RowSource, read_part, read_texts_of_part
@@ -176,8 +177,9 @@ class UniteSums(PipelineStep):
             raise ValueError(
                 f"The data have no tokens: name files with text, or see what --where leaves. {why}".strip()
             )
+        check_names(domains, "domains")
         if output.suffix != ".safetensors":
-            return {domain: output / f"{domain}.safetensors" for domain in domains}
+            return {domain: output / f"{file_name(domain)}.safetensors" for domain in domains}
         if len(domains) > 1:
             raise ValueError(
                 f"{output} is one file, and there are {len(domains)} domains: give a folder for their files."

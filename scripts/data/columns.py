@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ir3de.names_ir3de import problem_of, tidy
 from ir3de.scripts.data.records import Record
 
 TEXT_COLUMNS = ("text", "prompt", "question", "instruction", "messages", "query", "utterance", "sentence")
@@ -44,6 +45,7 @@ class Columns:
         domain_column (`str`, *optional*): with the domain, if there is one.
         place_domain (`str`, *optional*): the domain that the place of the part gives.
         by_hand (`bool`): a person named the domain's column.
+        rename (`Mapping[str, str]`): other names of domains.
         guess (`str`): says what was guessed; else empty.
     """
 
@@ -51,10 +53,19 @@ class Columns:
     domain_column: str | None
     place_domain: str | None
     by_hand: bool
+    rename: Mapping[str, str]
     guess: str = ""
+    _usable: set[str] = field(default_factory=set, repr=False)
 
     @classmethod
-    def chosen(cls, first: Record, text_column: str | None, domain_column: str | None, place: str | None) -> Columns:
+    def chosen(
+        cls,
+        first: Record,
+        text_column: str | None,
+        domain_column: str | None,
+        place: str | None,
+        rename: Mapping[str, str],
+    ) -> Columns:
         """The columns that a person named, or else the first of the common names that a part's first record has.
 
         Args:
@@ -62,6 +73,7 @@ class Columns:
             text_column (`str`, *optional*): that a person named.
             domain_column (`str`, *optional*): that a person named.
             place (`str`, *optional*): the domain that the place of the part gives.
+            rename (`Mapping[str, str]`): other names of domains.
 
         Raises:
             BadRowError: there is none with text.
@@ -80,7 +92,7 @@ class Columns:
             if found is not None and found not in ("text", "domain", text_column, domain_column)
         ]
         guess = f"Read {' and '.join(guesses)}: --text-column and --domain-column choose others." if guesses else ""
-        return cls(text, domain, place, domain_column is not None, guess)
+        return cls(text, domain, place, domain_column is not None, rename, guess)
 
     def row(self, record: Record) -> Row:
         """The record as a labelled prompt.
@@ -88,7 +100,7 @@ class Columns:
         Raises:
             BadRowError: it has no text or no domain.
         """
-        domain = self._domain(record)
+        domain = self._usable_domain(record)
         extra = (str(record.values.get(key) or "") for key in ("source", "split"))
         return Row(self.text(record), domain, *extra)
 
@@ -109,8 +121,8 @@ class Columns:
         """What a record says its domain is, where that means what we mean; else None."""
         column = self._column(record)
         if column is not None and (self.by_hand or column.lower() == "domain"):
-            return self._domain(record)
-        return self.place_domain if by_place else None
+            return self._usable_domain(record)
+        return self._named(self.place_domain) if by_place and self.place_domain else None
 
     def _column(self, record: Record) -> str | None:
         """The column with the domain, which the first record of a file may have lacked."""
@@ -118,18 +130,33 @@ class Columns:
             return self.domain_column
         return "domain" if "domain" in record.values else None
 
-    def _domain(self, record: Record) -> str:
+    def domain(self, record: Record) -> str:
+        """The record's domain, renamed as a person wished, whether or not it can be a name.
+
+        Raises:
+            BadRowError: there is none.
+        """
         column = self._column(record)
         if column is None:
             if self.place_domain is None:
                 raise self._missing(record, "domain", "--domain-column")
-            return self.place_domain
+            return self._named(self.place_domain)
         value = record.values.get(column)
         domain = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
         if not isinstance(domain, str) or not domain.strip():
             raise self._missing(record, column, "--domain-column")
-        check_unicode(record.place, domain)
-        return domain.strip()
+        return self._named(domain)
+
+    def _named(self, domain: str) -> str:
+        return self.rename.get(tidy(domain), tidy(domain))
+
+    def _usable_domain(self, record: Record) -> str:
+        domain = self.domain(record)
+        if domain not in self._usable:
+            if problem := problem_of(domain):
+                raise BadRowError(f"{record.place}: {domain!r} cannot name a domain: {problem}. Use --rename OLD=NEW.")
+            self._usable.add(domain)
+        return domain
 
     @staticmethod
     def _missing(record: Record, column: str, option: str) -> BadRowError:

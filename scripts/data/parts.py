@@ -34,6 +34,10 @@ class Part(Protocol):
     def size(self) -> int | None:
         """Its bytes, where they are known."""
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether it is on this machine."""
+
     def records(self, wanted: Wanted) -> Iterator[Record]:
         """Streams its rows."""
 
@@ -59,6 +63,11 @@ class FilePart:
         fs, path = fsspec.url_to_fs(self.name)
         size: int | None = fs.size(path)
         return size
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether it is on this machine."""
+        return "://" not in self.name
 
     def records(self, wanted: Wanted) -> Iterator[Record]:
         """Streams its rows."""
@@ -97,6 +106,11 @@ class HubPart:
         """None: it is not known."""
         return None
 
+    @property
+    def at_hand(self) -> bool:
+        """It is not on this machine."""
+        return False
+
     def records(self, wanted: Wanted) -> Iterator[Record]:
         """Streams its rows."""
         rows: Any = _load_hub(self.dataset, self.split)
@@ -130,6 +144,11 @@ class TablePart:
     def size(self) -> int | None:
         """None: it is not known."""
         return None
+
+    @property
+    def at_hand(self) -> bool:
+        """It is in memory."""
+        return True
 
     def records(self, wanted: Wanted) -> Iterator[Record]:
         """Streams its rows."""

@@ -6,16 +6,17 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ir3de.names_ir3de import check_names, tidy
 from ir3de.scripts.data.columns import DOMAIN_COLUMNS, TEXT_COLUMNS, BadRowError, Columns, Row, nearest
 from ir3de.scripts.data.parts import Part, is_hub_id, parts_of
 from ir3de.scripts.data.records import Record
 
-__all__ = ["Report", "Row", "RowSource", "add_data_arguments", "add_text_arguments", "read_file", "read_part"]
-__all__ += ["read_rows", "read_texts"]
+__all__ = ["Report", "Row", "RowSource", "add_data_arguments", "add_text_arguments", "by_domain", "check_domain_names"]
+__all__ += ["read_file", "read_part", "read_rows", "read_texts", "read_texts_of_part"]
 _SHOWN = 5  # of what is counted
 
 
@@ -35,6 +36,7 @@ class RowSource:
         where (`tuple[str, ...]`): conditions `KEY=VALUE` or `KEY!=VALUE` that a row must meet.
         any_domain (`bool`): text of one domain is read whatever its rows say their domain is.
         skip_bad_rows (`bool`): rows that cannot be used are counted and left out, instead of raising.
+        rename (`tuple[tuple[str, str], ...]`): pairs of a domain's name in the data and the one it is to have.
     """
 
     sources: tuple[Any, ...]
@@ -44,6 +46,7 @@ class RowSource:
     where: tuple[str, ...] = ()
     any_domain: bool = False
     skip_bad_rows: bool = False
+    rename: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> RowSource:
@@ -56,6 +59,7 @@ class RowSource:
             tuple(args.where),
             getattr(args, "any_domain", False),
             args.skip_bad_rows,
+            tuple(_renamed(pair) for pair in args.rename),
         )
 
     def parts(self) -> list[Part]:
@@ -137,6 +141,13 @@ class Report:
             print(note, file=sys.stderr)
 
 
+def _renamed(pair: str) -> tuple[str, str]:
+    old, equals, new = pair.partition("=")
+    if not equals or not old.strip() or not new.strip():
+        raise ValueError(f"--rename takes OLD=NEW, got {pair!r}.")
+    return tidy(old), tidy(new)
+
+
 def _name_of(source: Any) -> str:
     return source if isinstance(source, str) else f"./{type(source).__name__}"
 
@@ -167,6 +178,9 @@ def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -
         default=[],
         metavar="KEY=VALUE",
         help="keep only rows whose KEY is VALUE, or is not with KEY!=VALUE; repeatable",
+    )
+    parser.add_argument(
+        "--rename", action="append", default=[], metavar="OLD=NEW", help="of a domain of the data; repeatable"
     )
     parser.add_argument("--skip-bad-rows", action="store_true", help="count rows that cannot be used, and go on")
 
@@ -276,7 +290,8 @@ def text_of_domain(source: RowSource, parts: Sequence[Part], domain: str, report
     """
     by_hand = any(_condition(where)[0] == (source.domain_column or "domain") for where in source.where)
     chosen = source.any_domain or by_hand
-    by_place = any(part.domain == domain for part in parts)
+    rename = dict(source.rename)
+    by_place = any(part.domain and rename.get(tidy(part.domain), tidy(part.domain)) == domain for part in parts)
 
     def use(record: Record, columns: Columns) -> str | None:
         """The text, unless it is of another domain."""
@@ -330,7 +345,7 @@ def _rows(source: RowSource, part: Part, report: Report, use: Use, seen: set[str
             if record.problem:
                 raise BadRowError(f"{record.place}: {record.problem}.")
             if columns is None:
-                columns = Columns.chosen(record, source.text_column, source.domain_column, part.domain)
+                columns = _columns(source, part, record)
                 report.guess(columns.guess)
                 if seen is not None:
                     seen.update(record.columns)
@@ -343,6 +358,29 @@ def _rows(source: RowSource, part: Part, report: Report, use: Use, seen: set[str
             if not source.skip_bad_rows:
                 raise
             report.count_bad(str(error))
+
+
+def _columns(source: RowSource, part: Part, first: Record) -> Columns:
+    return Columns.chosen(first, source.text_column, source.domain_column, part.domain, dict(source.rename))
+
+
+def check_domain_names(source: RowSource) -> None:
+    """Reads the domains of the rows that are at hand, before long work, and checks that all can be names of one router.
+
+    Args:
+        source ([`RowSource`]): the data; what is not on this machine is left for later.
+
+    Raises:
+        ValueError: some cannot, or two cannot be told apart; all are named.
+    """
+    names: set[str] = set()
+    lenient = replace(source, skip_bad_rows=True)  # bad rows are named when they are read
+    for part in filter(lambda part: part.at_hand, source.parts()):
+        names.update(_rows(lenient, part, Report(), lambda record, columns: columns.domain(record)))
+    check_names(sorted(names), "domains")
+    absent = [old for old, new in source.rename if new not in names]
+    if names and absent:
+        raise ValueError(f"--rename names the domain {absent[0]!r}, which no row has.{nearest(absent[0], names)}")
 
 
 def _condition(where: str) -> tuple[str, Callable[[Mapping[str, Any]], bool]]:

@@ -17,6 +17,7 @@ from huggingface_hub import cached_assets_path
 from ir3de.atomic_save_ir3de import STATISTICS_FOLDER
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.names_ir3de import file_name
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import Row, RowSource, read_rows
 from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_quickstart_source, quickstart_source
@@ -91,7 +92,8 @@ def build(output: str | None = None) -> str:
     config = IR3DEConfig.from_pretrained(FOLDER)
     config.set_experts([_at_hand(expert, source) for expert in config.experts or []])
     statistics = {
-        name: DomainStatistics.load(FOLDER / STATISTICS_FOLDER / f"{name}.safetensors") for name in config.expert_names
+        name: DomainStatistics.load(FOLDER / STATISTICS_FOLDER / f"{file_name(name)}.safetensors")
+        for name in config.expert_names
     }
     model = IR3DEModel.from_statistics(config, embeddings, statistics, tokenizer)
     model.save_pretrained(folder)  # several processes may start at once: each saves the same, one after the other

@@ -17,6 +17,7 @@ from ir3de.choices_ir3de import FEATURE_MAPS, VARIANTS
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.familiarity_ir3de import Array, FamiliarityScale
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.names_ir3de import check_names
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
@@ -25,7 +26,6 @@ from ir3de.scripts.fitting.familiarity import FamiliarityFigures, figures, held_
 from ir3de.scripts.fitting.options import AUTO, FitOptions
 from ir3de.scripts.fitting.search import Candidate, Grids, Split, best_of, describe, search
 from ir3de.scripts.reports.progress import progress
-from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
 Number = TypeVar("Number", int, float)
@@ -206,8 +206,8 @@ def check_domains(spool: Spool) -> None:
     """Raises ValueError unless there are two domains or more, of two rows or more, whose names can name experts."""
     if len(spool.domains) < 2:
         raise ValueError(f"A router chooses between at least two domains; the data have {spool.domains or 'no rows'}.")
+    check_names(spool.domains)
     for domain in spool.domains:
-        check_expert_name(domain)
         if len(spool.lengths(domain)) < 2:
             raise ValueError(f"Domain {domain!r} has a single row: at least two are needed, one of them held out.")
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.experts_ir3de import ExpertPool, describe_error
+from ir3de.names_ir3de import file_name
 from ir3de.scripts.metrics.measures import Array, Integers
 from ir3de.specs_ir3de import ExpertSpec, has_source, is_remote
 
@@ -128,7 +129,7 @@ def score_experts(folder: Path, texts: Sequence[str], specs: Sequence[ExpertSpec
             name = spec["name"]
             progress.set_postfix_str(name)
             try:
-                columns[name] = _column(folder / f"{name}.safetensors", texts, spec, pool, progress)
+                columns[name] = _column(folder / f"{file_name(name)}.safetensors", texts, spec, pool, progress)
             except Exception as error:  # the others go on
                 columns[name], failures[name] = _Column.empty(len(texts)), describe_error(error)
             took = f"{columns[name].seconds:.0f} s"

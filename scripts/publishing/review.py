@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +15,11 @@ from huggingface_hub import HfApi
 from ir3de.atomic_save_ir3de import SECOND_FOLDER, STATISTICS_FOLDER
 from ir3de.edits_ir3de import pull, read_statistics
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.names_ir3de import name_of_file
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
-from ir3de.specs_ir3de import check_expert_name
 from ir3de.statistics_ir3de import DomainStatistics, FeatureSpace
 
 _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
@@ -43,26 +43,30 @@ class Proposal:
     """
 
     def __init__(self, repo_id: str, number: int, model: IR3DEModel) -> None:
-        self.statistics = _proposed(repo_id, number, STATISTICS_FOLDER, model.space)
+        specs = _read_specs(HfApi().hf_hub_download(repo_id, "config.json", revision=f"refs/pr/{number}"))
+        known = [*specs, *model.config.domain_names]  # for files that do not tell whose they are
+        self.statistics = _proposed(repo_id, number, STATISTICS_FOLDER, model.space, known)
         if not self.statistics:
             raise ValueError(f"Pull request {number} of {repo_id} proposes no statistics: there is nothing to merge.")
         self.outcomes = Ledger()  # those of a pull request stay behind
         self.second_opinion = None
         if model.second_opinion is not None:
-            second = _proposed(repo_id, number, f"{SECOND_FOLDER}/{STATISTICS_FOLDER}", model.second_opinion.space)
+            folder = f"{SECOND_FOLDER}/{STATISTICS_FOLDER}"
+            second = _proposed(repo_id, number, folder, model.second_opinion.space, known)
             self.second_opinion = SimpleNamespace(statistics=second)
-        specs = _read_specs(HfApi().hf_hub_download(repo_id, "config.json", revision=f"refs/pr/{number}"))
         self.config = SimpleNamespace(experts=[specs.get(name, {"name": name}) for name in self.statistics])
 
 
-def _proposed(repo_id: str, number: int, folder: str, space: FeatureSpace) -> dict[str, DomainStatistics]:
+def _proposed(
+    repo_id: str, number: int, folder: str, space: FeatureSpace, known: Collection[str]
+) -> dict[str, DomainStatistics]:
     """The statistics in a folder that are new or changed in a pull request, by domain."""
     revision, here = f"refs/pr/{number}", _statistics_files(repo_id, "main", folder)
     new = {path: info for path, info in _statistics_files(repo_id, revision, folder).items() if here.get(path) != info}
     total = sum(size for _, size in new.values())
     if total > _MOST_BYTES:
         raise ValueError(f"Pull request {number} has {total:,} bytes of statistics, more than {_MOST_BYTES:,}.")
-    paths = {check_expert_name(Path(path).stem): path for path in new}
+    paths = {name_of_file(Path(path).stem, known): path for path in new}
     return {
         name: read_statistics(HfApi().hf_hub_download(repo_id, path, revision=revision), name, space)
         for name, path in paths.items()

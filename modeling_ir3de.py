@@ -39,6 +39,7 @@ from .policy_ir3de import Panel
 from .prompts_ir3de import token_ids_of
 from .repository_ir3de import RouterRepository
 from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, probabilities, select
+from .samples_ir3de import Sample  # noqa: F401 (travels with the model, which must name each file)
 from .specs_ir3de import ExpertSpec, served
 from .statistics_ir3de import (
     DOCUMENTS,

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from .card_ir3de import CARD_NAME, PLOT_NAME, read_card, update_card
 from .configuration_ir3de import IR3DEConfig
 from .names_ir3de import file_name
 from .outcomes_ir3de import Ledger
+from .samples_ir3de import SAMPLES_NAME, Sample, checked_samples, read_samples, write_samples
 from .second_opinion_ir3de import SecondOpinion
 from .statistics_ir3de import (
     DomainStatistics,
@@ -32,7 +34,8 @@ _PUSH_KEYS = ("repo_id", "commit_message", "commit_description", "private", "tok
 
 class RouterRepository(PreTrainedModel):
     """
-    A model whose repository holds statistics, a tokenizer, a card and maybe a second opinion beside its weights.
+    A model whose repository holds statistics, a tokenizer, a card and maybe a second opinion and samples beside its
+    weights.
 
     Config and weights are read when it is loaded; all else on first use, since a route needs none of it.
 
@@ -49,6 +52,7 @@ class RouterRepository(PreTrainedModel):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._second_opinion: SecondOpinion | None = None
         self._second_is_read = True
+        self._samples: list[Sample] | None = None
         self._origin: dict[str, Any] | None = None
         self._saved: bytes | None = None  # config.json as it was read from a folder
 
@@ -101,7 +105,7 @@ class RouterRepository(PreTrainedModel):
         Edits of the router are edits of it too, but an expert that joins is unknown to it until its own `add_expert` is
         called.
         """
-        if not self._second_is_read and self._has_second_opinion():
+        if not self._second_is_read and self._find(f"{SECOND_FOLDER}/{CONFIG}", "second opinion"):
             origin = dict(self._require_origin())
             path, subfolder = origin.pop("path"), origin.pop("subfolder", "")
             place = f"{subfolder}/{SECOND_FOLDER}" if subfolder else SECOND_FOLDER
@@ -114,14 +118,34 @@ class RouterRepository(PreTrainedModel):
         """Sets what the router is saved with."""
         self._second_opinion, self._second_is_read = second_opinion, True
 
-    def _has_second_opinion(self) -> bool:
-        """Whether there is one where the router was loaded from."""
+    @property
+    def samples(self) -> list[Sample]:
+        """A few labelled prompts that are saved and published with the router, for an app to show as examples; those of
+        a loaded router are read on first use.
+        """
+        if self._samples is None and self._origin is not None:
+            with self._held():
+                path = self._find(SAMPLES_NAME, "samples")
+                self._samples = read_samples(path) if path else []
+        return self._samples or []
+
+    @samples.setter
+    def samples(self, samples: Iterable[Sample | Mapping[str, str]]) -> None:
+        """Sets what the router is saved with.
+
+        Raises:
+            ValueError: a sample is malformed, or there are too many. The router is as before.
+        """
+        self._samples = checked_samples(samples)
+
+    def _find(self, filename: str, what: str) -> str | None:
+        """The local path of a file that the repository which the router was loaded from may have, or None."""
         try:
-            found = self._fetch(f"{SECOND_FOLDER}/{CONFIG}", _raise_exceptions_for_missing_entries=False)
+            found = self._fetch(filename, _raise_exceptions_for_missing_entries=False)
         except OSError as error:
-            warnings.warn(f"Taking it that the router has no second opinion: {error}", stacklevel=2)
-            return False
-        return found is not None and os.path.isfile(found)
+            warnings.warn(f"Taking it that the router has no {what}: {error}", stacklevel=3)
+            return None
+        return found if found is not None and os.path.isfile(found) else None
 
     # Files.
 
@@ -175,7 +199,8 @@ class RouterRepository(PreTrainedModel):
         return model, info
 
     def save_pretrained(self, save_directory: Any, *args: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Writes a complete repository: config, weights, statistics, tokenizer, code, card, second opinion if any.
+        """Writes a complete repository: config, weights, statistics, tokenizer, code, card, and where there are some
+        second opinion and samples.
 
         A save that is killed leaves a folder that loads as the old router or as the new one.
 
@@ -193,9 +218,9 @@ class RouterRepository(PreTrainedModel):
             raise ValueError(f"{folder} is a file: give a folder to save the router in.")
         # All are read before anything is written.
         statistics, tokenizer, second_opinion = self.statistics, self.tokenizer, self.second_opinion
-        outcomes = self.outcomes
+        outcomes, samples = self.outcomes, self.samples
         self.config.custom_pipelines = CUSTOM_PIPELINES
-        if card := _card_of(folder):
+        if card := _file_of(folder, CARD_NAME):
             read_card(card)  # raises before anything is written
         with staged(folder) as new:
             super().save_pretrained(new, *args, **kwargs)
@@ -209,8 +234,12 @@ class RouterRepository(PreTrainedModel):
             if second_opinion is not None:
                 _warn_of_unknown(second_opinion, self.config.domain_names)
                 second_opinion.save_pretrained(new / SECOND_FOLDER)
-            if card := _card_of(folder):
-                shutil.copy(card, new)
+            # What people wrote there stays: the card, and samples where this router says nothing of any.
+            for path in (_file_of(folder, CARD_NAME), _file_of(folder, SAMPLES_NAME)):
+                if path:
+                    shutil.copy(path, new)
+            if samples or (self._samples is not None and (new / SAMPLES_NAME).exists()):
+                write_samples(new / SAMPLES_NAME, samples)
             update_card(new / CARD_NAME, self.config, statistics, outcomes=outcomes)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
@@ -250,10 +279,13 @@ class RouterRepository(PreTrainedModel):
         if revision is not None and not revision.startswith("refs/"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
-            # What people wrote in the card stays; read at one commit, since the branch may move on meanwhile.
+            # What people wrote there stays; read at one commit, since the branch may move on meanwhile.
             head = parent_commit or api.model_info(repo_id, revision=revision).sha
-            if api.file_exists(repo_id, CARD_NAME, revision=head):
-                api.hf_hub_download(repo_id, CARD_NAME, revision=head, local_dir=folder)
+            here = [name for name in (CARD_NAME, SAMPLES_NAME) if api.file_exists(repo_id, name, revision=head)]
+            for name in here:
+                api.hf_hub_download(repo_id, name, revision=head, local_dir=folder)
+            if self.samples and SAMPLES_NAME not in here:
+                warnings.warn(_told_of(self.samples, repo_id), stacklevel=2)
             self.save_pretrained(folder, **kwargs)
             message = commit_message or "Upload IR3DE router"
             update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message), self.outcomes)
@@ -326,13 +358,13 @@ def _with_present_config(kwargs: dict[str, Any], place: Path) -> dict[str, Any]:
     return kwargs if same else {**kwargs, "config": present}
 
 
-def _card_of(folder: Path) -> Path | None:
-    """The card of the router in a folder, which the next one there takes on. A link may lead to anything."""
+def _file_of(folder: Path, name: str) -> Path | None:
+    """A file of the router in a folder, which the next one there takes on. A link may lead to anything."""
     try:
-        card = current(folder) / CARD_NAME
+        path = current(folder) / name
     except ValueError:  # a folder that is not whole, which a save makes whole
         return None
-    return card if card.is_file() and not card.is_symlink() else None
+    return path if path.is_file() and not path.is_symlink() else None
 
 
 def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:
@@ -344,3 +376,11 @@ def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:
             " its `add_expert(name, texts=...)`.",
             stacklevel=3,
         )
+
+
+def _told_of(samples: list[Sample], repo_id: str) -> str:
+    """What a push says of text that was not there before."""
+    return (
+        f"{SAMPLES_NAME} goes to {repo_id} too, with the text of {len(samples):,} sample prompts: whoever may read that"
+        " repository reads them. To publish none, set `model.samples = []` and push again."
+    )

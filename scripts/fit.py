@@ -26,12 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--outside", action="append", metavar="DATA", help="prompts of none of the domains: how many are noticed?"
     )
     add_minimum_arguments(parser)
+    samples = "JSON Lines of a few prompts with text and domain, that travel with the router as examples for an app"
+    parser.add_argument("--samples", metavar="FILE", help=f"{samples}: whoever can read the router reads them")
     add_choice_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Fits a router and saves it."""
     from ir3de.configuration_ir3de import IR3DEConfig
+    from ir3de.samples_ir3de import SAMPLES_NAME, read_samples
     from ir3de.scripts.data.experts import read_experts
     from ir3de.scripts.data.sources import load_source, public_name
     from ir3de.scripts.fitting.fit import fit_rows
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     options, source, duplicates = FitOptions.from_args(args), RowSource.from_args(args), Duplicates()
     options.check_minimums()
     outside = _outside(source, args.outside or ())
+    samples = read_samples(args.samples) if args.samples else None
     config = IR3DEConfig(
         experts=read_experts(args.experts) if args.experts else [],
         embedding_model=public_name(args.embeddings),
@@ -53,9 +57,13 @@ def run(args: argparse.Namespace) -> int:
     for note in [*duplicates.notes(), *outside.notes()]:
         print(note, file=sys.stderr)
     print(fitted.describe())
+    if samples is not None:
+        fitted.model.samples = samples
     fitted.model.save_pretrained(args.output)
     skipped = f" ({fitted.skipped} rows without a token were left out)" if fitted.skipped else ""
     print(f"Saved a router of {len(config.expert_names)} experts to {args.output}{skipped}.")
+    if samples:
+        print(f"Its {SAMPLES_NAME} holds the text of {len(samples):,} prompts: whoever can read the router reads them.")
     print(f'Try it: ir3de route {args.output} "a prompt"')
     return 0
 

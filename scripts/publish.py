@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     space = parser.add_argument_group("a Space, instead of statistics")
     space.add_argument("--space", metavar="ID", help="of the Space; without --router it shows the embedded router")
     space.add_argument("--revision", help="of the router; default: its present commit")
-    space.add_argument("--samples", metavar="FILE", help="JSON Lines of labelled prompts that the app tries it on")
+    space.add_argument("--samples", metavar="FILE", help="JSON Lines of labelled prompts that the app shows")
     space.add_argument("--private", action="store_true", help="a new Space is private")
 
 
@@ -37,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
     if bool(args.file) == bool(args.space) or (args.file and not args.router):
         raise ValueError("Give either a statistics file and its --router, or --space.")
     if args.space:
+        if args.samples:
+            print(f"The text of {args.samples} goes to {args.space} too: whoever can read the Space reads it.")
         print(publish_space(args.space, args.router, args.revision, args.samples, args.private))
         return 0
     name = args.name or name_of_file(Path(args.file).stem)

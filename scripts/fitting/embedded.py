@@ -18,6 +18,7 @@ from ir3de.atomic_save_ir3de import STATISTICS_FOLDER
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.names_ir3de import file_name
+from ir3de.samples_ir3de import SAMPLES_NAME, read_samples
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import Row, RowSource, read_rows
 from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_quickstart_source, quickstart_source
@@ -96,6 +97,7 @@ def build(output: str | None = None) -> str:
         for name in config.expert_names
     }
     model = IR3DEModel.from_statistics(config, embeddings, statistics, tokenizer)
+    model.samples = read_samples(FOLDER / SAMPLES_NAME)
     model.save_pretrained(folder)  # several processes may start at once: each saves the same, one after the other
     return str(folder)
 
@@ -128,6 +130,7 @@ def _cache(source: BaseSpec) -> Path:
     """A folder for this version of the router and its source."""
     digest = hashlib.sha256(repr(sorted(source.items())).encode())
     root = FOLDER.parent
-    for path in sorted([*FOLDER.rglob("*.json"), *FOLDER.rglob("*.safetensors"), *root.glob("*_ir3de.py")]):
+    kept = [path for ending in ("json", "jsonl", "safetensors") for path in FOLDER.rglob(f"*.{ending}")]
+    for path in sorted([*kept, *root.glob("*_ir3de.py")]):
         digest.update(path.read_bytes())
     return Path(cached_assets_path("ir3de", namespace="quickstart")) / digest.hexdigest()[:16]

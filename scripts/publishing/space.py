@@ -48,7 +48,8 @@ def write_space(
         folder (`Path`): an empty one.
         router (`str`, *optional*): Hub id; by default the embedded router.
         revision (`str`, *optional*): of the router.
-        samples (`str`, *optional*): JSON Lines of labelled prompts, which travel along.
+        samples (`str`, *optional*): JSON Lines of labelled prompts, which travel along; by default the app shows those
+            that travel with the router.
     """
     package = folder / "ir3de"
     skip = shutil.ignore_patterns("__pycache__")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -28,7 +29,7 @@ from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.prompts_ir3de import Prompt
 from ir3de.scripts.data.rows import Row, read_file
-from ir3de.scripts.fitting.embedded import FOLDER, build
+from ir3de.scripts.fitting.embedded import build
 from ir3de.space import chat, experts, measured, route, views
 from ir3de.space.site import Event, Options, Site
 
@@ -41,9 +42,10 @@ FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONO = ["ui-monospace", "monospace"]
 INTRO = """
 <div class="ir-title"><h1>IR3DE: which expert should answer?</h1>
-<p>A linear router over token embeddings, fitted in closed form. Type, and see where the prompt goes, and why.</p></div>
+<p>Type a prompt, and see which expert it goes to, and why. The router is linear, over token embeddings, and fitted in
+closed form.</p></div>
 """
-SMALL = "The embedded experts are adapters on an LLM of 135 million parameters: look at the routes, not at its words."
+SMALL = "These experts share one small model of 135 million parameters: watch where prompts go, not what it says."
 CONNECT = """
 ### Any OpenAI client
 
@@ -53,7 +55,7 @@ from openai import OpenAI
 client = OpenAI(base_url="{url}/v1", api_key="none")
 answer = client.chat.completions.create(
     model="ir3de",  # or one of: {experts}
-    messages=[{{"role": "user", "content": "Find the roots of x^2 - 5x + 6."}}],
+    messages=[{{"role": "user", "content": {prompt}}}],
     max_tokens=64,
     extra_body={{"ir3de": {{"min_score": 0.3, "stickiness": 0.2}}}},  # options of routing
 )
@@ -70,8 +72,8 @@ status 429.
 ```python
 from gradio_client import Client
 
-Client("{url}").predict("Why did Rome fall?", api_name="/route")
-Client("{url}").predict("Why did Rome fall?", api_name="/ask")
+Client("{url}").predict({prompt}, api_name="/route")
+Client("{url}").predict({prompt}, api_name="/ask")
 ```
 
 The same two are the tools of an MCP server at `{url}/gradio_api/mcp/`.
@@ -103,7 +105,9 @@ def build_demo(site: Site) -> gr.Blocks:
         def connect(request: gr.Request) -> str:
             """How to reach this server, under the name that the visitor knows it by."""
             url = f"{request.url.scheme}://{request.url.netloc}"
-            return CONNECT.format(url=url, experts=", ".join(site.router.model.config.expert_names), limits=site.limits)
+            prompt = json.dumps(next(iter(route.examples(site.samples)), "A prompt"), ensure_ascii=False)
+            experts = ", ".join(site.router.model.config.expert_names)
+            return CONNECT.format(url=url, experts=experts, limits=site.limits, prompt=prompt)
 
         demo.load(connect, None, how, queue=False, api_visibility="private")
     demo.queue(max_size=64, default_concurrency_limit=4)
@@ -187,7 +191,7 @@ def load(
     Args:
         router (`str`, *optional*): folder or Hub id; by default the embedded router.
         revision (`str`, *optional*): of the router.
-        samples (`str`, *optional*): JSON Lines of `text` and `domain`; by default those of the embedded router.
+        samples (`str`, *optional*): JSON Lines of `text` and `domain`; by default those that travel with the router.
         second_opinion (`bool`): ask the router's second opinion on prompts that it is unsure of.
 
     Raises:
@@ -202,7 +206,7 @@ def load(
                 check_public(spec["endpoint"], allowed)
     budget = os.environ.get("IR3DE_MAX_MEMORY") or _half_of_memory(model.device)
     pipe = IR3DERoutingPipeline(model, second_opinion=second_opinion, max_memory=budget)
-    rows: Sequence[Row] = list(read_file(samples or str(FOLDER / "sample.jsonl")))
+    rows = list(read_file(samples)) if samples else [Row(*sample) for sample in model.samples]
 
     def stream(prompt: Prompt, **options: Any) -> Iterator[Event]:
         """The pipeline's stream as a generator function, which is what a lent GPU is asked for."""

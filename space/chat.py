@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
 from ir3de.space import views
-from ir3de.space.site import Event, Options, Site, Visitor
+from ir3de.space.site import Event, Options, RefusedError, Site, Visitor
 
 Turn = dict[str, Any]  # a message; one of an expert with `expert`, `score`, `state` and `note` too
 Turns = list[Turn]
 Shown = tuple[str, Turns, str, str]  # the conversation as HTML and as turns, the message box, a notice
 
 
+class _Widgets(NamedTuple):
+    """The parts of the tab that act on each other."""
+
+    turns: gr.State
+    shown: gr.HTML
+    said: gr.Textbox
+    notice: gr.HTML
+    send: gr.Button
+    stop: gr.Button
+    retry: gr.Button
+    clear: gr.Button
+
+
 def build(site: Site, visitor: gr.State) -> None:
     """Builds the tab."""
     turns = gr.State([])
-    shown = gr.HTML(views.conversation([], []), elem_id="chat")
+    shown = gr.HTML(views.conversation([], site.palette), elem_id="chat")
     said = gr.Textbox(
         label="Your message",
         placeholder="Ask, then ask about something else",
@@ -27,11 +40,17 @@ def build(site: Site, visitor: gr.State) -> None:
         elem_id="message",
     )
     notice = gr.HTML(elem_id="chat-notice")
-    with gr.Row():
-        send = gr.Button("Send", variant="primary", min_width=80, elem_id="send")
-        stop = gr.Button("Stop", min_width=70, elem_id="stop-chat")
-        retry = gr.Button("Retry", min_width=70, elem_id="retry")
-        clear = gr.Button("Clear", min_width=70, elem_id="clear")
+    with gr.Row(elem_classes="ir-buttons"):
+        send = gr.Button("Send", variant="primary", min_width=70, elem_id="send")
+        stop = gr.Button("Stop", min_width=60, interactive=False, elem_id="stop-chat")
+        retry = gr.Button("Retry", min_width=60, interactive=False, elem_id="retry")
+        clear = gr.Button("Clear", min_width=60, interactive=False, elem_id="clear")
+    _listen(site, visitor, _Widgets(turns, shown, said, notice, send, stop, retry, clear), _choices(site))
+
+
+def _choices(site: Site) -> list[gr.components.Component]:
+    """Stickiness, what is routed on, and the length of an answer."""
+    most = min(512, site.limits.max_tokens)
     with gr.Row():
         stickiness = gr.Slider(
             0,
@@ -45,45 +64,68 @@ def build(site: Site, visitor: gr.State) -> None:
         route_on = gr.Radio(
             [("last message", "last"), ("whole conversation", "conversation")], value="last", label="Route on"
         )
-        most = min(512, site.limits.max_tokens)
         length = gr.Slider(8, most, min(128, most), step=8, label="Tokens of an answer", elem_id="chat-length")
+    return [stickiness, route_on, length]
 
-    def ask(text: str, turns: Turns, *choice: Any) -> Iterator[Shown]:
-        if text.strip():
-            yield from replied(site, text, turns, *choice)
 
-    def again(text: str, turns: Turns, *choice: Any) -> Iterator[Shown]:
+def _listen(site: Site, visitor: gr.State, tab: _Widgets, choices: list[gr.components.Component]) -> None:
+    """Connects the parts of the tab."""
+
+    def buttons(running: bool, turns: Turns) -> tuple[Options, Options, Options]:
+        """Stop, Retry and Clear: active where they act."""
+        active = (running, bool(turns) and not running, bool(turns))
+        return tuple(gr.update(interactive=each) for each in active)  # type: ignore[return-value]
+
+    def ask(text: str, turns: Turns, *choice: Any) -> Iterator[tuple[Any, ...]]:
+        if not text.strip():
+            yield gr.skip(), turns, text, views.message("Type a message first."), *buttons(False, turns)
+            return
+        yield gr.skip(), turns, text, "", *buttons(True, turns)
+        after = turns
+        for html, after, said, notice in replied(site, text, turns, *choice):
+            yield html, after, said, notice, *buttons(True, after)
+        yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), *buttons(False, after)
+
+    def again(text: str, turns: Turns, *choice: Any) -> Iterator[tuple[Any, ...]]:
         asked = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=None)
-        if asked is not None:
-            for html, after, _, notice in replied(site, turns[asked]["content"], turns[:asked], *choice):
-                yield html, after, text, notice
+        if asked is None:
+            return
+        for html, after, _, notice, *active in ask(turns[asked]["content"], turns[:asked], *choice):
+            if notice:  # it failed, so all stays as it was
+                palette = site.palette_of(choice[-1])
+                yield views.conversation(turns, palette), turns, text, notice, *buttons(True, turns)
+            else:
+                yield html, after, text, notice, *active
 
-    def halt(turns: Turns, visitor: Visitor | None) -> tuple[str, Turns]:
+    def halt(turns: Turns, visitor: Visitor | None) -> tuple[Any, ...]:
         turns = [{**turn, "state": ""} for turn in turns]
-        return views.conversation(turns, site.router_of(visitor).model.config.expert_names), turns
+        return views.conversation(turns, site.palette_of(visitor)), turns, *buttons(False, turns)
 
     private: Options = {"api_visibility": "private", "show_progress": "hidden"}
+    active = [tab.stop, tab.retry, tab.clear]
     generating: Options = {
-        "inputs": [said, turns, stickiness, route_on, length, visitor],
-        "outputs": [shown, turns, said, notice],
+        "inputs": [tab.said, tab.turns, *choices, visitor],
+        "outputs": [tab.shown, tab.turns, tab.said, tab.notice, *active],
         "concurrency_id": "answers",
         **private,
     }
-    running = [gr.on([said.submit, send.click], ask, **generating), retry.click(again, **generating)]
-    stop.click(None, cancels=running, **private).then(halt, [turns, visitor], [shown, turns], queue=False, **private)
-    empty: tuple[str, Turns, str] = (views.conversation([], []), [], "")
-    clear.click(lambda: empty, None, [shown, turns, notice], cancels=running, queue=False, **private)
+    running = [gr.on([tab.said.submit, tab.send.click], ask, **generating), tab.retry.click(again, **generating)]
+    stopped = tab.stop.click(None, cancels=running, **private)
+    stopped.then(halt, [tab.turns, visitor], [tab.shown, tab.turns, *active], queue=False, **private)
+    empty: tuple[Any, ...] = (views.conversation([], site.palette), [], "", *buttons(False, []))
+    emptied = [tab.shown, tab.turns, tab.notice, *active]
+    tab.clear.click(lambda: empty, None, emptied, cancels=running, queue=False, **private)
 
 
 def replied(
     site: Site, text: str, before: Turns, stickiness: float, route_on: str, length: int, visitor: Visitor | None
 ) -> Iterator[Shown]:
     """The conversation as the answer to a new message grows; where that fails it stays as it was, with a notice."""
-    names = site.router_of(visitor).model.config.expert_names
+    palette = site.palette_of(visitor)
     reply: Turn = {"role": "assistant"}
     turns = [*before, {"role": "user", "content": text.strip()}]
     chat = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-    kept = views.conversation(before, names), before, text
+    kept = views.conversation(before, palette), before, text
     try:
         site.check("\n".join(message["content"] for message in chat))
         events = site.answer(visitor, chat, stickiness=stickiness, route_on=route_on, max_new_tokens=int(length))
@@ -94,13 +136,13 @@ def replied(
             elif event["event"] == "text":
                 reply = {**reply, "content": reply["content"] + event["text"]}
             elif event["event"] == "record" and event["generated_text"] is None:
-                raise ValueError("No expert could answer. Its model may be missing or out of reach.")
+                raise RefusedError(site.no_answer(visitor, event))
             elif event["event"] == "record":
                 reply = {**reply, "state": ""}
             if "content" in reply:
-                yield views.conversation([*turns, reply], names), [*turns, reply], "", ""
-    except ValueError as error:
-        yield *kept, views.message(str(error), "error")
+                yield views.conversation([*turns, reply], palette), [*turns, reply], "", ""
+    except Exception as error:  # which the visitor should not read
+        yield *kept, views.message(site.sorry(error), "error")
 
 
 def _note(event: Event) -> str:

@@ -17,10 +17,7 @@ from ir3de.space.site import Options, Site, Visitor
 from ir3de.specs_ir3de import ExpertSpec, check_hub_id
 
 _PASTED = 200_000  # characters of example texts
-_OFF = (
-    "Editing is off here. Where the owner sets IR3DE_ALLOW_EDIT=1, each visitor adds and removes experts in a copy of"
-    " their own."
-)
+_OFF = "The experts of this page are fixed. Its owner may let each visitor add and remove some in a copy of their own."
 _ON = "What you edit is a copy of your own: other visitors and the endpoint keep the router as it is."
 _EDITING: Options = {"concurrency_id": "edits", "api_visibility": "private"}
 
@@ -33,7 +30,7 @@ def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
 
     def show(visitor: Visitor | None) -> str:
         router = site.router_of(visitor)
-        return views.experts(router.model, router.loaded_experts)
+        return views.experts(router.model, router.loaded_experts, site.palette_of(visitor))
 
     events = [tab.select, visitor.change]
     gr.on(events, show, visitor, table, queue=False, show_progress="hidden", api_visibility="private")
@@ -51,11 +48,25 @@ def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
 def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
     """Adds an expert, from texts, from a statistics file, or with another router."""
     gr.Markdown("### Add an expert")
-    name = gr.Textbox(label="Name", max_length=64, elem_id="new-name")
-    model = gr.Textbox(label="Model that answers", info="A Hub id; without one it only routes.", placeholder="org/llm")
-    with gr.Row():
-        revision = gr.Textbox(label="Revision", placeholder="a commit, tag or branch", min_width=120)
-        cost = gr.Textbox(label="Cost", placeholder="a number, in any unit", min_width=120)
+    fields = _fields()
+
+    def add_texts(visitor: Visitor | None, texts: str, name: str, *fields: str) -> Edited:
+        lines = [line for line in texts[:_PASTED].splitlines() if line.strip()]
+        return _edit(
+            site, visitor, lambda router: router.add_expert(_spec(name, *fields), texts=lines), f"Added {name}"
+        )
+
+    def add_file(visitor: Visitor | None, path: str | None, name: str, *fields: str) -> Edited:
+        if not path:
+            return visitor, views.message("Choose a statistics file first.", "error")
+        name = name or name_of_file(Path(path).stem)
+        return _edit(
+            site, visitor, lambda router: router.add_expert(_spec(name, *fields), statistics=path), f"Added {name}"
+        )
+
+    def add_hub(visitor: Visitor | None, repo: str) -> Edited:
+        return _edit(site, visitor, lambda router: router.merge(stranger(repo)), f"Merged {repo}")
+
     with gr.Tabs():
         with gr.Tab("From texts"):
             texts = gr.Textbox(
@@ -70,42 +81,44 @@ def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
         with gr.Tab("From the Hub"):
             repo = gr.Textbox(
                 label="Another router",
-                info="Its experts join under their own names. It must be of the same feature space.",
+                info="Its experts join under their own names. It must be fitted on the same model's embeddings.",
                 placeholder="org/router",
                 elem_id="new-repo",
             )
             from_hub = gr.Button("Add", variant="primary", elem_id="add-hub")
-
-    def spec(name: str, model: str, revision: str, cost: str) -> ExpertSpec:
-        fields = {
-            "name": name.strip(),
-            "model": model.strip() and check_hub_id("The model", model.strip()),
-            "revision": revision.strip(),
-        }
-        made = cast(ExpertSpec, {key: value for key, value in fields.items() if value})
-        if cost:
-            made["cost"] = float(cost)
-        return made
-
-    def add_texts(visitor: Visitor | None, texts: str, name: str, *fields: str) -> Edited:
-        lines = [line for line in texts[:_PASTED].splitlines() if line.strip()]
-        return _edit(site, visitor, lambda router: router.add_expert(spec(name, *fields), texts=lines), f"Added {name}")
-
-    def add_file(visitor: Visitor | None, path: str | None, name: str, *fields: str) -> Edited:
-        if not path:
-            return visitor, views.message("Choose a statistics file first.", "error")
-        name = name or name_of_file(Path(path).stem)
-        return _edit(
-            site, visitor, lambda router: router.add_expert(spec(name, *fields), statistics=path), f"Added {name}"
-        )
-
-    def add_hub(visitor: Visitor | None, repo: str) -> Edited:
-        return _edit(site, visitor, lambda router: router.merge(stranger(repo)), f"Merged {repo}")
-
-    fields = [name, model, revision, cost]
     from_texts.click(add_texts, [visitor, texts, *fields], [visitor, result], **_EDITING)
     from_file.click(add_file, [visitor, file, *fields], [visitor, result], **_EDITING)
     from_hub.click(add_hub, [visitor, repo], [visitor, result], **_EDITING)
+
+
+def _fields() -> list[gr.Textbox]:
+    """Name, model, revision and cost of the new expert."""
+    name = gr.Textbox(label="Name", max_length=64, elem_id="new-name")
+    model = gr.Textbox(label="Model that answers", info="A Hub id; without one it only routes.", placeholder="org/llm")
+    with gr.Row():
+        revision = gr.Textbox(label="Revision", placeholder="a commit, tag or branch", min_width=120)
+        cost = gr.Textbox(label="Cost", placeholder="a number, in any unit", min_width=120)
+    return [name, model, revision, cost]
+
+
+def _spec(name: str, model: str, revision: str, cost: str) -> ExpertSpec:
+    """The spec that the fields say.
+
+    Raises:
+        ValueError: the model is no id of a repository, or the cost no number.
+    """
+    fields = {
+        "name": name.strip(),
+        "model": model.strip() and check_hub_id("The model", model.strip()),
+        "revision": revision.strip(),
+    }
+    made = cast(ExpertSpec, {key: value for key, value in fields.items() if value})
+    if cost.strip():
+        try:
+            made["cost"] = float(cost)
+        except ValueError:
+            raise ValueError(f"The cost must be a number, got {cost.strip()[:40]!r}.") from None
+    return made
 
 
 def _remove(site: Site, visitor: gr.State, result: gr.HTML) -> None:
@@ -113,8 +126,8 @@ def _remove(site: Site, visitor: gr.State, result: gr.HTML) -> None:
     gr.Markdown("### Remove one, or undo")
     gone = gr.Dropdown(site.router.model.config.expert_names, value=None, label="Expert", elem_id="old-name")
     with gr.Row():
-        remove = gr.Button("Remove", elem_id="remove", min_width=100)
-        undo = gr.Button("Undo the last edit", elem_id="undo", min_width=140)
+        remove = gr.Button("Remove", elem_id="remove", min_width=100, interactive=False)
+        undo = gr.Button("Undo the last edit", elem_id="undo", min_width=140, interactive=False)
 
     def drop(visitor: Visitor | None, name: str | None) -> Edited:
         if name is None:
@@ -127,12 +140,16 @@ def _remove(site: Site, visitor: gr.State, result: gr.HTML) -> None:
         after = site.undone(visitor)
         return after, compared(site, visitor.router, site.router_of(after), "Undone")
 
-    def names(visitor: Visitor | None) -> Options:
-        return gr.update(choices=site.router_of(visitor).model.config.expert_names, value=None)
+    def follow(visitor: Visitor | None) -> tuple[Options, Options]:
+        """The names to choose from, and whether there is something to undo."""
+        names = site.router_of(visitor).model.config.expert_names
+        return gr.update(choices=names, value=None), gr.update(interactive=visitor is not None)
 
     remove.click(drop, [visitor, gone], [visitor, result], **_EDITING)
     undo.click(back, visitor, [visitor, result], **_EDITING)
-    visitor.change(names, visitor, gone, queue=False, api_visibility="private")
+    at_once: Options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    visitor.change(follow, visitor, [gone, undo], **at_once)
+    gone.change(lambda name: gr.update(interactive=name is not None), gone, remove, **at_once)
 
 
 def _share(site: Site, visitor: gr.State, result: gr.HTML) -> None:
@@ -148,7 +165,7 @@ def _share(site: Site, visitor: gr.State, result: gr.HTML) -> None:
         elem_id="token",
     )
     as_pr = gr.Checkbox(label="As a pull request")
-    send = gr.Button("Push", elem_id="push")
+    send = gr.Button("Push", elem_id="push", interactive=False)
 
     def pushed(visitor: Visitor | None, repo: str, token: str, as_pr: bool) -> tuple[str, str]:
         done, said = push(site.router_of(visitor).model, repo, token.strip(), as_pr)
@@ -157,6 +174,11 @@ def _share(site: Site, visitor: gr.State, result: gr.HTML) -> None:
     def pack_it(visitor: Visitor | None) -> Options:
         return gr.update(value=packed(site.router_of(visitor).model), visible=True)
 
+    def ready(repo: str, token: str) -> Options:
+        return gr.update(interactive=bool(repo.strip() and token.strip()))
+
+    at_once: Options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+    gr.on([target.change, token.change], ready, [target, token], send, **at_once)
     pack.click(pack_it, visitor, file, **_EDITING)
     send.click(pushed, [visitor, target, token, as_pr], [result, token], **_EDITING)
 
@@ -167,6 +189,8 @@ def _edit(site: Site, visitor: Visitor | None, change: Callable[[IR3DEModel], ob
         after = site.edited(visitor, change)
     except (ValueError, OSError) as error:
         return visitor, views.message(public_words(error), "error")
+    except Exception as error:  # which the visitor should not read
+        return visitor, views.message(site.sorry(error), "error")
     return after, compared(site, site.router_of(visitor), after.router, what)
 
 

@@ -11,6 +11,7 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.second_opinion_ir3de import load_encoder
 from ir3de.space import views
+from ir3de.space.palette import Palette
 from ir3de.space.site import Options, Site, Visitor
 
 Work = Callable[[list[str]], object]  # on a batch of texts
@@ -46,51 +47,55 @@ def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
 
 def figures(site: Site, visitor: Visitor | None) -> str:
     """The router's figures, as HTML."""
-    router = site.router_of(visitor)
-    return _card(router.model.config) + _live(site, router)
+    router, palette = site.router_of(visitor), site.palette_of(visitor)
+    return _card(router.model.config, palette) + _live(site, router, palette)
 
 
-def _card(config: IR3DEConfig) -> str:
+def _card(config: IR3DEConfig, palette: Palette) -> str:
     """What was measured when the router was fitted."""
     evaluation = config.evaluation
     if not evaluation:
-        return views.message("This router's config holds no figures of its own.")
-    edited = " The set of experts was edited since: they describe the router before." if config.measured_on else ""
+        return views.message("This router holds no figures of its own.")
+    edited = " The experts were edited since: the figures are of the router before." if config.measured_on else ""
     tiles = [
-        (views.percent(evaluation["macro_accuracy"]), "macro accuracy"),
-        (f"{100 * evaluation['standard_error']:.1f}", "its standard error, in points"),
-        (f"{evaluation['calibration_error']:.3f}", "expected calibration error"),
-        (f"{evaluation['prompts']:,}", "held-out prompts"),
+        (views.percent(evaluation["macro_accuracy"]), "go to the right expert, as a mean over the domains"),
+        (f"{100 * evaluation['standard_error']:.1f}", "points of standard error of that"),
+        (f"{evaluation['calibration_error']:.3f}", "calibration error: how far scores are from shares that are right"),
+        (f"{evaluation['prompts']:,}", "prompts that were held out"),
     ]
     shown = "".join(f'<div class="ir-tile"><b>{value}</b><span>{what}</span></div>' for value, what in tiles)
-    note = views.message(f"From the router's card: held-out prompts of the training sources.{edited}")
+    note = views.message(
+        f"From the router's card: prompts that were held out to measure it, before it was fitted on all.{edited}"
+    )
     if "confusion" in evaluation:
-        table = views.confusion(evaluation, config.expert_names, "Where held-out prompts went")
+        table = views.confusion(evaluation, config.expert_names, palette, "Where held-out prompts went")
     else:
         rows = [
-            (views.badge(name, config.expert_names), views.percent(domain["recall"]), f"{domain['prompts']:,}")
+            (palette.badge(name), views.percent(domain["recall"]), f"{domain['prompts']:,}")
             for name, domain in evaluation["domains"].items()
         ]
-        table = views.table(("domain", "recall", "held-out prompts"), rows, "Recall of each domain")
+        table = views.table(("domain", "right", "held-out prompts"), rows, "How many prompts of each domain go right")
     return f'<h3>When it was fitted</h3>{note}<div class="ir-tiles">{shown}</div>{table}'
 
 
-def _live(site: Site, router: IR3DERoutingPipeline) -> str:
+def _live(site: Site, router: IR3DERoutingPipeline, palette: Palette) -> str:
     """What is measured now on the samples."""
     own = site.figures(router)
     if own is None:
-        return views.message("There are no sample prompts of this router's domains.")
-    names = router.model.config.expert_names
+        return views.message("This router comes without sample prompts of its domains to measure on here.")
+    config = router.model.config
     caption = f"Where the {own['prompts']} sample prompts go: {100 * own['macro_accuracy']:.1f} % are right"
+    used = f"This router uses variant {config.variant}"
+    used += f" with k = {config.num_votes}" if config.variant == "top-k" else ""
     points = []
     for k in VOTES:
         voted = site.figures(router, variant="top-k", num_votes=k)
         points.append((k, voted["macro_accuracy"] if voted else 0.0))
     return (
         "<h3>Now, on the sample prompts</h3>"
-        + views.message("A few labelled prompts that come with the app, not drawn from the training sources.")
-        + views.confusion(own, names, caption)
-        + views.curve(points, "Accuracy over k, the tokens that vote in variant top-k")
+        + views.message("A few labelled prompts that the owner chose as examples: they say little of other prompts.")
+        + views.confusion(own, config.expert_names, palette, caption)
+        + views.curve(points, f"Accuracy with variant top-k, by k, the tokens that vote. {used}.")
     )
 
 

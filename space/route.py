@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from ir3de.choices_ir3de import VARIANTS
+from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.policy_ir3de import Ranked
+from ir3de.scripts.data.rows import Row
 from ir3de.space import views
-from ir3de.space.site import Options, Site, Visitor
+from ir3de.space.site import Options, RefusedError, Site, Visitor
 
-EXAMPLES = (
-    "Explain how to compute prime numbers with a sieve.",
-    "Does quantum mechanics leave room for free will?",
-    "Who invented calculus, and who got the credit?",
-    "Write a Python function that simulates a falling ball.",
-    "Is a proof by computer still a proof?",
-    "How did the steam engine change warfare?",
+_FEWEST, _MOST = 6, 12  # examples
+_LONGEST_EXAMPLE = 160  # characters
+_VARIANTS = (
+    "How the tokens of a prompt decide: the k surest vote (top-k), all vote (all), their mean decides (avg), or so it"
+    " does with weights that were fitted on whole prompts (prompt)."
 )
 
 
@@ -38,8 +41,15 @@ class Controls(NamedTuple):
     min_score: float
     cost_weight: float
 
-    def options(self) -> Options:
-        """The options of a call that they stand for."""
+    def options(self, router: IR3DERoutingPipeline) -> Options:
+        """The options of a call that they stand for.
+
+        Raises:
+            RefusedError: costs are to be weighed, and this router's experts do not all have one.
+        """
+        worth, costs = _about_costs(router.model.config)
+        if self.cost_weight and not costs:
+            raise RefusedError(f"Set the cost weight to 0. {worth}")
         return {
             "variant": self.variant,
             "num_votes": int(self.k),
@@ -48,71 +58,69 @@ class Controls(NamedTuple):
         }
 
 
+class _Widgets(NamedTuple):
+    """The parts of the tab that act on each other."""
+
+    prompt: gr.Textbox
+    ask: gr.Button
+    compare: gr.Button
+    stop: gr.Button
+    ranking: gr.HTML
+    tokens: gr.HTML
+    first: gr.HTML
+    second: gr.HTML
+
+
 def build(site: Site, visitor: gr.State, demo: gr.Blocks) -> None:
     """Builds the tab."""
+    shown = examples(site.samples)
     with gr.Row():
         with gr.Column(scale=5, min_width=300):
             prompt = gr.Textbox(
-                EXAMPLES[0],
+                shown[0] if shown else "",
                 label="Prompt",
                 info="Routed while you type. Enter lets the chosen expert answer.",
                 max_length=site.limits.characters,
                 max_lines=8,
                 elem_id="prompt",
             )
-            with gr.Row():
+            with gr.Row(elem_classes="ir-buttons"):
                 ask = gr.Button("Answer", variant="primary", min_width=80, elem_id="answer")
-                compare = gr.Button("Compare two", min_width=80, elem_id="compare")
-                stop = gr.Button("Stop", min_width=60, elem_id="stop")
+                compare = gr.Button("Compare two", min_width=90, elem_id="compare")
+                stop = gr.Button("Stop", min_width=60, interactive=False, elem_id="stop")
         with gr.Column(scale=6, min_width=300):
             ranking = gr.HTML(elem_id="ranking", label="Ranking")
             tokens = gr.HTML(elem_id="tokens", label="Tokens")
-    with gr.Row():
+    with gr.Row(elem_id="answers"):
         first = gr.HTML(elem_id="first-answer", label="Answer", min_width=280)
         second = gr.HTML(elem_id="second-answer", label="Second answer", min_width=280)
-    gr.Examples([[example] for example in EXAMPLES], [prompt], label="Examples between two domains")
-    variant, k, min_score, cost_weight, length = _controls(site)
+    if shown:
+        rows = [[example] for example in shown]
+        gr.Examples(rows, [prompt], label="Examples", examples_per_page=_MOST, elem_id="examples")
+    controls = _controls(site)
+    _listen(site, visitor, demo, _Widgets(prompt, ask, compare, stop, ranking, tokens, first, second), controls)
 
-    choice = [variant, k, min_score, cost_weight, visitor]
 
-    def show(text: str, *choice: Any) -> tuple[str, str]:
-        *values, visitor = choice
-        return shown(site, text, Controls(*values), visitor)
-
-    def answer(text: str, length: int, *choice: Any) -> Iterator[tuple[str, str]]:
-        *values, visitor = choice
-        for pane in answered(site, text, length, Controls(*values), visitor):
-            yield pane, ""
-
-    def answer_both(text: str, length: int, *choice: Any) -> Iterator[tuple[str, str]]:
-        *values, visitor = choice
-        yield from compared(site, text, length, Controls(*values), visitor)
-
-    private: Options = {"api_visibility": "private", "show_progress": "hidden"}
-    routing = {"fn": show, "inputs": [prompt, *choice], "outputs": [ranking, tokens], "queue": False, **private}
-    changes = [prompt.change, variant.change, k.change, min_score.change, cost_weight.change, visitor.change]
-    gr.on([*changes, demo.load], trigger_mode="always_last", **routing)
-    variant.change(lambda name: gr.update(interactive=name == "top-k"), variant, k, queue=False, **private)
-    generating = {
-        "inputs": [prompt, length, *choice],
-        "outputs": [first, second],
-        "concurrency_id": "answers",
-        **private,
-    }
-    submitted = gr.on([prompt.submit, ask.click], **routing)
-    answering = submitted.then(answer, **generating)
-    comparing = compare.click(answer_both, **generating)
-    stop.click(None, cancels=[answering, comparing], **private)
+def examples(samples: Sequence[Row]) -> list[str]:
+    """A few of the samples, of each domain in turn, short ones if there are any."""
+    short = [row for row in samples if len(row.text) <= _LONGEST_EXAMPLE] or samples
+    of_domain: dict[str, list[str]] = defaultdict(list)
+    for row in short:
+        of_domain[row.domain].append(row.text)
+    in_turn = chain.from_iterable(zip_longest(*of_domain.values()))
+    texts = dict.fromkeys(text for text in in_turn if text is not None)
+    return list(texts)[: min(max(_FEWEST, len(of_domain)), _MOST)]
 
 
 def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr.Slider]:
     """Variant, k, minimum score, cost weight, and tokens of an answer."""
     config = site.router.model.config
-    costs = all("cost" in spec for spec in config.experts)
-    worth = "What a unit of an expert's cost must be worth." if costs else "This router's experts have no costs."
+    worth, costs = _about_costs(config)
     most = min(512, site.limits.max_tokens)
     with gr.Accordion("Controls", open=True):
-        variant = gr.Radio(VARIANTS, value=config.variant, label="Variant", elem_id="variant")
+        variant = gr.Radio(
+            VARIANTS, value=config.variant, label="Variant", elem_id="variant", info=_VARIANTS, elem_classes="ir-wide"
+        )
         with gr.Row():
             k = gr.Slider(1, 100, config.num_votes, step=1, label="k: tokens that vote", min_width=225, elem_id="votes")
             min_score = gr.Slider(
@@ -123,33 +131,95 @@ def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr
                 8, most, min(128, most), step=8, label="Answer's tokens", min_width=225, elem_id="length"
             )
     k.info, k.interactive = "In variant top-k.", config.variant == "top-k"
-    min_score.info = "Below it the fallback, or nobody."
+    min_score.info = f"Below it {config.fallback_expert or 'nobody'} answers."
     cost_weight.info, cost_weight.interactive = worth, costs
     length.info = "At most."
     return variant, k, min_score, cost_weight, length
 
 
+def _about_costs(config: IR3DEConfig) -> tuple[str, bool]:
+    """What to say of the experts' costs, and whether all have one, so that they can be weighed."""
+    lacking = [spec["name"] for spec in config.specs if "cost" not in spec]
+    if not lacking:
+        return "Score that a unit of an expert's cost must be worth.", True
+    if len(lacking) == len(config.specs):
+        return "This router's experts have no costs.", False
+    who = f"{lacking[0]} has none" if len(lacking) == 1 else f"{len(lacking)} of {len(config.specs)} have none"
+    return f"Needs the cost of every expert, and {who}.", False
+
+
+def _listen(
+    site: Site,
+    visitor: gr.State,
+    demo: gr.Blocks,
+    tab: _Widgets,
+    controls: tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr.Slider],
+) -> None:
+    """Connects the parts of the tab."""
+    variant, k, min_score, cost_weight, length = controls
+    choice = [variant, k, min_score, cost_weight, visitor]
+    active, idle = gr.update(interactive=True), gr.update(interactive=False)  # the button Stop
+
+    def show(text: str, *choice: Any) -> tuple[str, str]:
+        *values, visitor = choice
+        return shown(site, text, Controls(*values), visitor)
+
+    def answer(text: str, length: int, *choice: Any) -> Iterator[tuple[Any, ...]]:
+        *values, visitor = choice
+        yield "", "", active
+        for pane in answered(site, text, length, Controls(*values), visitor):
+            yield pane, "", active
+        yield gr.skip(), gr.skip(), idle
+
+    def answer_both(text: str, length: int, *choice: Any) -> Iterator[tuple[Any, ...]]:
+        *values, visitor = choice
+        yield "", "", active
+        for panes in compared(site, text, length, Controls(*values), visitor):
+            yield *panes, active
+        yield gr.skip(), gr.skip(), idle
+
+    private: Options = {"api_visibility": "private", "show_progress": "hidden"}
+    routing = {"fn": show, "inputs": [tab.prompt, *choice], "outputs": [tab.ranking, tab.tokens], "queue": False}
+    parts = (tab.prompt, variant, k, min_score, cost_weight, visitor)
+    changed = [part.change for part in parts]
+    gr.on([*changed, demo.load], trigger_mode="always_last", **routing, **private)
+    variant.change(lambda name: gr.update(interactive=name == "top-k"), variant, k, queue=False, **private)
+    generating = {
+        "inputs": [tab.prompt, length, *choice],
+        "outputs": [tab.first, tab.second, tab.stop],
+        "concurrency_id": "answers",
+        **private,
+    }
+    submitted = gr.on([tab.prompt.submit, tab.ask.click], **routing, **private)
+    running = [submitted.then(answer, **generating), tab.compare.click(answer_both, **generating)]
+    stopped = tab.stop.click(None, cancels=running, **private)
+    stopped.then(lambda: idle, None, tab.stop, queue=False, **private)
+
+
 def shown(site: Site, text: str, controls: Controls, visitor: Visitor | None) -> tuple[str, str]:
     """The ranking and the tokens of a prompt, as HTML."""
     router = site.router_of(visitor)
-    names = router.model.config.expert_names
+    palette = site.palette_of(visitor)
     try:
         if not (text := site.check(text)):
             return views.message("Type a prompt to see where it goes, and why."), ""
-        record = router(text, generate=False, explain=True, **controls.options())
-    except ValueError as error:
-        return views.message(str(error), "error"), ""
+        record = router(text, generate=False, explain=True, **controls.options(router))
+    except Exception as error:  # which the visitor should not read
+        return views.message(site.sorry(error), "error"), ""
     note = f"Ranked by score less {controls.cost_weight:g} times cost." if controls.cost_weight else ""
-    return views.route(record, names, note), views.tokens(record, names)
+    return views.route(record, palette, site.routing_only(visitor), note), views.tokens(record, palette)
 
 
 def answered(site: Site, text: str, length: int, controls: Controls, visitor: Visitor | None) -> Iterator[str]:
     """The chosen expert's answer as it grows, as HTML."""
     try:
         if text := site.check(text):
-            yield from pane(site, visitor, text, max_new_tokens=int(length), **controls.options())
-    except ValueError as error:
-        yield views.message(str(error), "error")
+            options = controls.options(site.router_of(visitor))
+            yield from pane(site, visitor, text, max_new_tokens=int(length), **options)
+        else:
+            yield views.message("Type a prompt first.")
+    except Exception as error:  # which the visitor should not read
+        yield views.message(site.sorry(error), "error")
 
 
 def compared(
@@ -158,22 +228,24 @@ def compared(
     """The answers of the first two experts, one after the other."""
     try:
         if not (text := site.check(text)):
+            yield views.message("Type a prompt first."), ""
             return
-        chosen = controls._replace(min_score=0).options()
-        first, *others = site.router_of(visitor)(text, generate=False, top_n=2, **chosen)["ranking"]
+        router = site.router_of(visitor)
+        chosen = controls._replace(min_score=0).options(router)
+        first, *others = router(text, generate=False, top_n=2, **chosen)["ranking"]
         left = ""
         for left in pane(site, visitor, text, first, max_new_tokens=int(length)):
             yield left, ""
         for other in others:
             for right in pane(site, visitor, text, other, max_new_tokens=int(length)):
                 yield left, right
-    except ValueError as error:
-        yield views.message(str(error), "error"), ""
+    except Exception as error:  # which the visitor should not read
+        yield views.message(site.sorry(error), "error"), ""
 
 
 def pane(site: Site, visitor: Visitor | None, text: str, entry: Ranked | None = None, **options: Any) -> Iterator[str]:
     """An answer as it grows: of the expert that the options choose, or of that of an entry of a ranking."""
-    names = site.router_of(visitor).model.config.expert_names
+    palette = site.palette_of(visitor)
     name, score, said = "", 0.0, ""
     if entry:
         options |= {"experts": [entry["expert"]]}
@@ -182,11 +254,8 @@ def pane(site: Site, visitor: Visitor | None, text: str, entry: Ranked | None = 
             name, score, said = event["expert"], entry["score"] if entry else event["score"], ""
         elif event["event"] == "text":
             said += event["text"]
-        elif event["expert"] is None:
-            yield views.message("No expert scores at least the minimum, so nobody answers.")
-            return
         elif event["generated_text"] is None:
-            yield views.message("No expert could answer. Its model may be missing or out of reach.", "error")
+            yield views.message(site.no_answer(visitor, event), "error" if "failures" in event else "hint")
             return
         if name:
-            yield views.answer(name, names, score, said, "" if event["event"] == "record" else "writing")
+            yield views.answer(name, palette, score, said, "" if event["event"] == "record" else "writing")

@@ -59,8 +59,10 @@ def push(model: IR3DEModel, repo: str, token: str, as_pr: bool) -> tuple[bool, s
         return False, "Give a token that may write."
     try:
         repo = check_hub_id("The router", repo.strip())
-        commit = _portable(model).push_to_hub(repo, token=token, create_pr=as_pr)
-        return True, f"Pushed: {commit.pr_url or commit.commit_url}"
+        made = _portable(model)
+        commit = made.push_to_hub(repo, token=token, create_pr=as_pr)
+        told = f" With it went its {len(made.samples):,} sample prompts." if made.samples else ""
+        return True, f"Pushed: {commit.pr_url or commit.commit_url}{told}"
     except HfHubHTTPError as error:
         try:
             check_permission(error, repo)

@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.policy_ir3de import Record
+from ir3de.space.palette import Palette
 from ir3de.specs_ir3de import ExpertSpec, is_remote
 
-# An expert has a colour and a kind of line, so that colour alone says nothing.
-_COLOURS = (
-    "#2f6fde",
-    "#d9730d",
-    "#1a8f5a",
-    "#8b4fd8",
-    "#d6336c",
-    "#0c8599",
-    "#8a7a00",
-    "#a0522d",
-    "#5c6b7a",
-    "#c026d3",
-)
-_LINES = ("solid", "dotted", "dashed", "double", "wavy")
-
-
-def style(name: str, names: Sequence[str]) -> str:
-    """The colour and line of an expert, by its place among all."""
-    place = names.index(name) if name in names else 0
-    return f"--c:{_COLOURS[place % len(_COLOURS)]};--line:{_LINES[place % len(_LINES)]}"
-
-
-def badge(name: str, names: Sequence[str]) -> str:
-    """An expert's name in its colour and line."""
-    return f'<span class="ir-badge" style="{style(name, names)}">{escape(name)}</span>'
+_ONLY_ROUTES = "only routes"
+_ACROSS = 6  # columns whose heads are written across
+_SHOWN = 12  # experts of a ranking; the others are folded away
 
 
 def percent(value: float) -> str:
@@ -49,30 +28,39 @@ def message(text: str, kind: str = "hint") -> str:
     return f'<p class="ir-{kind}"{role}>{escape(text)}</p>'
 
 
-def route(record: Record, names: Sequence[str], note: str = "") -> str:
-    """The chosen expert and the ranking as bars."""
+def route(record: Record, palette: Palette, routing_only: Collection[str] = (), note: str = "") -> str:
+    """The chosen expert and the ranking as bars; who only routes is labelled."""
     chosen = record["expert"]
     if chosen is None:
         head = "<strong>Nobody</strong> answers: the best score is below the minimum"
     else:
         why = " as the fallback: the best score is below the minimum" if record.get("fallback") else ""
-        head = f"{badge(chosen, names)} answers{why}"
+        does = "is chosen, but only routes: no model answers for it" if chosen in routing_only else "answers"
+        head = f"{palette.badge(chosen)} {does}{why}"
     head += ", with the second opinion" if "second_opinion" in record else ""
-    rows = []
-    for entry in record["ranking"]:
-        name, share = entry["expert"], entry["score"]
-        mark = ' class="ir-chosen" aria-current="true"' if name == chosen else ""
-        bar = f'<span class="ir-track"><span class="ir-fill" style="width:{100 * share:.2f}%"></span></span>'
-        rows.append(
-            f'<li{mark} style="{style(name, names)}"><span class="ir-name">{escape(name)}</span>'
-            f'{bar}<span class="ir-share">{percent(share)}</span></li>'
-        )
-    bars = f'<ol class="ir-bars" aria-label="Experts with their probabilities, best first">{"".join(rows)}</ol>'
+    rows = [
+        _bar(entry["expert"], entry["score"], palette, entry["expert"] == chosen, entry["expert"] in routing_only)
+        for entry in record["ranking"]
+    ]
+    label = "Experts with their scores, best first"
+    bars = f'<ol class="ir-bars" aria-label="{label}">{"".join(rows[:_SHOWN])}</ol>'
+    if more := rows[_SHOWN:]:
+        others = f'<ol class="ir-bars" start="{_SHOWN + 1}">{"".join(more)}</ol>'
+        bars += f"<details><summary>{len(more)} more experts</summary>{others}</details>"
     hint = f'<p class="ir-hint">{escape(note)}</p>' if note else ""
     return f'<div class="ir-route"><p class="ir-head" role="status">{head}</p>{bars}{hint}</div>'
 
 
-def tokens(record: Record, names: Sequence[str]) -> str:
+def _bar(name: str, share: float, palette: Palette, chosen: bool, only_routes: bool) -> str:
+    """An expert in a ranking."""
+    mark = ' class="ir-chosen" aria-current="true"' if chosen else ""
+    label = f' <small class="ir-label">{_ONLY_ROUTES}</small>' if only_routes else ""
+    fill = f'<span class="ir-track"><span class="ir-fill" style="width:{100 * share:.2f}%"></span></span>'
+    named = f'<span class="ir-who"><span class="ir-name">{escape(name)}</span>{label}</span>'
+    return f'<li{mark} style="{palette.style(name)}">{named}{fill}<span class="ir-share">{percent(share)}</span></li>'
+
+
+def tokens(record: Record, palette: Palette) -> str:
     """The prompt's tokens, each marked with the expert it supports: stronger where it counts more."""
     heaviest = max((token["weight"] for token in record["tokens"]), default=0.0) or 1.0
     marks, rows = [], []
@@ -82,20 +70,17 @@ def tokens(record: Record, names: Sequence[str]) -> str:
         shade = f";--w:{8 + 52 * weight:.0f}%" if counted else ""
         kind = "ir-token" if counted else "ir-token ir-out"
         text = escape(token["token"])
-        marks.append(f'<span class="{kind}" style="{style(vote, names)}{shade}" title="{escape(says)}">{text}</span>')
-        share = f"{weight:.2f}" if counted else "left out"
-        rows.append(f"<tr><td><code>{text}</code></td><td>{escape(vote)}</td><td>{share}</td></tr>")
-    seen = {token["vote"] for token in record["tokens"]}
-    legend = " ".join(badge(name, names) for name in names if name in seen)
+        marks.append(f'<span class="{kind}" style="{palette.style(vote)}{shade}" title="{escape(says)}">{text}</span>')
+        rows.append((f"<code>{text}</code>", escape(vote), f"{weight:.2f}" if counted else "left out"))
+    legend = " ".join(palette.badge(name) for name in sorted({token["vote"] for token in record["tokens"]}))
     out = sum(not token["counted"] for token in record["tokens"])
     left = f" {out} of {len(rows)} tokens are left out and dimmed." if out else ""
-    table = "<thead><tr><th>token</th><th>supports</th><th>weight</th></tr></thead>"
     return (
-        f'<div class="ir-why"><p class="ir-hint">Each token in the colour and line of the expert that it supports,'
-        f" stronger where it counts more.{left}</p>"
+        f'<div class="ir-why"><p class="ir-hint">Each piece of the prompt in the colour and line of the expert that it'
+        f" supports, stronger where it counts more.{left}</p>"
         f'<p class="ir-tokens">{"".join(marks)}</p><p class="ir-legend">{legend}</p>'
-        f'<details><summary>The same as a table</summary><div class="ir-scroll"><table class="ir-table">{table}'
-        f"<tbody>{''.join(rows)}</tbody></table></div></details></div>"
+        f"<details><summary>The same as a table</summary>"
+        f"{table(('token', 'supports', 'weight'), rows, 'Tokens of the prompt')}</details></div>"
     )
 
 
@@ -112,19 +97,19 @@ def text(answer: str) -> str:
     return "".join(shown)
 
 
-def answer(name: str, names: Sequence[str], score: float, said: str, state: str = "", note: str = "") -> str:
+def answer(name: str, palette: Palette, score: float, said: str, state: str = "", note: str = "") -> str:
     """An expert's answer; `state` is `"writing"` while it comes."""
     cursor = '<span class="ir-cursor" aria-hidden="true"></span>' if state == "writing" else ""
     hint = f'<p class="ir-hint">{escape(note)}</p>' if note else ""
     busy = "true" if cursor else "false"
     return (
-        f'<section class="ir-answer" style="{style(name, names)}" aria-label="Answer of {escape(name)}"'
-        f' aria-busy="{busy}"><header>{badge(name, names)} <span class="ir-share">{percent(score)}</span></header>'
+        f'<section class="ir-answer" style="{palette.style(name)}" aria-label="Answer of {escape(name)}"'
+        f' aria-busy="{busy}"><header>{palette.badge(name)} <span class="ir-share">{percent(score)}</span></header>'
         f"{hint}{text(said)}{cursor}</section>"
     )
 
 
-def conversation(turns: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+def conversation(turns: Iterable[Mapping[str, Any]], palette: Palette) -> str:
     """A chat: the visitor's messages, and answers labelled by their experts."""
     shown = []
     for turn in turns:
@@ -132,7 +117,7 @@ def conversation(turns: Iterable[Mapping[str, Any]], names: Sequence[str]) -> st
             shown.append(f'<div class="ir-user"><span class="ir-sr">You: </span>{text(turn["content"])}</div>')
         else:
             fields = (turn[key] for key in ("score", "content", "state", "note"))
-            shown.append(answer(turn["expert"], names, *fields))
+            shown.append(answer(turn["expert"], palette, *fields))
     empty = '<p class="ir-hint">Say something: each answer is labelled with the expert that gave it.</p>'
     return f'<div class="ir-chat" role="log" aria-label="Conversation" tabindex="0">{"".join(shown) or empty}</div>'
 
@@ -147,18 +132,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> s
     )
 
 
-def experts(model: IR3DEModel, loaded: Iterable[Mapping[str, Any]]) -> str:
+def experts(model: IR3DEModel, loaded: Iterable[Mapping[str, Any]], palette: Palette) -> str:
     """The table of a router's experts."""
-    names = model.config.expert_names
     resident = {name for each in loaded for name in each["experts"]}
     rows = []
-    for spec in model.config.experts or []:
+    for spec in model.config.specs:
         kind, source, revision = _source(spec)
-        rows_seen = model.statistics[spec["name"]].rows("tokens")
-        memory = "yes" if spec["name"] in resident else "elsewhere" if kind == "remote" else "no"
-        cells = (source, revision, kind, f"{spec['cost']:g}" if "cost" in spec else "–", f"{rows_seen:,}", memory)
-        rows.append([badge(spec["name"], names), *map(escape, cells)])
-    head = ("expert", "model", "revision", "kind", "cost", "tokens seen", "in memory")
+        seen = model.statistics.get(spec["name"])
+        memory = "yes" if spec["name"] in resident else {"remote": "elsewhere", _ONLY_ROUTES: "–"}.get(kind, "no")
+        cost = f"{spec['cost']:g}" if "cost" in spec else "–"
+        cells = (kind, source, revision, cost, f"{seen.rows('tokens'):,}" if seen else "–", memory)
+        rows.append([palette.badge(spec["name"]), *map(escape, cells)])
+    head = ("expert", "kind", "model", "revision", "cost", "tokens seen", "in memory")
     return table(head, rows, f"The {len(rows)} experts")
 
 
@@ -170,7 +155,7 @@ def _source(spec: ExpertSpec) -> tuple[str, str, str]:
     if "adapter" in spec:
         return "adapter", f"{_short(spec['adapter'])} on {model}", spec.get("adapter_revision", "not pinned")
     if "model" not in spec:
-        return "routes only", "–", "–"
+        return _ONLY_ROUTES, "–", "–"
     return ("GGUF" if "gguf_file" in spec else "model"), model, spec.get("revision", "not pinned")
 
 
@@ -178,23 +163,24 @@ def _short(place: str) -> str:
     return Path(place).name if Path(place).is_absolute() else place
 
 
-def confusion(figures: Mapping[str, Any], names: Sequence[str], caption: str) -> str:
+def confusion(figures: Mapping[str, Any], names: Sequence[str], palette: Palette, caption: str) -> str:
     """A confusion matrix, darker where more prompts went; the diagonal is right."""
     rows = []
     for domain, routes in figures["confusion"].items():
         total = sum(routes.values()) or 1
-        cells = [f'<th scope="row">{badge(domain, names)}</th>']
+        cells = [f'<th scope="row">{palette.badge(domain)}</th>']
         for name in names:
             number = routes.get(name, 0)
             kind = "right" if name == domain else "wrong"
             cells.append(f'<td class="ir-{kind}" style="--w:{85 * number / total:.0f}%">{number or "·"}</td>')
         cells.append(f"<td>{percent(figures['domains'][domain]['recall'])}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    top = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
+    upright = " ir-upright" if len(names) > _ACROSS else ""
     return (
         f'<div class="ir-scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f'<table class="ir-table ir-confusion"><caption>{escape(caption)}</caption>'
-        f'<thead><tr><th scope="col">domain \\ sent to</th>{top}<th scope="col">recall</th></tr></thead>'
+        f'<table class="ir-table ir-confusion{upright}"><caption>{escape(caption)}</caption>'
+        f'<thead><tr><th scope="col">domain / sent to</th>{top}<th scope="col">right</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
-from ir3de import IR3DERoutingPipeline
+from ir3de import IR3DEConfig, IR3DEModel, IR3DERoutingPipeline
 from ir3de.app import build_demo, launch
 from ir3de.gateway.limits import Limits
 from ir3de.scripts.data.rows import Row
@@ -18,6 +19,20 @@ from ir3de.space.site import Site
 
 from . import tiny
 
+WIDE = {  # twelve domains with long names, each of a few of the tiny world's words
+    "account-and-login-problems": ("array", "bug", "class"),
+    "billing-and-refund-requests": ("compile", "debug", "function"),
+    "contract-renewal": ("integer", "loop", "pointer"),
+    "delivery-delays-and-lost-parcels": ("python", "return", "script"),
+    "guarantee": ("appeal", "attorney", "clause"),
+    "international-customs-and-duties": ("contract", "court", "crime"),
+    "marketing-newsletter-cancellation": ("judge", "jury", "lawsuit"),
+    "mobile-application-crashes": ("liable", "plaintiff", "statute"),
+    "press-and-partnership-enquiries": ("algebra", "angle", "circle"),
+    "product-advice-before-the-purchase": ("cosine", "cube", "derivative"),
+    "returns-of-damaged-goods": ("equation", "integral", "matrix"),
+    "spare-parts-and-repair-instructions": ("prime", "proof", "root"),
+}
 LIMITS = Limits(characters=2_000, max_tokens=400)
 
 
@@ -28,6 +43,25 @@ def make_site(specs: dict[str, dict[str, Any]], **changes: Any) -> Site:
     rows = [Row(text, domain) for domain in tiny.DOMAINS for text in tiny.sentences(domain, 6, seed=11)]
     site = {"stream": pipe.stream, "limits": LIMITS, "samples": rows, "allow_edit": True, **changes}
     return Site(pipe, **site)
+
+
+def wide_site(model: str, **changes: Any) -> Site:
+    """A site whose router has twelve experts with long names, of which every second only routes."""
+    draw = random.Random(5)
+    texts = {
+        name: [" ".join(draw.choices([*words * 4, *tiny.SHARED], k=9)) for _ in range(12)]
+        for name, words in WIDE.items()
+    }
+    specs = [
+        {"name": name, **({"model": model, "cost": place} if place % 2 else {})} for place, name in enumerate(WIDE)
+    ]
+    config = IR3DEConfig(experts=specs, variant="prompt")
+    statistics = {name: tiny.statistics(texts[name], config.features) for name in WIDE}
+    pipe = IR3DERoutingPipeline(
+        IR3DEModel.from_statistics(config, tiny.embeddings(), statistics, tiny.tokenizer()), device="cpu"
+    )
+    rows = [Row(text, name) for name in WIDE for text in texts[name][:2]]
+    return Site(pipe, **{"stream": pipe.stream, "limits": LIMITS, "samples": rows, "allow_edit": True, **changes})
 
 
 @contextmanager

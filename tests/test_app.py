@@ -12,9 +12,12 @@ import pytest
 import torch
 from gradio_client import Client
 
-from ir3de import IR3DEModel
+from ir3de import IR3DEConfig, IR3DEModel
+from ir3de.app import build_demo
+from ir3de.scripts.data.rows import Row
 from ir3de.scripts.fitting.embedded import as_published
 from ir3de.space import chat, experts, measured, route, sharing, views
+from ir3de.space.palette import Palette
 from ir3de.space.site import Site
 from ir3de.specs_ir3de import check_hub_id
 
@@ -65,7 +68,8 @@ def test_each_control_acts(site: Site) -> None:
 @pytest.mark.parametrize("text", [MARKUP, "a & b < c > \"d\" 'e'"])
 def test_markup_is_shown_as_text(site: Site, text: str) -> None:
     shown = "".join(route.shown(site, text, route.Controls("prompt", 1, 0, 0), None))
-    shown += views.answer("law", ["law"], 1, text) + views.conversation([{"role": "user", "content": text}], ["law"])
+    shown += views.answer("law", site.palette, 1, text)
+    shown += views.conversation([{"role": "user", "content": text}], site.palette)
     shown += views.message(text) + views.text(f"```html\n{text}```")
     for tag in ("<img", "<script", "b < c", '"d"'):
         assert tag not in shown
@@ -94,14 +98,16 @@ def test_two_experts_are_compared(site: Site) -> None:
     assert f"Answer of {second}" in right
 
 
-def test_an_expert_that_fails_is_not_explained_by_its_folders() -> None:
+def test_an_expert_that_fails_is_explained_to_the_owner_alone(caplog: pytest.LogCaptureFixture) -> None:
     broken = make_site({name: {"model": f"/secret/{name}"} for name in tiny.DOMAINS})
     for shown in (
         list(route.answered(broken, LAW, 8, route.Controls("prompt", 1, 0, 0), None))[-1],
         list(chat.replied(broken, LAW, [], 0, "last", 8, None))[-1][-1],
-        views.experts(broken.router.model, []),
+        views.experts(broken.router.model, [], broken.palette),
     ):
         assert "secret" not in shown
+    assert "Expert law did not answer" in caplog.text
+    assert "/secret/law" in caplog.text
     assert "No expert could answer" in list(chat.replied(broken, LAW, [], 0, "last", 8, None))[-1][-1]
 
 
@@ -110,6 +116,78 @@ def test_the_page_gets_all_of_an_answer_in_few_pieces(site: Site) -> None:
     texts = [event["text"] for event in events if event["event"] == "text"]
     assert "".join(texts) == events[-1]["generated_text"]
     assert len(texts) < 20
+
+
+def test_an_error_of_the_app_is_for_the_log(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise ValueError("`num_votes` of /home/owner/router is wrong")
+
+    monkeypatch.setattr(site, "stream", fail)
+    controls = route.Controls("prompt", 1, 0, 0)
+    *_, chat_notice = list(chat.replied(site, LAW, [], 0, "last", 8, None))[-1]
+    for shown in (list(route.answered(site, LAW, 8, controls, None))[-1], chat_notice):
+        assert "num_votes" not in shown
+        assert "in its log" in shown
+    assert caplog.text.count("\nValueError: `num_votes` of /home/owner/router is wrong") == 2
+
+
+def test_an_expert_that_only_routes_is_labelled() -> None:
+    silent = make_site({name: {} for name in tiny.DOMAINS})
+    controls = route.Controls("prompt", 1, 0, 0)
+    ranking, _ = route.shown(silent, LAW, controls, None)
+    assert "law</span> is chosen, but only routes" in ranking
+    assert ranking.count(">only routes<") == 3
+    assert "law only routes" in list(route.answered(silent, LAW, 8, controls, None))[-1]
+    assert all("only routes" in part for part in list(route.compared(silent, LAW, 8, controls, None))[-1])
+    assert "law only routes" in list(chat.replied(silent, LAW, [], 0, "last", 8, None))[-1][-1]
+    assert views.experts(silent.router.model, [], silent.palette).count("only routes") == 3
+
+
+def test_examples_are_the_routers_own(site: Site) -> None:
+    samples = [Row(f"{domain} {number}", domain) for domain in ("billing", "delivery") for number in range(9)]
+    assert route.examples(samples)[:4] == ["billing 0", "delivery 0", "billing 1", "delivery 1"]
+    assert route.examples([Row("x" * 500, "billing"), *samples])[0] == "billing 0"
+    assert route.examples([Row("x" * 500, "billing")]) == ["x" * 500]
+    assert route.examples([]) == []
+    page = str(build_demo(site).config)
+    assert site.samples[0].text in page
+    assert "prime" not in page, "no example of another router"
+    assert build_demo(make_site({name: {} for name in tiny.DOMAINS}, samples=[])) is not None
+
+
+def test_what_is_said_of_costs_is_true() -> None:
+    def said(*costs: bool) -> tuple[str, bool]:
+        specs = [{"name": name, **({"cost": 1} if costs[place] else {})} for place, name in enumerate(tiny.DOMAINS)]
+        return route._about_costs(IR3DEConfig(experts=specs))
+
+    assert said(False, False, False) == ("This router's experts have no costs.", False)
+    assert said(True, False, True) == ("Needs the cost of every expert, and law has none.", False)
+    assert said(True, False, False) == ("Needs the cost of every expert, and 2 of 3 have none.", False)
+    assert said(True, True, True)[1]
+    some = make_site({name: {} for name in tiny.DOMAINS})
+    added = some.edited(None, lambda model: model.add_expert("art", texts=tiny.sentences("law", 9, seed=4)))
+    refused = route.shown(some, LAW, route.Controls("prompt", 1, 0, 0.5), added)[0]
+    assert "Set the cost weight to 0. Needs the cost of every expert, and art has none." in refused
+
+
+def test_an_expert_keeps_its_colour() -> None:
+    names = [f"expert-{number}" for number in range(40)]
+    palette = Palette().having(names[:5])
+    more = palette.having(names)
+    assert all(more.style(name) == palette.style(name) for name in names[:5])
+    assert len({more.style(name) for name in names}) == 40, "40 looks that differ"
+    assert len({palette.looks[name].colour for name in names[:5]}) == 5
+    assert Palette().having(["math"]).style("math") == Palette().having(["math"]).style("math")
+    assert Palette().having(names[:12]).looks.keys() == {*names[:12]}
+
+
+def test_adding_an_expert_recolours_nobody(site: Site) -> None:
+    added = site.edited(None, lambda model: model.add_expert("art", texts=tiny.sentences("law", 9, seed=4)))
+    assert all(added.palette.style(name) == site.palette.style(name) for name in tiny.DOMAINS)
+    removed = site.edited(added, lambda model: model.remove_expert("code"))
+    assert removed.palette.style("art") == added.palette.style("art")
 
 
 # Chat.
@@ -162,9 +240,9 @@ def test_an_edit_shows_accuracy_before_and_after(site: Site) -> None:
 
 def test_the_table_tells_what_is_in_memory(site: Site) -> None:
     site.router.experts.unload()
-    before = views.experts(site.router.model, site.router.loaded_experts)
+    before = views.experts(site.router.model, site.router.loaded_experts, site.palette)
     site.router(LAW, max_new_tokens=1)
-    after = views.experts(site.router.model, site.router.loaded_experts)
+    after = views.experts(site.router.model, site.router.loaded_experts, site.palette)
     assert before.count(">yes<") == 0
     assert after.count(">yes<") == 1
     assert "tokens seen" in after
@@ -270,8 +348,6 @@ def test_the_same_two_are_mcp_tools(url: str) -> None:
 
 
 def test_nothing_can_be_edited_where_editing_is_off(expert_specs: dict[str, dict[str, Any]]) -> None:
-    from ir3de.app import build_demo
-
     def buttons(allow: bool) -> set[str]:
         demo = build_demo(make_site(expert_specs, allow_edit=allow))
         return {block.elem_id for block in demo.blocks.values() if isinstance(block, gr.Button)}

@@ -11,7 +11,7 @@ from ir3de.space import measured
 from ir3de.space.site import Site
 
 from . import tiny
-from .live_app import Endless, make_site, running
+from .live_app import Endless, make_site, running, wide_site
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need the package playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -33,6 +33,19 @@ def url(site: Site) -> Iterator[str]:
     """The address of the running app."""
     with pytest.MonkeyPatch.context() as patch, running(site) as address:
         patch.setattr(measured, "_encoder", lambda: None)  # which takes long to load
+        yield address
+
+
+@pytest.fixture(scope="module")
+def wide(expert_specs: dict[str, dict[str, Any]]) -> Site:
+    """A site of twelve experts with long names."""
+    return wide_site(expert_specs["law"]["model"])
+
+
+@pytest.fixture(scope="module")
+def wide_url(wide: Site) -> Iterator[str]:
+    """The address of its app."""
+    with running(wide) as address:
         yield address
 
 
@@ -74,12 +87,8 @@ def leaves(request: str, address: str) -> bool:
 
 
 def go(page: Page, tab: str) -> None:
-    """Opens a tab, which on a phone may be in a menu."""
-    button = page.get_by_role("tab", name=tab, exact=True)
-    if not button.is_visible():
-        page.locator(".overflow-menu > button").first.click()
-        button = page.locator(".overflow-dropdown").get_by_text(tab, exact=True)
-    button.click()
+    """Opens a tab."""
+    page.get_by_role("tab", name=tab, exact=True).click()
 
 
 def prompt(page: Page, text: str) -> None:
@@ -203,24 +212,25 @@ def test_experts_are_added_removed_and_undone(open_page: Any, tmp_path: Path) ->
     go(page, "Experts")
     table = page.locator("#experts tbody tr")
     sync_api.expect(table).to_have_count(3)
+    colours = page.locator("#experts .ir-badge").evaluate_all(COLOURS)
     page.locator("#new-name textarea, #new-name input").fill("art")
     page.locator("#new-texts textarea").fill("\n".join(tiny.sentences("law", 9, seed=5)))
     page.locator("#add-texts").click()
     sync_api.expect(table).to_have_count(4)
     sync_api.expect(page.locator("#edit-result .ir-tile")).to_have_count(2)
+    assert dict(page.locator("#experts .ir-badge").evaluate_all(COLOURS)).items() >= dict(colours).items()
     page.locator("#old-name input").click()
     page.get_by_role("option", name="law").click()
     page.locator("#remove").click()
     sync_api.expect(page.locator("#experts")).not_to_contain_text("law")
     go(page, "Route")
     prompt(page, "the court and a judge")
-    head(page, "art answers")
+    head(page, "art is chosen, but only routes")
     go(page, "Experts")
     for count in (4, 3):
         page.locator("#undo").click()
         sync_api.expect(table).to_have_count(count)
-    page.locator("#undo").click()
-    page.locator("#edit-result", has_text="nothing to undo").wait_for()
+    sync_api.expect(page.locator("#undo")).to_be_disabled()
     tiny.statistics(tiny.sentences("law", 6, seed=8)).save(tmp_path / "music.safetensors")
     page.get_by_role("tab", name="From a file").click()
     page.locator("#new-name textarea, #new-name input").fill("")
@@ -262,13 +272,61 @@ def test_keys_alone_reach_an_answer(open_page: Any) -> None:
     page.locator("#first-answer .ir-answer[aria-busy=false]").wait_for()
 
 
-def test_a_phone_needs_no_sideways_scrolling(open_page: Any) -> None:
-    page = open_page(PHONE)
-    prompt(page, "court " * 20 + "python" * 20)
+def test_a_phone_shows_all_of_a_wide_router(open_page: Any, wide_url: str) -> None:
+    page = open_page(PHONE, wide_url)
+    for tab in TABS:
+        assert page.get_by_role("tab", name=tab, exact=True).is_visible(), "no tab hides in a menu"
+    prompt(page, "python return script " * 9 + "python" * 20)
+    head(page, "delivery-delays-and-lost-parcels answers")
+    page.locator("#answer").click()
+    answer = page.locator("#first-answer .ir-answer[aria-busy=false]")
+    answer.wait_for()
+    assert answer.bounding_box()["width"] > 0.9 * PHONE["width"]
     for tab in TABS:
         go(page, tab)
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"], tab
+    go(page, "Experts")
+    scroll = page.locator("#experts .ir-scroll")
+    assert scroll.evaluate("box => box.scrollWidth > box.clientWidth"), "the table is wider than the page"
+    assert "radial-gradient" in scroll.evaluate("box => getComputedStyle(box).backgroundImage"), "which a shadow tells"
+
+
+def test_what_a_wide_router_shows_on_a_desk(open_page: Any, wide_url: str, wide: Site) -> None:
+    page = open_page(address=wide_url)
+    examples = page.locator("#examples button")
+    starts = tuple(text.removesuffix("...") for text in examples.all_inner_texts())  # Gradio cuts at 60 characters
+    assert all(any(row.text.startswith(start) for row in wide.samples) for start in starts)
+    assert examples.count() == 12
+    examples.nth(3).click()
+    head(page, "delivery-delays-and-lost-parcels answers")
+    page.locator("#examples button").nth(4).click()
+    head(page, "guarantee is chosen, but only routes")
+    page.locator("#answer").click()
+    page.locator("#first-answer", has_text="guarantee only routes").wait_for()
+    assert page.locator("#cost-weight", has_text="6 of 12 have none").is_visible()
+    assert page.locator("#cost-weight input[type=number]").is_disabled()
+
+
+def test_buttons_are_active_when_they_act(open_page: Any) -> None:
+    page = open_page()
+    assert page.locator("#stop").is_disabled()
+    go(page, "Chat")
+    for button in ("stop-chat", "retry", "clear"):
+        assert page.locator(f"#{button}").is_disabled()
+    page.locator("#send").click()
+    page.locator("#chat-notice", has_text="Type a message first").wait_for()
+    page.locator("#message textarea").fill("debug my python loop")
+    page.locator("#send").click()
+    page.locator("#retry:enabled").wait_for()
+    sync_api.expect(page.locator("#stop-chat")).to_be_disabled()
+    for kind in ("user", "answer"):
+        assert page.locator(f"#chat .ir-{kind}").bounding_box()["width"] < 0.7 * DESKTOP["width"]
+    page.locator("#clear").click()
+    sync_api.expect(page.locator("#retry")).to_be_disabled()
+    go(page, "Experts")
+    for button in ("remove", "undo", "push"):
+        assert page.locator(f"#{button}").is_disabled()
 
 
 def test_the_route_view_is_quick(open_page: Any) -> None:
@@ -277,6 +335,8 @@ def test_the_route_view_is_quick(open_page: Any) -> None:
     print("route view, ms from submit to change:", [round(time) for time in times])
     assert sorted(times)[len(times) // 2] < 150
 
+
+COLOURS = "badges => badges.map(badge => [badge.innerText, badge.style.getPropertyValue('--c')])"
 
 # From Enter, after new text, to the change of the view.
 MEASURE = """async texts => {

@@ -8,7 +8,7 @@ APP = $(VENV)/.app
 TEST = $(VENV)/.test
 LINT = $(VENV)/.lint
 
-.PHONY: install demo app test prove lint clean
+.PHONY: install demo app test prove lowest lint clean
 
 install: $(DEMO)
 
@@ -51,6 +51,16 @@ prove: $(TEST)
 	IR3DE_LOADS=2000 IR3DE_PAIRS=400 $(BIN)/python -m pytest -rP tests/test_saves_at_once.py
 
 # mypy must find the package under its name, whatever this folder is called.
+# The lowest versions that pyproject.toml allows, in an environment of their own, with the tests that need no others.
+LOWEST = $(VENV)-lowest
+lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	sed -n '/^dependencies = \[/,/^]/s/^ *"\([^"]*\)>=\([^"]*\)".*/\1==\2/p' pyproject.toml > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --requirement $(LOWEST)/lowest.txt "pytest>=8" starlette uvicorn
+	$(LOWEST)/bin/pip install --quiet --no-deps --editable .
+	$(LOWEST)/bin/python -m pytest tests/test_statistics.py tests/test_addresses.py tests/test_configuration.py \
+		tests/test_token_router.py
+
 lint: $(LINT)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import itertools
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from .specs_ir3de import ExpertSpec, check_expert, nearest_name, served
 from .statistics_ir3de import DomainStatistics, FeatureSpace, StatisticsCollector
 
 _TEXTS = 1024  # that are tokenized at a time
+_MOST_TIMES = 3  # the longest domain's prompts that another's may be as long as
 _CHUNK = 8192  # rows of the vocabulary that are measured at a time
 
 
@@ -265,13 +267,37 @@ def statistics_of(
     return collector.statistics
 
 
-def check_new(before: Experts, after: Experts, config: IR3DEConfig, embeddings: torch.Tensor) -> None:
-    """Raises ValueError where a contribution that an edit brings cannot be what it claims."""
+def check_new(
+    before: Experts, after: Experts, config: IR3DEConfig, embeddings: torch.Tensor, own: bool = False
+) -> None:
+    """Raises ValueError where a contribution that an edit brings cannot be what it claims, or would drown the others.
+
+    Args:
+        before, after ([`Experts`]): without and with what is new.
+        config ([`IR3DEConfig`]): of the router.
+        embeddings (`torch.Tensor` of shape `(V, h)`): its token embeddings.
+        own (`bool`): whether what is new was collected here, of text that is at hand, and may be as long as it is.
+    """
     known = {key for domain in before.statistics.values() for key in domain.contributions}
     new = {name: domain.only(domain.contributions.keys() - known) for name, domain in after.statistics.items()}
     longest = _longest_rows(config, embeddings) if any(domain.contributions for domain in new.values()) else {}
+    most = _MOST_TIMES * max(map(prompt_length, before.statistics.values()), default=math.inf)
     for name, domain in new.items():
         domain.check(name, longest)
+        for key in domain.contributions:
+            length = prompt_length(domain.only({key}))
+            if before.statistics and not own and length > most:
+                raise ValueError(
+                    f"Contribution {key} to {name!r} has prompts of a mean squared length of {length:.4g}, more than"
+                    f" {_MOST_TIMES} times that of any domain here ({most / _MOST_TIMES:.4g} at most): it would take"
+                    " other domains' prompts. Have it collected of texts about as long as those of the others."
+                )
+
+
+def prompt_length(domain: DomainStatistics) -> float:
+    """The mean squared length of a domain's prompt rows, without the column of ones: how strongly each pulls."""
+    diagonal = domain.diagonal("prompts")
+    return float(diagonal[:-1].sum() / diagonal[-1])
 
 
 def _longest_rows(config: IR3DEConfig, embeddings: torch.Tensor) -> dict[str, float]:

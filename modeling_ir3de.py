@@ -408,6 +408,11 @@ class IR3DEModel(RouterRepository):
         with one_thread():
             domains = [statistics[name] for name in names]
             W_tokens, W_prompts = _solve(config, domains)
+            if not bool(W_tokens.isfinite().all() and W_prompts.isfinite().all()):
+                raise ValueError(
+                    f"The sums of {', '.join(names)} together are too large to solve W from: leave out what was added"
+                    " last. The router is as before."
+                )
             lexicon = _lexicon(config, domains, self.embed_tokens.weight.device)
             familiarity = _familiarity(config, domains, self.embed_tokens.weight.device)
         token_router, prompt_router = _filled(self.token_router, W_tokens), _filled(self.prompt_router, W_prompts)
@@ -514,7 +519,7 @@ class IR3DEModel(RouterRepository):
                 f" here already, of {self.config.domain_names}."
             )
         else:
-            self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)))
+            self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)), own=texts is not None)
 
     @_one_at_a_time
     def add_domain(self, name: str, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
@@ -529,7 +534,7 @@ class IR3DEModel(RouterRepository):
             ValueError: name or statistics are malformed, the name is taken, or a contribution is here already. The
                 router is as before.
         """
-        self._edit(experts_of(self).with_domain(name, self._new(name, texts, statistics)))
+        self._edit(experts_of(self).with_domain(name, self._new(name, texts, statistics)), own=texts is not None)
 
     @_one_at_a_time
     def remove_domain(self, name: str) -> None:
@@ -623,7 +628,8 @@ class IR3DEModel(RouterRepository):
                 self._edit(rest.with_expert({"domains": served(here.specs[name]), **inherited}))
                 return
             statistics, second = here.statistics[name], here.second.get(name)
-        self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second))
+        own = texts is not None
+        self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second), own)
 
     @_one_at_a_time
     def merge(self, *sources: Any) -> None:
@@ -651,10 +657,10 @@ class IR3DEModel(RouterRepository):
             return read_statistics(statistics, name, self.space)
         return statistics_of(name, texts, self.collector(), self.tokenize)
 
-    def _edit(self, experts: Experts) -> None:
-        """Takes on other experts, once everything that is new has been checked."""
+    def _edit(self, experts: Experts, own: bool = False) -> None:
+        """Takes on other experts, once everything that is new has been checked: less where it was collected here."""
         before = experts_of(self)
-        check_new(before, experts, self.config, self.embed_tokens.weight.detach())
+        check_new(before, experts, self.config, self.embed_tokens.weight.detach(), own)
         config = edited(self.config, before, experts)
         Panel.of(config.specs, config.domain_names, experts.outcomes)  # sums that are too large show here
         second = self.second_opinion and self.second_opinion.having(experts.second)

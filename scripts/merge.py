@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source", nargs="*", help="statistics file NAME.safetensors, or folder or Hub id of another router"
     )
     parser.add_argument("--pr", type=int, metavar="N", help="a pull request of the router's repository")
+    parser.add_argument("--head", metavar="COMMIT", help="merge --pr N only as --dry-run showed it, at this commit")
     parser.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
     add_data_arguments(parser, required=False)
 
@@ -44,7 +45,9 @@ def run(args: argparse.Namespace) -> int:
         if args.pr is None:
             model.merge(*args.source)
         else:
-            model.merge(Proposal(args.router, args.pr, model))
+            proposal = Proposal(args.router, args.pr, model, args.head)
+            print(f"pull request {args.pr} at {proposal.head} (merge just this with --head {proposal.head})")
+            model.merge(proposal)
         print(compare(before, Snapshot.of(model, rows)))
 
     if args.dry_run:

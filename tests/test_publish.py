@@ -145,9 +145,14 @@ def test_a_stranger_proposes_and_the_owner_merges(
     merge = ["merge", repo, "--pr", "1", "--data", str(tmp_path / "test.jsonl")]
     assert cli.main([*merge, "--dry-run"]) == 0
     assert experts(repo) == ["code", "math"]
-    assert cli.main(merge) == 0
+    head = HfApi().model_info(repo, revision="refs/pr/1").sha
+    assert cli.main([*merge, "--head", "0" * 40]) == 2
+    assert experts(repo) == ["code", "math"]
+    assert cli.main([*merge, "--head", head]) == 0
     shown = capsys.readouterr().out
     assert "- > 1" in shown
+    assert f"--head {head}" in shown
+    assert 'who answers for law: {"model": "org/law", "name": "law"}' in shown
     assert "before: macro accuracy" in shown
     assert "after: macro accuracy" in shown
     assert experts(repo) == ["code", "law", "math"]

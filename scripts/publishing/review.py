@@ -13,17 +13,19 @@ import torch
 from huggingface_hub import HfApi
 
 from ir3de.atomic_save_ir3de import SECOND_FOLDER, STATISTICS_FOLDER
-from ir3de.edits_ir3de import pull, read_statistics
+from ir3de.edits_ir3de import prompt_length, pull, read_statistics
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.names_ir3de import name_of_file
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
+from ir3de.specs_ir3de import ExpertSpec
 from ir3de.statistics_ir3de import DomainStatistics, FeatureSpace
 
 _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
 _MOST_CONFIG = 1 << 20
+_MUCH = 0.05  # of a domain's recall
 
 
 class Proposal:
@@ -36,32 +38,43 @@ class Proposal:
         repo_id (`str`): of the router.
         number (`int`): of the pull request.
         model ([`IR3DEModel`]): the router as it is.
+        head (`str`, *optional*): the commit that is expected at the pull request's head.
+
+    Attributes:
+        head (`str`): the commit that all is read at, whatever is pushed meanwhile.
 
     Raises:
-        ValueError: it proposes no statistics, or they are too large, malformed or of another feature space.
+        ValueError: its head is another, it proposes no statistics, or they are too large, malformed or of another
+            feature space.
         OSError: there is no such pull request.
     """
 
-    def __init__(self, repo_id: str, number: int, model: IR3DEModel) -> None:
-        specs = _read_specs(HfApi().hf_hub_download(repo_id, "config.json", revision=f"refs/pr/{number}"))
+    def __init__(self, repo_id: str, number: int, model: IR3DEModel, head: str | None = None) -> None:
+        self.head = str(HfApi().model_info(repo_id, revision=f"refs/pr/{number}").sha)
+        if head is not None and self.head != head:
+            raise ValueError(
+                f"Pull request {number} of {repo_id} is at {self.head} by now, not at {head}: look at it again with"
+                " --dry-run."
+            )
+        specs = _read_specs(HfApi().hf_hub_download(repo_id, "config.json", revision=self.head))
         known = [*specs, *model.config.domain_names]  # for files that do not tell whose they are
-        self.statistics = _proposed(repo_id, number, STATISTICS_FOLDER, model.space, known)
+        self.statistics = _proposed(repo_id, number, self.head, STATISTICS_FOLDER, model.space, known)
         if not self.statistics:
             raise ValueError(f"Pull request {number} of {repo_id} proposes no statistics: there is nothing to merge.")
         self.outcomes = Ledger()  # those of a pull request stay behind
         self.second_opinion = None
         if model.second_opinion is not None:
             folder = f"{SECOND_FOLDER}/{STATISTICS_FOLDER}"
-            second = _proposed(repo_id, number, folder, model.second_opinion.space, known)
+            second = _proposed(repo_id, number, self.head, folder, model.second_opinion.space, known)
             self.second_opinion = SimpleNamespace(statistics=second)
         self.config = SimpleNamespace(experts=[specs.get(name, {"name": name}) for name in self.statistics])
 
 
 def _proposed(
-    repo_id: str, number: int, folder: str, space: FeatureSpace, known: Collection[str]
+    repo_id: str, number: int, revision: str, folder: str, space: FeatureSpace, known: Collection[str]
 ) -> dict[str, DomainStatistics]:
     """The statistics in a folder that are new or changed in a pull request, by domain."""
-    revision, here = f"refs/pr/{number}", _statistics_files(repo_id, "main", folder)
+    here = _statistics_files(repo_id, "main", folder)
     new = {path: info for path, info in _statistics_files(repo_id, revision, folder).items() if here.get(path) != info}
     total = sum(size for _, size in new.values())
     if total > _MOST_BYTES:
@@ -102,6 +115,8 @@ class Snapshot:
     Args:
         W (`dict[str, torch.Tensor]`): each expert's column.
         pull (`dict[str, float]`): each domain's share of A's trace.
+        length (`dict[str, float]`): mean squared length of each domain's prompt rows.
+        specs (`dict[str, ExpertSpec]`): of each expert.
         contributions (`dict[str, int]`): of each domain.
         prompts (`dict[str, int]`): of each domain, in its statistics.
         recalls (`dict[str, float]`): of the domains that there are labelled prompts of, 0 to 1.
@@ -110,6 +125,8 @@ class Snapshot:
 
     W: dict[str, torch.Tensor]
     pull: dict[str, float]
+    length: dict[str, float]
+    specs: dict[str, ExpertSpec]
     contributions: dict[str, int]
     prompts: dict[str, int]
     recalls: dict[str, float]
@@ -134,6 +151,8 @@ class Snapshot:
         return cls(
             W=dict(zip(names, router.weight.detach().double().clone(), strict=True)),
             pull=pull(model.statistics, model.config.balance),
+            length={name: prompt_length(domain) for name, domain in model.statistics.items()},
+            specs={spec["name"]: spec for spec in model.config.specs},
             contributions={name: len(domain.contributions) for name, domain in model.statistics.items()},
             prompts={name: domain.rows("prompts") for name, domain in model.statistics.items()},
             recalls=recalls,
@@ -142,15 +161,26 @@ class Snapshot:
 
 
 def compare(before: Snapshot, after: Snapshot) -> str:
-    """Two snapshots side by side: contributions, prompts, pull, how far W moved, and recall where there are data."""
-    lines = [f"{'expert':<24}{'contributions':>16}{'prompts':>20}{'pull %':>16}{'W moves %':>11}{'recall %':>18}"]
+    """Two snapshots side by side: contributions, prompts, pull, mean squared length of prompt rows, how far W moved,
+    recall where there are data, and who will answer. A domain whose recall moves by more than 5 points is marked.
+    """
+    head = f"{'expert':<24}{'contributions':>16}{'prompts':>20}{'pull %':>16}{'length':>16}{'W moves %':>11}"
+    lines = [f"{head}{'recall %':>18}"]
     for name in sorted(before.W.keys() | after.W.keys()):
         contributions = _change(before.contributions.get(name), after.contributions.get(name), "{}")
         prompts = _change(before.prompts.get(name), after.prompts.get(name), "{:,}")
         share = _change(before.pull.get(name), after.pull.get(name), "{:.1%}").replace("%", "")
         recall = _change(before.recalls.get(name), after.recalls.get(name), "{:.1%}").replace("%", "")
         moved = _moved(before.W.get(name), after.W.get(name))
-        lines.append(f"{name:<24}{contributions:>16}{prompts:>20}{share:>16}{moved:>11}{recall:>18}")
+        length = _change(before.length.get(name), after.length.get(name), "{:.4g}")
+        marked = abs(after.recalls.get(name, 0) - before.recalls.get(name, after.recalls.get(name, 0))) > _MUCH
+        lines.append(
+            f"{name:<24}{contributions:>16}{prompts:>20}{share:>16}{length:>16}{moved:>11}{recall:>18}"
+            f"{'  <-- moves by more than 5 points' if marked else ''}"
+        )
+    for name, spec in sorted(after.specs.items()):
+        if before.specs.get(name) != spec:
+            lines.append(f"who answers for {name}: {json.dumps(spec, sort_keys=True)}")  # ASCII, in one line
     for title, side in (("before", before), ("after", after)):
         if side.summary:
             lines.append(f"{title}: {side.summary}")

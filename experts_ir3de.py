@@ -19,7 +19,7 @@ from .configuration_ir3de import IR3DEConfig
 from .local_experts_ir3de import LocalModel
 from .local_sources_ir3de import LocalSource, base_spec
 from .options_ir3de import Options, generation_options, nearest
-from .prompts_ir3de import Prompt
+from .prompts_ir3de import Prompt, Unanswerable
 from .remote_experts_ir3de import RemoteModel
 from .specs_ir3de import BaseSpec, ExpertSpec, check_strangers_spec, has_source, in_bytes, is_remote
 
@@ -117,11 +117,12 @@ class ExpertPool:
         """Checks specs before anything is loaded.
 
         Raises:
-            ValueError: an expert has nothing to generate with, or its `generation` has an unknown option.
+            Unanswerable: an expert has nothing to generate with.
+            ValueError: its `generation` has an unknown option.
         """
         for name in names:
             if not self.can_answer(name):
-                raise ValueError(
+                raise Unanswerable(
                     f"Expert {name!r} has no `model`, `adapter` or `endpoint`, so it cannot generate. Add one to its"
                     " spec in config.json, or pass `generate=False` to route only."
                 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,9 +18,11 @@ from .batch_ir3de import Prompts
 from .experts_ir3de import ExpertError, ExpertPool, describe_error
 from .options_ir3de import Options, check_options, generation_options, nearest
 from .policy_ir3de import Policy, Ranked, Record
-from .prompts_ir3de import Prompt, check_prompt, text_of, token_ids_of, with_prompt
+from .prompts_ir3de import Prompt, Unanswerable, check_prompt, text_of, token_ids_of, with_prompt
 from .route_selector_ir3de import probabilities
 from .second_opinion_ir3de import BELOW, SecondOpinion, combined
+
+logger = logging.getLogger(__name__)
 
 TASK = "ir3de-routing"
 # What config.json says, so that `pipeline` finds this file in a repository.
@@ -117,8 +120,9 @@ class IR3DERoutingPipeline(Pipeline):
         """Routes, and generates unless told not to.
 
         Args:
-            inputs (`str`, chat, or list, generator or data set of them): a chat is a list of messages
-                `{"role": ..., "content": ...}`; by default it is routed on its last user message.
+            inputs (`str`, chat, or any iterable of them): such as a list, a generator, a column of a table or of a
+                data set. A chat is a list of messages `{"role": ..., "content": ...}`; by default it is routed on its
+                last user message.
             batch_size (`int`, *optional*): prompts that an expert answers at once, by default all of a list. Of a
                 generator or data set it is also the number of prompts read at a time, by default one.
             num_workers (`int`, *optional*): for compatibility; there are none.
@@ -141,39 +145,38 @@ class IR3DERoutingPipeline(Pipeline):
             route_on (`str`, *optional*, defaults to `"last"`): of a chat, its last user message, or with
                 `"conversation"` all of them.
             stickiness (`float`, *optional*, defaults to 0): a chat's expert changes only when another leads by it.
-            on_error (`str`, *optional*, defaults to `"next"`): where an expert fails, the `"next"` in the ranking
-                answers, or the error is raised (`"raise"`).
+            on_error (`str`, *optional*, defaults to `"next"`): where an expert fails, the `"next"` in the ranking that
+                scores at least `min_score` answers, then `fallback_expert`; and one prompt of several for which
+                nobody can be asked has a record that says why. With `"raise"` the error is raised.
             kwargs (*optional*): options of the expert's text-generation pipeline, such as `max_new_tokens`; `seed`;
                 `timeout`, the seconds that an expert may take; `truncation`, to cut the beginning of what is too long.
 
         Returns:
-            `dict`, or a list or iterator of them: `expert`; its `score`; `ranking`, every expert with its score, best
-            first; `generated_text`; where the router tells it `familiarity`, the share of held-out prompts that were
-            less familiar; `fallback` where score or familiarity was below the minimum, and `expert` is then the
-            fallback or `None`; `second_opinion` where that was asked; where experts failed, `failures`, each with
-            `expert` and `error`, and then `expert` is the one that answered, or where none did the chosen one, and
-            `generated_text` is `None`; and with `explain` `tokens`, each with its text (`token`), its `entropy` in
-            nats, its `vote`, the `weight` with which it lifts that expert above the mean of all, whether it was
-            `counted`, and its `contribution` to the chosen expert's `support`, which is the sum of them: a logit where
-            a mean decides, the share of the vote where tokens vote. A second opinion has no part in these.
+            `dict`, or of a list a list and of other iterables an iterator, in their order: `expert`; its `score`;
+            `ranking`, every expert with its score, best first; `generated_text`; where the router tells it
+            `familiarity`, the share of held-out prompts that were less familiar; `fallback` where score or familiarity
+            was below the minimum, and `expert` is then the fallback or `None`; `second_opinion` where that was asked;
+            where experts failed, `failures`, each with `expert` and `error`, and then `expert` is the one that
+            answered, or where none did the chosen one, and `generated_text` is `None`; where one prompt of several is
+            empty or not text, or its expert only routes, the `reason` why nobody was asked; and with `explain`
+            `tokens`, each with its text (`token`), its `entropy` in nats, its `vote`, the `weight` with which it lifts
+            that expert above the mean of all, whether it was `counted`, and its `contribution` to the chosen expert's
+            `support`, which is the sum of them: a logit where a mean decides, the share of the vote where tokens vote.
+            A second opinion has no part in these.
 
         Raises:
             TypeError: an input is neither text nor chat, or an option is unknown.
-            ValueError: a prompt is empty or not text, or an option is out of range. Nothing has been generated then.
+            ValueError: an option is out of range; or `inputs` is a single prompt, or with `on_error="raise"` holds one,
+                that is empty or not text or whose expert only routes. Nothing has been generated then.
             ExpertError: an expert failed, with `on_error="raise"`.
         """
         options = self._merge(kwargs)
         options[2].setdefault("batch_size", batch_size or self._batch_size)
         if isinstance(inputs, str) or _is_chat(inputs):
-            return self._run([inputs], *options)[0]
+            return _asked(self._as_it_is_now().run_single([inputs], *options)[0])
         if isinstance(inputs, (list, tuple)):
             return self._run(list(inputs), *options)
-        bad = isinstance(inputs, (bytes, Mapping))  # a single message, for one: iterable, but not over prompts
-        if not bad and hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):  # a data set
-            return self._run_lazily((inputs[i] for i in range(len(inputs))), *options)
-        if not bad and isinstance(inputs, Iterable):
-            return self._run_lazily(inputs, *options)
-        raise TypeError(f"Expected text, a chat, or a list, generator or data set of them; got {inputs!r}.")
+        return self._run_lazily(_each(inputs), *options)
 
     def stream(self, prompt: Any, **kwargs: Any) -> Iterator[dict[str, Any]]:
         """Routes a prompt and streams the chosen expert's answer; closing the iterator stops the generation.
@@ -188,14 +191,17 @@ class IR3DERoutingPipeline(Pipeline):
             route, with `failures`, names the one that answers from the beginning.
 
         Raises:
+            ValueError: as in a call of a single prompt.
             ExpertError: an expert failed, with `on_error="raise"`.
         """
         preprocess, forward, postprocess = self._merge(kwargs)
         now = self._as_it_is_now()
-        record = now._run([prompt], preprocess, forward, {**postprocess, "generate": False})[0]
+        record = now.run_single([prompt], preprocess, forward, {**postprocess, "generate": False})[0]
         prompt = _check_prompt(prompt, 0)
         generation, on_error = postprocess["generation"], postprocess.get("on_error", "next")
-        candidates = now._candidates(record, prompt, 0, generation, on_error)
+        check_options(generation)
+        candidates = now._candidates(record, prompt, 0, now.policy(postprocess), on_error)
+        _asked(record)
         if not candidates:
             yield {"event": "route", **record}
         for candidate in candidates:
@@ -241,7 +247,20 @@ class IR3DERoutingPipeline(Pipeline):
         return preprocess, forward, {**postprocess, **({"generation": generation} if generation else {})}
 
     def _run(self, prompts: list[Any], *options: Options) -> list[Record]:
-        return self._as_it_is_now().run_single(prompts, *options) if prompts else []  # type: ignore[no-any-return]
+        """The records of several prompts, of which empty ones must not keep the others from theirs."""
+        if not prompts:
+            return []
+        now = self._as_it_is_now()
+        try:
+            return now.run_single(prompts, *options)  # type: ignore[no-any-return]
+        except _EmptyPrompts as error:
+            if options[2].get("on_error", "next") == "raise":
+                raise
+            empty = error.indices
+        rest = [prompt for index, prompt in enumerate(prompts) if index not in empty]
+        records = iter(now.run_single(rest, *options) if rest else [])
+        explain, generate = options[0].get("explain", False), options[2].get("generate", True)
+        return [_empty_record(explain, generate) if index in empty else next(records) for index in range(len(prompts))]
 
     def _as_it_is_now(self) -> IR3DERoutingPipeline:
         """This pipeline with the router at one moment, so that a record is not half before and half after an edit."""
@@ -273,9 +292,8 @@ class IR3DERoutingPipeline(Pipeline):
         texts = list(chain.from_iterable(turns))
         token_ids = token_ids_of(self.tokenizer, texts, self.model.config.max_length)
         if not all(token_ids):
-            owners = [index for index, of_prompt in enumerate(turns) for _ in of_prompt]
-            empty = owners[token_ids.index([])]
-            raise ValueError(f"Prompt {empty} is empty ({prompts[empty]!r}): there is nothing to route on.")
+            turns = _without_empty_turns(prompts, turns, token_ids)
+            texts, token_ids = list(chain.from_iterable(turns)), [ids for ids in token_ids if ids]
         return {
             "prompts": prompts,
             "texts": texts,
@@ -326,14 +344,7 @@ class IR3DERoutingPipeline(Pipeline):
         config = self.model.config
         panel, turns = self.model.panel, outputs["turns"]
         p = probabilities(outputs["logits"], **(config.calibration or {}))
-        defaults = {
-            "min_score": config.min_score,
-            "min_familiarity": config.min_familiarity,
-            "fallback_expert": config.fallback_expert,
-        }
-        if self.second_opinion is not None:
-            defaults["second_below"] = BELOW
-        chosen = Policy(**{**defaults, **policy})
+        chosen = self.policy(policy)
         asked = [False] * len(p)
         if chosen.second_below:
             chosen.check(panel)  # before an encoder is loaded
@@ -353,8 +364,25 @@ class IR3DERoutingPipeline(Pipeline):
             if explain:
                 _explain(record, outputs["pieces"][turn], outputs["tokens"][turn], config.domain_names)
         if generate:
-            self._answer(records, outputs["prompts"], on_error, batch_size, generation or {})
+            self._answer(records, outputs["prompts"], chosen, on_error, batch_size, generation or {})
         return records
+
+    def policy(self, options: Options) -> Policy:
+        """How a call chooses: as its options say, and where they do not, as the router's config does.
+
+        Args:
+            options (`dict`): of a call; those that are no part of a policy are left alone.
+        """
+        config = self.model.config
+        made: Options = {
+            "min_score": config.min_score,
+            "min_familiarity": config.min_familiarity,
+            "fallback_expert": config.fallback_expert,
+        }
+        if self.second_opinion is not None:
+            made["second_below"] = BELOW
+        given = {**self._postprocess_params, **options}
+        return Policy(**{**made, **{key: given[key] for key in Policy._fields if key in given}})
 
     def _ask_again(
         self, p: torch.Tensor, unsure: torch.Tensor, texts: list[str], counting: Sequence[str]
@@ -384,17 +412,19 @@ class IR3DERoutingPipeline(Pipeline):
         self,
         records: list[Record],
         prompts: list[Prompt],
+        policy: Policy,
         on_error: str,
         batch_size: int | None,
         generation: Options,
     ) -> None:
         """Adds `generated_text` to each record: a call an expert, then others for the prompts that failed."""
+        check_options(generation)
         candidates = [
-            self._candidates(record, prompt, index, generation, on_error)
+            self._candidates(record, prompt, index, policy, on_error)
             for index, (record, prompt) in enumerate(zip(records, prompts, strict=True))
         ]
         waiting = list(range(len(records)))
-        for attempt in range(max(map(len, candidates))):
+        for attempt in range(max(map(len, candidates), default=0)):
             waiting = [index for index in waiting if attempt < len(candidates[index])]
             shares: dict[str, list[int]] = defaultdict(list)
             for index in waiting:
@@ -416,18 +446,22 @@ class IR3DERoutingPipeline(Pipeline):
             if tried:  # all of them failed, and the record names the one that was chosen
                 _set_expert(record, tried[0])
 
-    def _candidates(
-        self, record: Record, prompt: Prompt, index: int, generation: Options, on_error: str
-    ) -> list[Ranked]:
-        """The experts that may answer a prompt, best first; prompt, options and specs are checked before any loads."""
-        check_prompt(prompt, index)
-        check_options(generation)
-        if record["expert"] is None:
+    def _candidates(self, record: Record, prompt: Prompt, index: int, policy: Policy, on_error: str) -> list[Ranked]:
+        """The experts that may answer a prompt, best first; prompt and specs are checked before any loads. Where none
+        may, the record is told the reason.
+        """
+        try:
+            check_prompt(prompt, index)
+            if record["expert"] is not None:
+                self.experts.check([record["expert"]])
+        except Unanswerable as error:
+            if on_error == "raise":
+                raise
+            record["reason"] = str(error)
             return []
-        candidates: list[Ranked] = [{"expert": record["expert"], "score": record["score"]}]
-        for entry in record["ranking"] if on_error == "next" else ():
-            if entry["expert"] != record["expert"] and self.experts.can_answer(entry["expert"]):
-                candidates.append({"expert": entry["expert"], "score": entry["score"]})
+        ranked = policy.candidates(record)
+        candidates = ranked[:1] + [each for each in ranked[1:] if self.experts.can_answer(each["expert"])]
+        candidates = candidates if on_error == "next" else candidates[:1]
         self.experts.check(candidate["expert"] for candidate in candidates)
         return candidates
 
@@ -451,7 +485,61 @@ def _note_failure(record: Record, expert: str, error: Exception, on_error: str) 
     """Adds to a record that an expert did not answer, or raises what kept it."""
     if on_error == "raise":
         raise ExpertError(expert, error) from error
-    record.setdefault("failures", []).append({"expert": expert, "error": describe_error(error)})
+    said = describe_error(error)
+    logger.warning("Expert %s did not answer: %s", expert, ascii(said))  # ascii: a server may send control characters
+    record.setdefault("failures", []).append({"expert": expert, "error": said})
+
+
+class _EmptyPrompts(Unanswerable):
+    """
+    Prompts without a token.
+
+    Args:
+        indices (`list[int]`): of theirs.
+        prompts (`list`): all of them.
+    """
+
+    def __init__(self, indices: list[int], prompts: list[Prompt]) -> None:
+        first = indices[0]
+        super().__init__(f"Prompt {first} is empty ({prompts[first]!r}): there is nothing to route on.")
+        self.indices = set(indices)
+
+
+def _without_empty_turns(prompts: list[Prompt], turns: list[list[str]], token_ids: list[list[int]]) -> list[list[str]]:
+    """The turns that have a token, or raises where a present one, which is the last of a prompt, has none."""
+    ids = iter(token_ids)
+    kept = [[(text, bool(next(ids))) for text in of_prompt] for of_prompt in turns]
+    if empty := [index for index, of_prompt in enumerate(kept) if not of_prompt[-1][1]]:
+        raise _EmptyPrompts(empty, prompts)
+    return [[text for text, is_there in of_prompt if is_there] for of_prompt in kept]
+
+
+def _asked(record: Record) -> Record:
+    """The record of a single prompt, or raises Unanswerable where nobody was asked."""
+    if "reason" in record:
+        raise Unanswerable(record["reason"])
+    return record
+
+
+def _empty_record(explain: bool, generate: bool) -> Record:
+    """The record of an empty prompt among others."""
+    record: Record = {"expert": None, "score": 0.0, "ranking": [], "reason": "It is empty: nothing to route on."}
+    if explain:
+        record["support"], record["tokens"] = 0.0, []
+    if generate:
+        record["generated_text"] = None
+    return record
+
+
+def _each(inputs: Any) -> Iterable[Any]:
+    """The prompts of an iterable in its own order, or raises TypeError."""
+    # Iterable, but not over prompts: a single message; a table, which gives the names of its columns.
+    if not isinstance(inputs, (bytes, bytearray, Mapping)) and getattr(inputs, "ndim", 1) == 1:
+        if isinstance(inputs, Iterable):
+            return inputs
+        if hasattr(inputs, "__len__") and hasattr(inputs, "__getitem__"):  # torch's data sets
+            return (inputs[index] for index in range(len(inputs)))
+    raise TypeError(f"Expected text, a chat, or an iterable of them, such as a list or one column; got {inputs!r}.")
 
 
 def _is_chat(inputs: object) -> bool:

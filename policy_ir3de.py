@@ -136,6 +136,7 @@ class Record(_Choice, total=False):
         tokens (`list[TokenRecord]`): where the call was to explain.
         support (`float`): likewise, the sum of the tokens' contributions.
         failures (`list[Failure]`): experts that were asked and did not answer.
+        reason (`str`): why nobody was asked: one prompt of several is empty or not text, or its expert only routes.
         generated_text (`Any`): the answer; a list of them where several were asked for; a chat or text with the prompt
             before it where that was asked for; None where nobody answered.
     """
@@ -148,6 +149,7 @@ class Record(_Choice, total=False):
     tokens: list[TokenRecord]
     support: float
     failures: list[Failure]
+    reason: str
     generated_text: Any
 
 
@@ -349,6 +351,22 @@ class Policy(NamedTuple):
         record["familiarity"] = familiarity
         if familiarity < self.min_familiarity:
             record["expert"], record["fallback"] = self.fallback_expert, True
+
+    def candidates(self, record: Record) -> list[Ranked]:
+        """Who may answer, one after the other where those before fail: the chosen expert, those of the ranking that
+        score at least the minimum, then the fallback. Where the chosen one is the fallback, nobody else.
+        """
+        if record["expert"] is None:
+            return []
+        listed = {entry["expert"]: entry["score"] for entry in record["ranking"]}
+        made = {record["expert"]: record["score"]}
+        if "fallback" not in record:
+            for name, score in listed.items():
+                if score >= self.min_score:
+                    made.setdefault(name, score)
+        if self.fallback_expert is not None:
+            made.setdefault(self.fallback_expert, listed.get(self.fallback_expert, record["score"]))
+        return [{"expert": name, "score": score} for name, score in made.items()]
 
     def _among(self, p: torch.Tensor, panel: Panel) -> tuple[torch.Tensor, Panel]:
         """Probabilities of the domains that count, and the panel of the experts that may be chosen."""

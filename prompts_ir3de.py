@@ -38,6 +38,10 @@ def token_ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_lengt
     return [encoding.ids[:max_length] for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+class Unanswerable(ValueError):
+    """A prompt that no expert is asked, since it is empty or not text, or its expert only routes."""
+
+
 def check_prompt(prompt: Prompt, index: int = 0) -> None:
     """Checks that a text expert can read a prompt.
 
@@ -46,11 +50,11 @@ def check_prompt(prompt: Prompt, index: int = 0) -> None:
         index (`int`): its place among the inputs, for the message.
 
     Raises:
-        ValueError: a message has an unknown role, or content that is not text.
+        Unanswerable: a message has an unknown role, or content that is not text.
     """
     for message in [] if isinstance(prompt, str) else prompt:
         if message["role"] not in ROLES:
-            raise ValueError(
+            raise Unanswerable(
                 f"Prompt {index} has a message of role {message['role']!r}; a role is one of {', '.join(ROLES)}."
             )
         content = message["content"]
@@ -59,7 +63,7 @@ def check_prompt(prompt: Prompt, index: int = 0) -> None:
         for part in content if isinstance(content, (list, tuple)) else [content]:
             if not is_text(part):
                 kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
-                raise ValueError(
+                raise Unanswerable(
                     f"Prompt {index} has content of type {kind!r}, and the experts read text only: send the text, or"
                     " route alone with `generate=False`."
                 )

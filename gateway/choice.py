@@ -168,14 +168,11 @@ def _only(name: str) -> Choice:
 
 
 def _candidates(record: dict[str, Any], ask: Ask, serving: Serving) -> list[str]:
-    """The chosen expert, and after it those that score at least the minimum, then the fallback.
+    """The chosen expert, and after it those that may answer where it fails.
 
     Raises:
         GatewayError: the router has nobody answer, or somebody who only routes.
     """
-    config = serving.router.model.config
-    minimum = ask.options.get("min_score", config.min_score)
-    fallback = ask.options.get("fallback_expert", config.fallback_expert)
     chosen = record["expert"]
     if chosen is None:
         message = "No expert scores at least `min_score` on this prompt, and there is no `fallback_expert`."
@@ -183,8 +180,7 @@ def _candidates(record: dict[str, Any], ask: Ask, serving: Serving) -> list[str]
     if chosen not in serving.experts:
         message = f"Expert {chosen!r} only routes: its spec has no `model`, `adapter` or `endpoint` to answer with."
         raise GatewayError(422, "no_answer", message, "ir3de", details=record)
-    others = [entry["expert"] for entry in record["ranking"] if entry["score"] >= minimum]
-    names = dict.fromkeys([chosen, *([] if record.get("fallback") else others), *([fallback] if fallback else [])])
+    names = (candidate["expert"] for candidate in serving.router.policy(ask.options).candidates(record))
     return [name for name in names if name in serving.experts]
 
 

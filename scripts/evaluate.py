@@ -365,7 +365,8 @@ def _own_row(
     """The row of the router itself."""
     started = time.monotonic()
     texts = [row.text for row in selection.rows]
-    routes = [record["expert"] for record in router(texts, generate=False, min_score=0, top_n=1, **asked.choice)]
+    records = router(texts, generate=False, on_error="raise", min_score=0, top_n=1, **asked.choice)
+    routes = [record["expert"] for record in records]
     seconds = time.monotonic() - started
     return describe_row(ROUTER, losses, one_hot(losses.experts, routes), variant, seconds)
 

@@ -33,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
     given = {key: getattr(args, key) for key in ("variant", "num_votes", "min_score", "min_familiarity")}
     given["fallback_expert"] = args.fallback
     choice = {key: value for key, value in given.items() if value is not None}
-    for prompt, record in zip(args.prompt, router(args.prompt, generate=False, explain=True, **choice), strict=True):
+    records = router(args.prompt, generate=False, on_error="raise", explain=True, **choice)
+    for prompt, record in zip(args.prompt, records, strict=True):
         print(json.dumps({"prompt": prompt, **record}, ensure_ascii=False) if args.json else describe(prompt, record))
     return 0
 

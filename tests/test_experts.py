@@ -485,10 +485,10 @@ def test_options_out_of_range_and_content_that_is_not_text_are_refused_before_an
     monkeypatch.setattr(ExpertPool, "_use", pytest.fail)
     image = [{"role": "user", "content": [{"type": "text", "text": LAW}, {"type": "image", "url": "x.png"}]}]
     with pytest.raises(ValueError, match="Prompt 1 has content of type 'image'"):
-        made([LAW, image])
+        made([LAW, image], on_error="raise")
     assert made(image, generate=False)["expert"] == "law"
     with pytest.raises(ValueError, match="role 'usr'; a role is one of"):
-        made([[{"role": "usr", "content": LAW}]])
+        made([{"role": "usr", "content": LAW}])
     with pytest.raises(ValueError, match="`max_new_tokens` must be a whole number"):
         made(LAW, max_new_tokens=0)
     with pytest.raises(ValueError, match="`on_error` must be 'next' or 'raise'"):

@@ -3,9 +3,12 @@
 import json
 import math
 import threading
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -14,6 +17,8 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.configuration_ir3de import VARIANTS
+from ir3de.experts_ir3de import ExpertPool
+from ir3de.policy_ir3de import Policy
 from ir3de.prompts_ir3de import token_ids_of
 
 from . import tiny
@@ -21,6 +26,7 @@ from . import tiny
 CODE, LAW, MATH = "debug the python function", "the court and a judge", "find the square root of this prime"
 PROMPTS = [CODE, LAW, MATH, "contract statute", "integer loop", CODE]
 EXPERTS = ["code", "law", "math", "law", "code", "code"]
+FRAME, PROMPTS_2D = pandas.DataFrame({"text": [CODE]}), np.array([[CODE]])
 GREEDY = {"do_sample": False, "max_new_tokens": 6}
 
 
@@ -59,7 +65,17 @@ def test_lists_and_tuples_give_lists(pipe: IR3DERoutingPipeline) -> None:
 
 def test_generators_and_data_sets_are_read_lazily(pipe: IR3DERoutingPipeline) -> None:
     rows = Dataset.from_dict({"text": PROMPTS})
-    for inputs in ((p for p in PROMPTS), KeyDataset(rows, "text"), rows["text"], iter(PROMPTS)):
+
+    class OfTorch(torch.utils.data.Dataset[str]):
+        """One that, like many, knows no end but its length."""
+
+        def __len__(self) -> int:
+            return len(PROMPTS)
+
+        def __getitem__(self, index: int) -> str:
+            return PROMPTS[index % len(PROMPTS)]
+
+    for inputs in ((p for p in PROMPTS), KeyDataset(rows, "text"), rows["text"], iter(PROMPTS), OfTorch()):
         records = pipe(inputs, generate=False)
         assert isinstance(records, Iterator)
         assert experts(records) == EXPERTS
@@ -70,6 +86,28 @@ def test_generators_and_data_sets_are_read_lazily(pipe: IR3DERoutingPipeline) ->
     assert read == []
     next(records)
     assert read == PROMPTS[:2]
+
+
+def test_any_iterable_is_read_in_its_own_order(pipe: IR3DERoutingPipeline) -> None:
+    numbers = range(len(PROMPTS))[::-1]
+    series = pandas.Series(PROMPTS, index=numbers)
+    array = np.array(PROMPTS)
+    columns = (
+        series,
+        series.astype("string"),
+        array,
+        array.astype(object),
+        deque(PROMPTS),
+        dict(enumerate(PROMPTS)).values(),
+    )
+    for inputs in columns:
+        assert experts(pipe(inputs, generate=False)) == EXPERTS, type(inputs)
+    frame = pandas.DataFrame({"text": PROMPTS, "expert": EXPERTS}, index=numbers)
+    law = frame[frame.expert == "law"]  # without the first rows
+    assert experts(pipe(law.text, generate=False)) == ["law", "law"]
+    chats = pandas.Series([chat(CODE), LAW, chat(MATH)], index=["a", "a", "b"])
+    assert experts(pipe(chats, generate=False)) == ["code", "law", "math"]
+    assert list(pipe(law.text, **GREEDY)) == [pipe(prompt, **GREEDY) for prompt in (LAW, "contract statute")]
 
 
 def test_a_chat_is_routed_on_its_last_user_message(pipe: IR3DERoutingPipeline) -> None:
@@ -91,19 +129,51 @@ def test_texts_chats_and_parts_of_content_mix(pipe: IR3DERoutingPipeline) -> Non
 
 @pytest.mark.parametrize(
     "inputs",
-    [None, 5, b"debug", {"role": "user", "content": CODE}, [CODE, None], [[CODE]], [CODE, 3], [{"role": "user"}]],
+    [
+        None,
+        5,
+        b"debug",
+        {"role": "user", "content": CODE},
+        [CODE, None],
+        [[CODE]],
+        [CODE, 3],
+        [{"role": "user"}],
+        PROMPTS_2D,
+        FRAME,
+        bytearray(b"a"),
+    ],
 )
 def test_what_is_neither_text_nor_chat_is_a_type_error(pipe: IR3DERoutingPipeline, inputs: Any) -> None:
     with pytest.raises(TypeError, match=r"[Ee]xpected text|`role` and a `content`"):
-        pipe(inputs, generate=False)
+        list(pipe(inputs, generate=False))
 
 
 @pytest.mark.parametrize("empty", ["", " \n", chat(""), chat([{"type": "image"}]), chat(None)])
-def test_an_empty_prompt_is_named_before_anything_is_generated(pipe: IR3DERoutingPipeline, empty: Any) -> None:
+def test_an_empty_prompt_is_refused_and_among_others_has_a_record_that_says_so(
+    pipe: IR3DERoutingPipeline, empty: Any
+) -> None:
     with pytest.raises(ValueError, match="Prompt 0 is empty"):
         pipe(empty)
     with pytest.raises(ValueError, match="Prompt 1 is empty"):
-        pipe([LAW, empty])
+        pipe([LAW, empty], on_error="raise")
+    [alone] = pipe([empty], generate=False)
+    assert alone == {"expert": None, "score": 0.0, "ranking": [], "reason": "It is empty: nothing to route on."}
+    law, none, code = pipe([LAW, empty, CODE], **GREEDY)
+    assert [law, code] == pipe([LAW, CODE], **GREEDY)
+    assert none == {**alone, "generated_text": None}
+    assert list(pipe(iter([LAW, empty, CODE]), **GREEDY)) == [law, none, code]
+    told = pipe([empty, LAW, empty], generate=False, explain=True)
+    assert [len(record["tokens"]) for record in told] == [0, 5, 0]
+
+
+def test_an_empty_turn_before_the_last_is_no_turn(pipe: IR3DERoutingPipeline) -> None:
+    def turns(*texts: str) -> list[dict[str, str]]:
+        return [{"role": "user", "content": text} for text in texts]
+
+    expected = pipe(turns(LAW, CODE), generate=False, stickiness=0.5)
+    assert pipe(turns(LAW, "", CODE), generate=False, stickiness=0.5) == expected
+    with pytest.raises(ValueError, match="Prompt 0 is empty"):
+        pipe(turns(LAW, ""), generate=False, stickiness=0.5)
 
 
 def test_unknown_words_and_a_million_characters_are_routed(pipe: IR3DERoutingPipeline) -> None:
@@ -276,15 +346,124 @@ def test_experts_of_the_same_model_share_it(pipe: IR3DERoutingPipeline) -> None:
     assert pipe.experts.load("code") is not pipe.experts.load("law")
 
 
-def test_an_expert_without_a_model_is_named_before_anything_is_generated(expert_specs: dict[str, Any]) -> None:
+def test_an_expert_without_a_model_is_named_before_anything_is_generated(
+    expert_specs: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     specs = {name: spec for name, spec in expert_specs.items() if name != "law"}
     made = IR3DERoutingPipeline(tiny.router(specs), device="cpu")
-    made.experts.generate = pytest.fail
+    monkeypatch.setattr(made.experts, "generate", pytest.fail)
     with pytest.raises(ValueError, match=r"'law' has no `model`.*generate=False"):
-        made([CODE, MATH, LAW])
+        made([CODE, MATH, LAW], on_error="raise")
+    with pytest.raises(ValueError, match="'law' has no `model`"):
+        made(LAW)
     with pytest.raises(ValueError, match="'law' has no `model`"):
         list(made.stream(LAW))
     assert made(LAW, generate=False)["expert"] == "law"
+
+
+def test_a_prompt_for_which_nobody_can_be_asked_does_not_take_the_others_with_it(
+    pipe: IR3DERoutingPipeline, expert_specs: dict[str, Any]
+) -> None:
+    specs = {name: spec for name, spec in expert_specs.items() if name != "law"}
+    made = IR3DERoutingPipeline(tiny.router(specs), device="cpu")
+    image = chat([{"type": "text", "text": CODE}, {"type": "image"}])
+    prompts = [CODE, LAW, image, MATH]
+    code, law, seen, math = made(prompts, **GREEDY)
+    assert [code, math] == made([CODE, MATH], **GREEDY)
+    assert all(record["generated_text"] for record in (code, math))
+    assert [law["expert"], seen["expert"]] == ["law", "code"]
+    assert law["generated_text"] is seen["generated_text"] is None
+    assert "'law' has no `model`" in law["reason"]
+    assert "content of type 'image'" in seen["reason"]
+    assert {key: law[key] for key in ("score", "ranking")} == {
+        key: pipe(LAW, generate=False)[key] for key in ("score", "ranking")
+    }
+    [alone] = made([LAW])
+    assert alone["generated_text"] is None
+
+
+# Failover.
+
+
+@pytest.fixture
+def failing(pipe: IR3DERoutingPipeline, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of those experts that fail."""
+    names: set[str] = set()
+    generate = ExpertPool.generate
+
+    def fails(pool: ExpertPool, name: str, prompts: Any, *args: Any, **options: Any) -> list[Any]:
+        if name in names:
+            return [ConnectionError("down\x1b[2J")] * len(prompts)
+        return generate(pool, name, prompts, *args, **options)
+
+    def breaks(pool: ExpertPool, name: str, prompt: Any, **options: Any) -> Iterator[str]:
+        [answer] = pool.generate(name, [prompt], 1, **options)
+        if isinstance(answer, Exception):
+            raise answer
+        yield answer
+
+    monkeypatch.setattr(ExpertPool, "generate", fails)
+    monkeypatch.setattr(ExpertPool, "stream", breaks)
+    return names
+
+
+def tried(pipe: IR3DERoutingPipeline, prompt: str, **options: Any) -> tuple[str | None, list[str], bool]:
+    """Who answers, after whom, and whether there is an answer; the same of a call, among others and of a stream."""
+    record = pipe(prompt, **GREEDY, **options)
+    assert pipe([prompt, prompt], **GREEDY, **options) == [record, record]
+    *_, last = pipe.stream(prompt, **GREEDY, **options)
+    assert last == {"event": "record", **record}
+    failures = [failure["expert"] for failure in record.get("failures", [])]
+    return record["expert"], failures, record["generated_text"] is not None
+
+
+def test_nobody_below_the_minimum_stands_in_for_an_expert_that_failed(
+    pipe: IR3DERoutingPipeline, failing: set[str]
+) -> None:
+    ranking = pipe(LAW, generate=False)["ranking"]
+    first, second, third = (entry["expert"] for entry in ranking)
+    between = (ranking[1]["score"] + ranking[2]["score"]) / 2
+    failing.add(first)
+    assert tried(pipe, LAW) == (second, [first], True)
+    assert tried(pipe, LAW, min_score=between) == (second, [first], True)
+    assert tried(pipe, LAW, min_score=ranking[0]["score"]) == (first, [first], False)
+    failing.add(second)
+    assert tried(pipe, LAW) == (third, [first, second], True)
+    assert tried(pipe, LAW, min_score=between) == (first, [first, second], False)
+    assert tried(pipe, LAW, min_score=between, fallback_expert=third) == (third, [first, second], True)
+
+
+def test_below_the_minimum_the_fallback_answers_or_nobody(pipe: IR3DERoutingPipeline, failing: set[str]) -> None:
+    options = {"min_score": 1.0, "fallback_expert": "math"}
+    assert tried(pipe, LAW, **options) == ("math", [], True)
+    failing.add("math")
+    assert tried(pipe, LAW, **options) == ("math", ["math"], False)
+    assert tried(pipe, LAW, min_score=1.0) == (None, [], False)
+
+
+def test_who_may_answer_is_what_the_policy_says() -> None:
+    ranking = [{"expert": "a", "score": 0.6}, {"expert": "b", "score": 0.3}, {"expert": "c", "score": 0.1}]
+    record = {"expert": "a", "score": 0.6, "ranking": ranking}
+    for policy, expected in (
+        (Policy(), "abc"),
+        (Policy(min_score=0.2), "ab"),
+        (Policy(min_score=0.2, fallback_expert="c"), "abc"),
+        (Policy(min_score=0.2, fallback_expert="d"), "abd"),
+        (Policy(fallback_expert="a"), "abc"),
+    ):
+        assert "".join(each["expert"] for each in policy.candidates(record)) == expected
+    alone = {"expert": "c", "score": 0.6, "ranking": ranking, "fallback": True}
+    assert Policy(min_score=0.7, fallback_expert="c").candidates(alone) == [{"expert": "c", "score": 0.6}]
+    assert Policy(min_score=0.7).candidates({**alone, "expert": None}) == []
+
+
+def test_a_failure_is_logged_in_one_line_without_control_characters(
+    pipe: IR3DERoutingPipeline, failing: set[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    failing.add("law")
+    assert pipe(LAW, **GREEDY)["failures"] == [{"expert": "law", "error": "ConnectionError: down\x1b[2J"}]
+    [line] = [record.getMessage() for record in caplog.records if record.name == "ir3de.pipeline_ir3de"]
+    assert line == r"Expert law did not answer: 'ConnectionError: down\x1b[2J'"
 
 
 # Streaming.

@@ -152,7 +152,8 @@ def labels_of(rows: Sequence[Row], names: Sequence[str]) -> torch.Tensor:
 
 def router_scores(model: IR3DEModel, rows: Sequence[Row]) -> torch.Tensor:
     """The router's probabilities, `(N, D)`, without the second opinion."""
-    records = IR3DERoutingPipeline(model, device="cpu")([row.text for row in rows], generate=False, min_score=0)
+    pipe = IR3DERoutingPipeline(model, device="cpu")
+    records = pipe([row.text for row in rows], generate=False, on_error="raise", min_score=0)
     scores = [{entry["expert"]: entry["score"] for entry in record["ranking"]} for record in records]
     names = model.config.expert_names
     return torch.tensor([[of_prompt[name] for name in names] for of_prompt in scores], dtype=torch.float64)

@@ -60,8 +60,9 @@ def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice
             f"The data have {len(rows)} rows, and domains without an expert: {unknown}. Experts: {experts}."
         )
     confusion: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(experts, 0))
+    asked = {"generate": False, "on_error": "raise", **choice}
     texts = tqdm((row.text for row in rows), total=len(rows), desc="Routing", disable=None, leave=False)
-    for row, record in zip(rows, router(iter(texts), generate=False, min_score=0, **choice), strict=True):
+    for row, record in zip(rows, router(iter(texts), min_score=0, **asked), strict=True):
         confusion[row.domain][record["expert"]] += 1
     domains: dict[str, DomainFigures] = {}
     for name, routes in sorted(confusion.items()):
@@ -105,7 +106,8 @@ def accuracy_over_k(router: IR3DERoutingPipeline, rows: Sequence[Row], votes: Se
     names = router.model.config.expert_names
     accuracy = {}
     for way, choice in tqdm(ways.items(), desc="Accuracy over k", disable=None, leave=False):
-        routes = [record["ranking"][0]["expert"] for record in router(texts, generate=False, top_n=1, **choice)]
+        records = router(texts, generate=False, on_error="raise", top_n=1, **choice)
+        routes = [record["ranking"][0]["expert"] for record in records]
         accuracy[way] = expected_accuracy(domains, names, one_hot(names, routes))
     return accuracy
 

@@ -80,7 +80,7 @@ class RoutedLM(LM):  # type: ignore[misc]
     ) -> list[Any]:
         """What the experts say of the requests, each asked for its share at once."""
         shares: dict[str, list[int]] = defaultdict(list)
-        for index, record in enumerate(self.router(texts, generate=False, **self.choice)):
+        for index, record in enumerate(self.router(texts, generate=False, on_error="raise", **self.choice)):
             shares[record["expert"]].append(index)
         answers: list[Any] = [None] * len(requests)
         for name, indices in shares.items():

@@ -56,11 +56,11 @@ class IR3DERouter:
 
     def route(self, texts: Sequence[str]) -> object:
         """Their records."""
-        return self.pipeline(list(texts), generate=False)
+        return self.pipeline(list(texts), generate=False, on_error="raise")
 
     def scores(self, texts: Sequence[str], cached: bool = False) -> Array:
         """The records' scores, in the order of `domains`."""
-        records = self.pipeline(list(texts), generate=False)
+        records = self.pipeline(list(texts), generate=False, on_error="raise")
         rows = []
         for record in records:
             scores = {entry["expert"]: entry["score"] for entry in record["ranking"]}

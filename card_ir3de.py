@@ -351,10 +351,23 @@ def _evaluation(config: IR3DEConfig, plotted: bool) -> str:
         "",
         markdown_table(["domain", "recall", "held-out prompts"], rows, numbers=2),
     ]
-    lines += _familiarity(config)
+    lines += _validation(evaluation) + _familiarity(config)
     if plotted:
         lines += ["", f"![Where prompts of each domain were sent, in percent]({PLOT_NAME})"]
     return "\n".join(lines) + "\n"
+
+
+def _validation(evaluation: Any) -> list[str]:
+    """What was measured on prompts that were given for that, and that nothing was chosen on."""
+    measured = evaluation.get("validation")
+    if not measured:
+        return []
+    return [
+        "",
+        f"On {measured['prompts']:,} other prompts, on which nothing was chosen: macro accuracy"
+        f" **{100 * measured['macro_accuracy']:.1f} %** (standard error {100 * measured['standard_error']:.1f}),"
+        f" expected calibration error {measured['calibration_error']:.3f}.",
+    ]
 
 
 def _familiarity(config: Any) -> list[str]:

@@ -11,6 +11,7 @@ from ir3de.scripts.command import command
 from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, check_domain_names, read_rows, read_texts
+from ir3de.scripts.data.validation import Validation
 from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments, add_minimum_arguments
 
 
@@ -22,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gguf-file", help="name of the GGUF file, where the weights of SOURCE are GGUF")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the router")
     parser.add_argument("--experts", metavar="YAML", help="list of expert specs; by default each domain routes only")
+    parser.add_argument(
+        "--group-column", metavar="NAME", help="column of what is held out together, such as a customer or a template"
+    )
+    parser.add_argument(
+        "--validation", action="append", metavar="DATA", help="labelled prompts, as --data, that are only measured on"
+    )
     parser.add_argument(
         "--outside", action="append", metavar="DATA", help="prompts of none of the domains: how many are noticed?"
     )
@@ -41,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
     options, source, duplicates = FitOptions.from_args(args), RowSource.from_args(args), Duplicates()
     options.check_minimums()
-    outside = _outside(source, args.outside or ())
+    outside, validation = _outside(source, args.outside or ()), _validation(source, args.validation or ())
+    source = replace(source, group_column=args.group_column)
     samples = read_samples(args.samples) if args.samples else None
     config = IR3DEConfig(
         experts=read_experts(args.experts) if args.experts else [],
@@ -53,8 +61,8 @@ def run(args: argparse.Namespace) -> int:
     )
     check_domain_names(source)
     tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
-    fitted = fit_rows(config, tokenizer, embeddings, duplicates.watch(read_rows(source)), options, outside)
-    for note in [*duplicates.notes(), *outside.notes()]:
+    fitted = fit_rows(config, tokenizer, embeddings, duplicates.watch(read_rows(source)), options, outside, validation)
+    for note in [*duplicates.notes(), *fitted.notes]:
         print(note, file=sys.stderr)
     print(fitted.describe())
     if samples is not None:
@@ -74,6 +82,11 @@ def _outside(source: RowSource, data: Sequence[str]) -> Outside:
         return Outside()
     place = replace(source, sources=tuple(data), where=(), any_domain=True)
     return Outside(list(read_texts(place, "--outside")))
+
+
+def _validation(source: RowSource, data: Sequence[str]) -> Validation:
+    """Labelled prompts to measure on."""
+    return Validation(list(read_rows(replace(source, sources=tuple(data), where=()))) if data else [])
 
 
 main = command("fit", __doc__, add_arguments, run)

@@ -23,12 +23,14 @@ class Row(NamedTuple):
         domain (`str`): whose expert should answer it.
         source (`str`): where it came from, if the data say so; else empty.
         split (`str`): such as `train`, if the data say so; else empty.
+        group (`str`): what it must be held out with, where a person names a column of groups; else empty.
     """
 
     text: str
     domain: str
     source: str = ""
     split: str = ""
+    group: str = ""
 
 
 class BadRowError(ValueError):

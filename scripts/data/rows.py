@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ class RowSource:
         split (`str`): of Hub data sets.
         where (`tuple[str, ...]`): conditions `KEY=VALUE` or `KEY!=VALUE` that a row must meet.
         any_domain (`bool`): text of one domain is read whatever its rows say their domain is.
+        group_column (`str`, *optional*): name of the column with what a row must be held out with, such as its author.
         skip_bad_rows (`bool`): rows that cannot be used are counted and left out, instead of raising.
         rename (`tuple[tuple[str, str], ...]`): pairs of a domain's name in the data and the one it is to have.
     """
@@ -47,6 +49,7 @@ class RowSource:
     any_domain: bool = False
     skip_bad_rows: bool = False
     rename: tuple[tuple[str, str], ...] = ()
+    group_column: str | None = None
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> RowSource:
@@ -204,7 +207,7 @@ def read_rows(source: RowSource, report: Report | None = None) -> Iterator[Row]:
         ValueError: a row cannot be used, or there is none; file and line are named.
     """
     notes = report or Report()
-    yield from _checked(source, source.parts(), notes, _labelled)
+    yield from _checked(source, source.parts(), notes, partial(_labelled, group_column=source.group_column))
     if report is None:
         notes.tell()
 
@@ -275,8 +278,15 @@ def read_texts(source: RowSource, domain: str, report: Report | None = None) -> 
 Use = Callable[[Record, Columns], Any]
 
 
-def _labelled(record: Record, columns: Columns) -> Row:
-    return columns.row(record)
+def _labelled(record: Record, columns: Columns, group_column: str | None = None) -> Row:
+    row = columns.row(record)
+    if group_column is None:
+        return row
+    group = record.values.get(group_column)
+    if group is None or not str(group).strip():
+        near = "" if group_column in record.values else nearest(group_column, record.columns)
+        raise BadRowError(f"{record.place}: no group under {group_column!r}, which --group-column names.{near}")
+    return row._replace(group=str(group))
 
 
 def text_of_domain(source: RowSource, parts: Sequence[Part], domain: str, report: Report) -> Use:
@@ -338,7 +348,8 @@ def _rows(source: RowSource, part: Part, report: Report, use: Use, seen: set[str
     """What is used of the records of one part that meet the conditions."""
     conditions = [_condition(where) for where in source.where]
     wanted = {*TEXT_COLUMNS, *DOMAIN_COLUMNS, "source", "split", *(key.lower() for key, _ in conditions)}
-    wanted |= {name.lower() for name in (source.text_column, source.domain_column) if name}
+    named = (source.text_column, source.domain_column, source.group_column)
+    wanted |= {name.lower() for name in named if name}
     columns: Columns | None = None
     for record in part.records(lambda name: name.lower() in wanted):
         try:

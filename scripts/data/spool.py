@@ -12,6 +12,7 @@ import torch
 
 from ir3de.batch_ir3de import Prompts
 from ir3de.prompts_ir3de import token_ids_of
+from ir3de.scripts.data.groups import Groups
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.reports.progress import Steps
 
@@ -31,24 +32,36 @@ class Spool:
         self.folder = folder
         self.skipped = 0
         self._numbers: dict[str, int] = {}
+        self._groups: dict[str, list[int]] = {}
 
-    def fill(self, rows: Iterable[Row], tokenizer: Any, max_length: int) -> None:
-        """Tokenizes rows in a stream; rows without a token are counted in `skipped`."""
+    def fill(self, rows: Iterable[Row], tokenizer: Any, max_length: int, groups: Groups | None = None) -> None:
+        """Tokenizes rows in a stream; rows without a token are counted in `skipped`.
+
+        Args:
+            rows (`Iterable[Row]`): labelled prompts.
+            tokenizer (`PreTrainedTokenizerBase`): of the router.
+            max_length (`int`): tokens of a prompt that count.
+            groups ([`Groups`], *optional*): say which rows must be held out together; by default each is alone.
+        """
+        groups = groups or Groups()
         rows = iter(rows)
         with Steps("Tokenizing", "rows") as steps:
             while batch := list(itertools.islice(rows, _ROWS)):
-                self._add(batch, token_ids_of(tokenizer, [row.text for row in batch], max_length))
+                self._add(batch, token_ids_of(tokenizer, [row.text for row in batch], max_length), groups)
                 steps.update(len(batch))
 
-    def _add(self, rows: Sequence[Row], encoded: Sequence[list[int]]) -> None:
+    def _add(self, rows: Sequence[Row], encoded: Sequence[list[int]], groups: Groups) -> None:
         shares: dict[str, list[list[int]]] = {}
+        together: dict[str, list[int]] = {}
         for row, ids in zip(rows, encoded, strict=True):
             if ids:
                 shares.setdefault(row.domain, []).append(ids)
+                together.setdefault(row.domain, []).append(groups.of(row))
             else:
                 self.skipped += 1
         for domain, prompts in shares.items():
             self._append(domain, prompts)
+            self._groups.setdefault(domain, []).extend(together[domain])
 
     def _append(self, domain: str, prompts: Sequence[list[int]]) -> None:
         number = self._numbers.setdefault(domain, len(self._numbers))
@@ -65,6 +78,16 @@ class Spool:
     def lengths(self, domain: str) -> torch.Tensor:
         """Tokens of each prompt of a domain."""
         return torch.from_numpy(np.fromfile(self.folder / f"{self._numbers[domain]}.lengths", dtype=np.int32)).long()
+
+    def groups(self, domain: str) -> torch.Tensor:
+        """The group of each prompt of a domain, numbered from 0 in the order in which they begin; where there is only
+        one, each prompt is a group.
+        """
+        groups = torch.tensor(self._groups.get(domain) or range(len(self.lengths(domain))))
+        if not bool((groups != groups[0]).any()):
+            return torch.arange(len(groups))
+        ranks: torch.Tensor = groups.unique(return_inverse=True)[1]
+        return ranks
 
     def take(self, domain: str, rows: torch.Tensor) -> Prompts:
         """The prompts of a domain with the given row numbers."""

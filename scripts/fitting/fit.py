@@ -6,7 +6,7 @@ import math
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,13 +18,17 @@ from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.familiarity_ir3de import Array, FamiliarityScale
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.names_ir3de import check_names
+from ir3de.scripts.data.groups import Groups
+from ir3de.scripts.data.notices import Notices
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
+from ir3de.scripts.data.validation import Validation
 from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
 from ir3de.scripts.fitting.familiarity import FamiliarityFigures, figures, held_out_parts, outside_familiarity
 from ir3de.scripts.fitting.options import AUTO, FitOptions
 from ir3de.scripts.fitting.search import Candidate, Grids, Split, best_of, describe, search
+from ir3de.scripts.fitting.validation import ValidationFigures, measure
 from ir3de.scripts.reports.progress import progress
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
@@ -48,6 +52,8 @@ class Fitted:
         chosen ([`Candidate`]): one of them.
         skipped (`int`): rows without a token, which were left out.
         familiarity ([`FamiliarityFigures`], *optional*): what it tells apart; None with too few held-out prompts.
+        validation ([`ValidationFigures`], *optional*): how it does on prompts that were given for that.
+        notes (`list[str]`): what a person should know of the data.
     """
 
     model: IR3DEModel
@@ -55,12 +61,15 @@ class Fitted:
     chosen: Candidate
     skipped: int
     familiarity: FamiliarityFigures | None
+    validation: ValidationFigures | None = None
+    notes: list[str] = field(default_factory=list)
 
     def describe(self) -> str:
         """The best candidate of each kind and the one chosen, as a table, and what familiarity tells apart."""
         number = sum(len(rows) for rows in self.chosen.logits.values())
         choice = f"On {number:,} held-out prompts:\n{describe(self.candidates, self.chosen)}"
-        return f"{choice}\n{self.familiarity.describe()}" if self.familiarity else choice
+        parts = (self.validation, self.familiarity)
+        return "\n".join([choice, *(part.describe() for part in parts if part is not None)])
 
 
 def fit_rows(
@@ -70,6 +79,7 @@ def fit_rows(
     rows: Iterable[Row],
     options: FitOptions,
     outside: Outside | None = None,
+    validation: Validation | None = None,
 ) -> Fitted:
     """Fits a router to labelled prompts, which are tokenized to a temporary folder first.
 
@@ -80,18 +90,27 @@ def fit_rows(
         rows (`Iterable[Row]`): read once, in a stream.
         options ([`FitOptions`]): how it is fitted.
         outside ([`Outside`], *optional*): prompts of none of the domains, to measure how many are noticed.
+        validation ([`Validation`], *optional*): labelled prompts that are only measured on.
 
     Raises:
         ValueError: the rows make no router, or their domains are not the experts.
     """
     with tempfile.TemporaryDirectory() as folder:
         spool = Spool(Path(folder))
-        outside = outside or Outside()
-        spool.fill(outside.watch(rows), tokenizer, config.max_length)
+        outside, validation, notices, groups = outside or Outside(), validation or Validation(), Notices(), Groups()
+        spool.fill(validation.watch(outside.watch(notices.watch(rows))), tokenizer, config.max_length, groups)
         check_domains(spool)
+        notices.check_groups()
+        validation.check(spool.domains)
         _match_experts(config, spool.domains)
         options.set_minimums(config)
-        return fit_router(config, tokenizer, embeddings, spool, options, outside.texts)
+        fitted = fit_router(config, tokenizer, embeddings, spool, options, outside.texts)
+    notes = [*outside.notes(), *groups.notes(), *notices.notes(), *validation.notes()]
+    if not validation.rows:
+        return replace(fitted, notes=notes)
+    figures = measure(fitted.model, validation.rows)
+    fitted.model.config.evaluation = {**(fitted.model.config.evaluation or {}), "validation": figures.as_config()}
+    return replace(fitted, notes=notes, validation=figures)
 
 
 def fit_router(
@@ -178,20 +197,22 @@ def collect(model: IR3DEModel, spool: Spool) -> dict[str, DomainStatistics]:
 
 
 def splits(spool: Spool) -> Iterator[Split]:
-    """Prompts to try candidates on, and held-out ones to measure them: a fifth, spread evenly. Where a fifth of the
-    smallest domain is little, one fifth after another, if need be until every prompt has been held out once.
+    """Prompts to try candidates on, and held-out ones to measure them: a fifth, spread evenly, of a group all or none.
+    Where a fifth of the smallest domain is little, one fifth after another, if need be until every prompt has been held
+    out once.
     """
     fewest = min(len(spool.lengths(domain)) for domain in spool.domains)
-    number = min(FOLDS, fewest, math.ceil(HELD_OUT_WANTED * FOLDS / fewest))
+    groups = min(int(spool.groups(domain).max()) + 1 for domain in spool.domains)
+    number = min(FOLDS, groups, math.ceil(HELD_OUT_WANTED * FOLDS / fewest))
     yield from (_split(spool, fold) for fold in range(number))
 
 
 def _split(spool: Spool, fold: int) -> Split:
-    """Holds out every fifth prompt of each domain."""
+    """Holds out every fifth group of prompts of each domain."""
     sample, held_out = {}, {}
     for domain in spool.domains:
         rows = torch.arange(len(spool.lengths(domain)))
-        held = (rows + fold) % FOLDS == 1
+        held = (spool.groups(domain) + fold) % FOLDS == 1
         sample[domain] = spool.take(domain, _spread(rows[~held], SAMPLE_MOST))
         held_out[domain] = spool.take(domain, _spread(rows[held], HELD_OUT_MOST))
     return Split(sample, held_out)

@@ -1,0 +1,52 @@
+"""What training rows are lacking, so that figures of them promise too much."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from ir3de.scripts.data.columns import Row
+from ir3de.scripts.data.rows import counted
+
+_FEW = 20  # rows of a domain, below which its figures tell little
+
+
+class Notices:
+    """Looks at rows as they pass: how many a domain has, from how many sources, in how many groups that are named."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+        self.sources: dict[str, set[str]] = {}
+        self.groups: dict[str, set[str]] = {}
+
+    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Hands rows on, and counts."""
+        for row in rows:
+            self.rows[row.domain] += 1
+            self.sources.setdefault(row.domain, set()).add(row.source)
+            self.groups.setdefault(row.domain, set()).add(row.group)
+            yield row
+
+    def check_groups(self) -> None:
+        """Raises ValueError where a group that a person names is a whole domain: it cannot be held out."""
+        whole = sorted(name for name, groups in self.groups.items() if len(groups) == 1 and groups != {""})
+        if whole:
+            raise ValueError(
+                f"--group-column names a single group for all rows of {', '.join(map(repr, whole))}: a group is held"
+                " out as a whole, and nothing of the domain would be left. Name another column."
+            )
+
+    def notes(self) -> list[str]:
+        """What a person should know, in words."""
+        notes = []
+        few = {name: number for name, number in self.rows.items() if number < _FEW}
+        if few:
+            notes.append(f"Few rows: {counted(few)}. Figures of so few tell little; 40 and more are worth having.")
+        single = sorted(name for name, sources in self.sources.items() if len(sources) < 2)
+        if single:
+            of_all = "every domain" if len(single) == len(self.rows) else ", ".join(map(repr, single[:3]))
+            notes.append(
+                f"The rows of {of_all} are of one source, as far as a column `source` tells, and so are the held-out"
+                " ones: of prompts from elsewhere expect less. --validation FILE measures them."
+            )
+        return notes

@@ -18,7 +18,12 @@ from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments, add_
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de fit`."""
     add_data_arguments(parser)
-    parser.add_argument("--embeddings", required=True, metavar="SOURCE", help="Hub id or folder of any causal LM")
+    parser.add_argument(
+        "--embeddings",
+        required=True,
+        metavar="SOURCE",
+        help="Hub id or folder of any causal LM, or of a static embedding model (sentence-transformers, model2vec)",
+    )
     parser.add_argument("--revision", help="revision of SOURCE")
     parser.add_argument("--gguf-file", help="name of the GGUF file, where the weights of SOURCE are GGUF")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the router")
@@ -43,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.configuration_ir3de import IR3DEConfig
     from ir3de.samples_ir3de import SAMPLES_NAME, read_samples
     from ir3de.scripts.data.experts import read_experts
-    from ir3de.scripts.data.sources import load_source, public_name
+    from ir3de.scripts.data.sources import gguf_of, load_source, public_name
     from ir3de.scripts.fitting.fit import fit_rows
 
     options, source, duplicates = FitOptions.from_args(args), RowSource.from_args(args), Duplicates()
@@ -51,16 +56,17 @@ def run(args: argparse.Namespace) -> int:
     outside, validation = _outside(source, args.outside or ()), _validation(source, args.validation or ())
     source = replace(source, group_column=args.group_column)
     samples = read_samples(args.samples) if args.samples else None
+    gguf_file = args.gguf_file or gguf_of(args.embeddings)
     config = IR3DEConfig(
         experts=read_experts(args.experts) if args.experts else [],
         embedding_model=public_name(args.embeddings),
         embedding_revision=args.revision,
-        embedding_gguf_file=args.gguf_file,
+        embedding_gguf_file=gguf_file,
         datasets=source.hub_ids or None,
         **options.config_fields(),
     )
     check_domain_names(source)
-    tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
+    tokenizer, embeddings = load_source(args.embeddings, args.revision, gguf_file)
     fitted = fit_rows(config, tokenizer, embeddings, duplicates.watch(read_rows(source)), options, outside, validation)
     for note in [*duplicates.notes(), *fitted.notes]:
         print(note, file=sys.stderr)

@@ -267,7 +267,8 @@ BAD_OPTIONS = {
     "no file": (["--data", "absent.jsonl"], "no file absent.jsonl"),
     "condition": (["--where", "source"], "KEY=VALUE"),
     "nothing left": (["--where", "source=z"], "at least two domains"),
-    "no embeddings": (["--embeddings", "absent/llm"], "couldn't connect"),
+    "no folder": (["--embeddings", "./absent"], "There is no folder ./absent"),
+    "no embeddings": (["--embeddings", "absent/llm"], "no folder absent/llm, and it cannot be had from the Hub"),
 }
 
 

@@ -164,23 +164,49 @@ def make_router(folder: Path, endpoint: str) -> Path:
     return folder / "router"
 
 
-async def measure(name: str, url: str, requests: int, running: subprocess.Popen[bytes], most: int = 500) -> None:
-    """One server under loads of one, sixteen, a hundred and five hundred clients, and streams.
+class Server(NamedTuple):
+    """
+    A server that is measured.
 
     Args:
-        name (`str`): of the server, for the table.
+        name (`str`): for the table.
         url (`str`): up to `/v1`.
-        requests (`int`): of each load.
-        running (`Popen`): the server's process.
-        most (`int`): clients at once.
+        running (`Popen`): its process.
+        most (`int`): clients that it is measured with at once.
     """
-    await load(url, 16, 200)  # warm
-    loads = [(1, requests // 4, False), *((clients, requests, False) for clients in (16, 100, 500) if clients <= most)]
-    for clients, number, stream in (*loads, (1, requests // 4, True)):
-        before = cpu_seconds(running)
-        measured = await load(url, clients, number, stream)
-        cpu = 1000 * (cpu_seconds(running) - before) / max(1, number)
-        print(f"{measured.line(name + ', streams' * stream)} {cpu:.2f} |", flush=True)
+
+    name: str
+    url: str
+    running: subprocess.Popen[bytes]
+    most: int = 500
+
+
+def measure(servers: list[Server], clients: int, requests: int, rounds: int, stream: bool) -> dict[str, Load]:
+    """The same load on all servers in turn, again and again, so that whatever else the machine does meets them alike.
+
+    Args:
+        servers (`list[Server]`): that run.
+        clients (`int`): at once.
+        requests (`int`): a server and round.
+        rounds (`int`): of which each server's middle rate is taken.
+        stream (`bool`): ask for streams.
+    """
+    taken: dict[str, list[Load]] = {server.name: [] for server in servers}
+    cpu = dict.fromkeys(taken, 0.0)
+    for _ in range(rounds):
+        for server in servers:
+            before = cpu_seconds(server.running)
+            taken[server.name].append(asyncio.run(load(server.url, clients, requests, stream)))
+            cpu[server.name] += cpu_seconds(server.running) - before
+    result = {}
+    for name, loads in taken.items():
+        rate = statistics.median(each.rate for each in loads)
+        ms, first = ([value for each in loads for value in getattr(each, field)] for field in ("ms", "first_ms"))
+        whole = Load(clients, ms, first, len(ms) / rate if rate else 1.0, sum(each.failed for each in loads))
+        result[name] = whole
+        label = name + ", streams" * stream
+        print(f"{whole.line(label)} {1000 * cpu[name] / (rounds * requests):.2f} |", flush=True)
+    return result
 
 
 async def many_streams(url: str, running: subprocess.Popen[bytes], numbers: tuple[int, ...]) -> None:
@@ -210,68 +236,92 @@ async def many_streams(url: str, running: subprocess.Popen[bytes], numbers: tupl
 def main() -> int:
     """Measures the gateway beside the same load sent straight to the server, and beside others that are named."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--requests", type=int, default=2000, help="of each load (default: 2000)")
-    parser.add_argument("--former", metavar="DIR", help="checkout of a former version whose `ir3de serve` to measure")
+    parser.add_argument("--requests", type=int, default=400, help="of a load in a round (default: 400)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each load (default: 5)")
+    parser.add_argument("--former", metavar="DIR", help="folder with `ir3de/`, a former version, to measure its server")
     parser.add_argument("--litellm", metavar="PATH", help="the `litellm` command, in a virtual environment of its own")
     parser.add_argument("--streams", type=int, nargs="*", default=[100, 1000], help="that are open at the same time")
     args = parser.parse_args()
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    port = free_port()
-    straight = f"http://127.0.0.1:{port}/v1"
-    serve = [sys.executable, "-m", "ir3de.scripts.bench.stand_in", str(port)]
-    with tempfile.TemporaryDirectory() as folder, process(serve, f"{straight}/models") as stand_in:
-        router = make_router(Path(folder), straight)
-        print("| server | clients | a second | median ms | p99 ms | first byte ms | failed | processor ms a request |")
-        print("|---|--:|--:|--:|--:|--:|--:|--:|")
-        asyncio.run(measure("straight", straight, args.requests, stand_in))
-        port = free_port()
-        url = f"http://127.0.0.1:{port}"
-        keys = Path(folder) / "keys.jsonl"
-        keys.write_text(json.dumps({"name": "bench", "sha256": _sha256("sk-bench")}) + "\n", encoding="utf-8")
-        command = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), "--keys", str(keys)]
-        with process(command, f"{url}/ready") as running:
-            asyncio.run(measure("gateway", f"{url}/v1", args.requests, running))
-            asyncio.run(many_streams(f"{url}/v1", running, tuple(args.streams)))
-            _routing_share(url)
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        straight, router = _stand_in(stack, folder)
+        servers = [straight, _gateway(stack, folder, router)]
         if args.former:
-            _former(args.former, router, args.requests)
+            servers.append(_former(stack, args.former, router))
         if args.litellm:
-            _litellm(args.litellm, straight, Path(folder), args.requests)
+            servers.append(_litellm(stack, args.litellm, straight.url, folder))
+        _compare(servers, args.requests, args.rounds)
+        gateway = servers[1]
+        asyncio.run(many_streams(gateway.url, gateway.running, tuple(args.streams)))
     return 0
 
 
-def _routing_share(url: str) -> None:
-    """What part of the added time is spent on choosing an expert, as the gateway's own metrics have it."""
-    text = urllib.request.urlopen(f"{url}/metrics").read().decode()
-    values = {}
-    for line in text.splitlines():
-        name, _, value = line.partition(" ")
-        if name.startswith("ir3de_") and name.endswith("_seconds_sum"):
-            values[name] = float(value)
-    route, added = values["ir3de_route_seconds_sum"], values["ir3de_added_seconds_sum"]
-    print(f"Routing took {100 * route / added:.0f} % of the time that the gateway itself counts as added.")
+def _compare(servers: list[Server], requests: int, rounds: int) -> None:
+    """The table of all loads, and what the gateway adds."""
+    for server in servers:
+        asyncio.run(load(server.url, 16, 100))  # warm
+    print("| server | clients | a second | median ms | p99 ms | first byte ms | failed | processor ms a request |")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    before = _routing(servers[1].url)
+    alone = measure(servers, 1, requests // 2, rounds, False)
+    after = _routing(servers[1].url)
+    for clients in (16, 100, 500):
+        measure([server for server in servers if clients <= server.most], clients, requests, rounds, False)
+    streams = measure(servers, 1, requests // 4, rounds, True)
+    straight, gateway = (alone[server.name] for server in servers[:2])
+    added = statistics.median(gateway.ms) - statistics.median(straight.ms)
+    route = 1000 * (after[0] - before[0]) / (after[1] - before[1])
+    print(f"Added to one client: {added:.2f} ms in the median, of which {route:.2f} ms to choose an expert.")
+    p99 = [sorted(each.ms)[int(0.99 * (len(each.ms) - 1))] for each in (straight, gateway)]
+    first = [statistics.median(streams[server.name].first_ms) for server in servers[:2]]
+    print(f"Added at p99: {p99[1] - p99[0]:.2f} ms; to the first byte of a stream: {first[1] - first[0]:.2f} ms.")
 
 
-def _former(folder: str, router: Path, requests: int) -> None:
+def _routing(url: str) -> tuple[float, float]:
+    """Seconds that the gateway has spent on choosing experts, and how often it has."""
+    text = urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics").read().decode()
+    values = dict(line.split(" ") for line in text.splitlines() if line.startswith("ir3de_route_seconds_"))
+    return float(values["ir3de_route_seconds_sum"]), float(values["ir3de_route_seconds_count"])
+
+
+def _stand_in(stack: contextlib.ExitStack, folder: Path) -> tuple[Server, Path]:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/v1"
+    command = [sys.executable, "-m", "ir3de.scripts.bench.stand_in", str(port)]
+    running = stack.enter_context(process(command, f"{url}/models"))
+    return Server("straight", url, running), make_router(folder, url)
+
+
+def _gateway(stack: contextlib.ExitStack, folder: Path, router: Path) -> Server:
+    """The gateway with everything on: keys, metrics, a log line a request."""
+    keys = folder / "keys.jsonl"
+    keys.write_text(json.dumps({"name": "bench", "sha256": _sha256("sk-bench")}) + "\n", encoding="utf-8")
+    port = free_port()
+    command = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), "--keys", str(keys)]
+    running = stack.enter_context(process(command, f"http://127.0.0.1:{port}/ready"))
+    return Server("gateway", f"http://127.0.0.1:{port}/v1", running)
+
+
+def _former(stack: contextlib.ExitStack, folder: str, router: Path) -> Server:
     port = free_port()
     start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ir3de.scripts.serve import main; main(sys.argv[1:])"
     command = [sys.executable, "-c", start, folder, str(router), "--port", str(port)]
     url = f"http://127.0.0.1:{port}/v1"
-    with process(command, f"{url}/models") as running:
-        asyncio.run(measure("former endpoint", url, requests // 4, running, most=100))
+    return Server("former endpoint", url, stack.enter_context(process(command, f"{url}/models")), most=100)
 
 
-def _litellm(command: str, straight: str, folder: Path, requests: int) -> None:
+def _litellm(stack: contextlib.ExitStack, command: str, straight: str, folder: Path) -> Server:
     port = free_port()
     config = folder / "litellm.yaml"
     lines = ["model_list:", "  - model_name: ir3de", "    litellm_params:", "      model: openai/served"]
     lines += [f"      api_base: {straight}", "      api_key: none"]
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     started = [command, "--config", str(config), "--port", str(port), "--num_workers", "1"]
-    url = f"http://127.0.0.1:{port}"
-    with process(started, f"{url}/health/liveliness", LITELLM_LOG="ERROR") as running:
-        asyncio.run(measure("LiteLLM", f"{url}/v1", requests // 4, running, most=100))
+    env = {"LITELLM_LOG": "ERROR", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
+    running = process(started, f"http://127.0.0.1:{port}/health/liveliness", **env)
+    return Server("LiteLLM", f"http://127.0.0.1:{port}/v1", stack.enter_context(running), most=100)
 
 
 def _sha256(key: str) -> str:

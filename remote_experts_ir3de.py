@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from huggingface_hub import InferenceClient, is_offline_mode
+from huggingface_hub import InferenceClient, TextGenerationStreamOutputStreamDetails, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .addresses_ir3de import hub_token, token_for
@@ -43,6 +43,8 @@ class RemoteModel:
         self._spec = spec
         self._retries = retries
         self._token = _token(spec)
+        # Why the last streamed answer of a server of plain text ended and how many tokens it took, if it said so.
+        self.ending: TextGenerationStreamOutputStreamDetails | None = None
 
     def generate(self, prompts: Sequence[Prompt], batch_size: int | None, options: Options) -> list[Any]:
         """Answers prompts, several at once, each with its texts or with the exception that kept it from being answered.
@@ -102,7 +104,9 @@ class RemoteModel:
     def _pieces(self, client: InferenceClient, prompt: Prompt, options: Options) -> Iterator[str]:
         if self._spec.get("task") == "text":
             text = as_text(prompt, self._spec.get("system_prompt"))
-            yield from client.text_generation(text, stream=True, **self._parameters(options))  # type: ignore[misc]
+            for token in client.text_generation(text, stream=True, details=True, **self._parameters(options)):
+                self.ending = token.details or self.ending
+                yield "" if token.token.special else token.token.text
             return
         finished = False
         for event in client.chat_completion(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from queue import SimpleQueue
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +20,8 @@ from transformers.cli.serving.utils import (
 
 from ir3de.experts_ir3de import ExpertPool
 from ir3de.local_sources_ir3de import LocalSource
+from ir3de.remote_experts_ir3de import RemoteModel
+from ir3de.specs_ir3de import ExpertSpec, is_remote
 
 from .orders import Order
 
@@ -35,7 +38,7 @@ class Piece(NamedTuple):
         choice (`int`): which of several answers it belongs to.
         name (`str`): of the tool that is called.
         logprobs (`list[dict]`, *optional*): of its tokens, in OpenAI's form.
-        finish (`str`): at the end: `"stop"`, `"length"` or `"tool_calls"`.
+        finish (`str`): at the end: `"stop"`, `"length"` or `"tool_calls"`; empty where a server does not say.
         prompt_tokens, completion_tokens (`int`): at the end.
     """
 
@@ -62,6 +65,9 @@ def pieces(pool: ExpertPool, name: str, order: Order, max_tokens: int, seconds: 
     Raises:
         Exception: whatever kept the expert from answering.
     """
+    if is_remote(pool.spec(name)):
+        yield from _of_text_server(pool.spec(name), order, max_tokens, seconds)
+        return
     queue: SimpleQueue[Piece | Exception | None] = SimpleQueue()
     closed = threading.Event()
 
@@ -84,6 +90,27 @@ def pieces(pool: ExpertPool, name: str, order: Order, max_tokens: int, seconds: 
     finally:
         closed.set()
         thread.join()
+
+
+def _of_text_server(spec: ExpertSpec, order: Order, max_tokens: int, seconds: float) -> Iterator[Piece]:
+    """The pieces of an expert behind a server that speaks no API of ours, but continues text."""
+    options: dict[str, Any] = {**spec.get("generation", {}), **order.options, "max_new_tokens": max_tokens}
+    options |= {"timeout": spec.get("timeout", seconds)} | ({"stop_strings": order.stop} if order.stop else {})
+    for choice in range(order.choices):
+        model, stops = RemoteModel(spec, retries=0), Stops(order.stop)
+        with closing(model.stream(order.prompt, options)) as texts:  # type: ignore[type-var]
+            for text in texts:
+                if said := stops.passed(text):
+                    yield Piece("text", said, choice)
+        if rest := stops.rest():
+            yield Piece("text", rest, choice)
+        ending = model.ending
+        if ending is None:  # it did not say why; only a stop string of ours is known
+            yield Piece("end", choice=choice, finish="stop" if stops.found else "")
+            continue
+        finish = "length" if ending.finish_reason == "length" else "stop"
+        read, made = ending.input_length or 0, ending.generated_tokens
+        yield Piece("end", choice=choice, finish=finish, prompt_tokens=read, completion_tokens=made)
 
 
 def _generate(

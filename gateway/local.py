@@ -13,6 +13,7 @@ from typing import Any
 
 from ir3de.experts_ir3de import ExpertPool
 from ir3de.local_sources_ir3de import TooLong
+from ir3de.specs_ir3de import is_remote
 
 from . import guided
 from .capabilities import Capabilities
@@ -33,7 +34,7 @@ _Next = Piece | Exception | None
 
 class LocalExpert:
     """
-    An expert on this machine.
+    An expert on this machine, or one behind a server of plain text, which is asked from a thread likewise.
 
     Args:
         name (`str`): of the expert.
@@ -45,7 +46,9 @@ class LocalExpert:
     def __init__(self, name: str, pool: ExpertPool) -> None:
         self.name = name
         self.pool = pool
-        can = {"images": False, "json": guided.AVAILABLE, "logprobs": True}
+        here = not is_remote(pool.spec(name))  # else it is a server that continues text, and no more
+        can = {"images": False, "json": here and guided.AVAILABLE, "logprobs": here}
+        can |= {} if here else {"tools": False}
         self.capabilities = Capabilities.of_spec({**can, **pool.spec(name)})
 
     def learn(self) -> None:
@@ -54,6 +57,8 @@ class LocalExpert:
         Raises:
             Exception: whatever keeps these files from being read.
         """
+        if is_remote(self.pool.spec(self.name)):
+            return
         source = self.pool.source(self.name)
         known: dict[str, Any] = {"context": source.window, "tools": can_call_tools(source)}
         told = self.capabilities.described()
@@ -217,6 +222,8 @@ def _room(expert: LocalExpert, order: Order, limits: Limits) -> int:
     """
     spec = expert.pool.spec(expert.name)
     usual = spec.get("generation", {}).get("max_new_tokens", limits.default_tokens)
+    if is_remote(spec):
+        return order.max_tokens or usual
     source = expert.pool.source(expert.name)
     if order.tools and not can_call_tools(source):
         message = f"Expert {expert.name!r} calls no tools: its tokenizer has no template for them."

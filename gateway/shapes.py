@@ -46,7 +46,8 @@ class ChatShape:
             message["content"] = message["content"] or None
         logprobs = [entry for piece in pieces for entry in piece.logprobs or []]
         told = {"content": logprobs, "refusal": None} if self.fields.get("logprobs") else None
-        return {"index": index, "message": message, "logprobs": told, "finish_reason": pieces[-1].finish}
+        finish = pieces[-1].finish or None
+        return {"index": index, "message": message, "logprobs": told, "finish_reason": finish}
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """Events before the first piece."""
@@ -56,7 +57,7 @@ class ChatShape:
         """The events of a piece."""
         if piece.kind == "end":
             self._count([piece])
-            yield self._chunk(piece.choice, {}, piece.finish)
+            yield self._chunk(piece.choice, {}, piece.finish or None)
         elif piece.kind == "call":
             yield self._chunk(piece.choice, {"tool_calls": [{"index": self.calls, **self._call(piece)}]})
             self.calls += 1
@@ -112,7 +113,7 @@ class CompletionShape(ChatShape):
         return {**super().whole(pieces), "id": self.id.replace("chatcmpl", "cmpl"), "object": "text_completion"}
 
     def _choice(self, pieces: list[Piece], index: int) -> dict[str, Any]:
-        about = {"index": index, "logprobs": None, "finish_reason": pieces[-1].finish}
+        about = {"index": index, "logprobs": None, "finish_reason": pieces[-1].finish or None}
         return {"text": joined(pieces, "text"), **about}
 
     def begin(self) -> Iterator[dict[str, Any]]:
@@ -144,7 +145,7 @@ class MessageShape(ChatShape):
         if text := joined(pieces, "text"):
             content.append({"type": "text", "text": text})
         content += [self._use(piece, read=True) for piece in pieces if piece.kind == "call"]
-        return {**self._message(), "content": content, "stop_reason": self._reasons[pieces[-1].finish]}
+        return {**self._message(), "content": content, "stop_reason": self._reasons.get(pieces[-1].finish)}
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """The message without its content."""
@@ -155,7 +156,7 @@ class MessageShape(ChatShape):
         if piece.kind == "end":
             self._count([piece])
             yield from self._close()
-            delta = {"stop_reason": self._reasons[piece.finish], "stop_sequence": None}
+            delta = {"stop_reason": self._reasons.get(piece.finish), "stop_sequence": None}
             yield {"type": "message_delta", "delta": delta, "usage": self.usage()}
             return
         if piece.kind == "call":
@@ -241,7 +242,7 @@ class ResponseShape(ChatShape):
             yield from self._called(piece)
         elif piece.kind == "end":
             self._count([piece])
-            self._finish = piece.finish
+            self._finish = piece.finish or "stop"
             yield from self._close_message()
 
     def end(self) -> Iterator[dict[str, Any]]:

@@ -10,11 +10,13 @@ from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.gateway.generation import Piece, Stops
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.settings import Settings
+from ir3de.scripts.bench.stand_in import Received
 
 from .gateway_world import LAW, World, world
 
@@ -346,3 +348,32 @@ def test_an_expert_that_fails_in_the_middle_ends_the_stream_with_an_error(
         with pytest.raises(openai.APIError, match="in the middle"):
             next(chunks)
         assert made.ask().status == 502
+
+
+def test_a_server_of_plain_text_is_an_expert_too() -> None:
+    details: dict[str, Any] = {"finish_reason": "length", "generated_tokens": 3, "input_length": 5, "seed": None}
+
+    async def continues(request: web.Request, received: Received) -> web.StreamResponse:
+        asked = received.json
+        assert asked["inputs"] == "the court and a judge"
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        most = asked["parameters"]["max_new_tokens"]
+        for index, word in enumerate(("guilty", " as", " charged", "</s>")[:most]):
+            token = {"id": index, "text": word, "logprob": -1.0, "special": word == "</s>"}
+            told = details if index == most - 1 == 2 else None
+            await response.write(f"data:{json.dumps({'index': index, 'token': token, 'details': told})}\n\n".encode())
+        return response
+
+    with world({"law": {"task": "text"}}, responds={"law": continues}) as made:
+        answer = made.ask(max_tokens=3).json
+        assert answer["choices"][0]["message"]["content"] == "guilty as charged"
+        assert answer["choices"][0]["finish_reason"] == "length"
+        assert answer["usage"] == {"prompt_tokens": 5, "completion_tokens": 3, "total_tokens": 8}
+        silent = made.ask(max_tokens=4).json
+        assert silent["choices"][0]["finish_reason"] is None, "the server did not say"
+        chunks = list(client(made).chat.completions.create(model="law", messages=LAW, stream=True, stop=[" char"]))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "guilty as"
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        tools = [{"type": "function", "function": {"name": "look"}}]
+        assert made.ask(tools=tools).expert in ("code", "math")

@@ -34,15 +34,17 @@ def api(gateway: Gateway) -> Starlette:
     Args:
         gateway ([`Gateway`]): that answers.
     """
-    pages = _Pages(gateway)
-    routes = [
+    return Starlette(routes=_routes(gateway, _Pages(gateway)), exception_handlers=_HANDLERS)
+
+
+def _routes(gateway: Gateway, pages: _Pages) -> list[Route]:
+    return [
         *(Route(f"/{each.path}", Answer(gateway, each), methods=["POST"]) for each in (CHAT, COMPLETIONS)),
         *(Route(f"/{each.path}", Answer(gateway, each), methods=["POST"]) for each in (RESPONSES, MESSAGES)),
         Route("/models", pages.models),
         Route("/models/{name}", pages.model),
         Route("/{path:path}", Other(gateway)),
     ]
-    return Starlette(routes=routes, exception_handlers=_HANDLERS)
 
 
 def application(gateway: Gateway, watch: Watch | None = None) -> Starlette:
@@ -64,7 +66,7 @@ def application(gateway: Gateway, watch: Watch | None = None) -> Starlette:
         await gateway.close()
 
     routes = [
-        Mount("/v1", api(gateway)),
+        Mount("/v1", routes=_routes(gateway, pages)),
         Route("/health", pages.health),
         Route("/ready", pages.ready),
         Route("/metrics", pages.metrics),

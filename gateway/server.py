@@ -107,7 +107,7 @@ def run(service: Service) -> None:
     """
     listening: dict[str, Any] = {"host": service.host, "port": service.port, "log_level": "warning"}
     listening |= {"http": GuardedProtocol, "limit_concurrency": room_for_connections(), "access_log": False}
-    listening |= {"backlog": 2048, "server_header": False, "date_header": True}
+    listening |= {"backlog": 2048, "server_header": False, "proxy_headers": False}
     if service.workers == 1:
         uvicorn.run(make_application(service), **listening)
         return

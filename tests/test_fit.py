@@ -291,7 +291,7 @@ def test_bad_options_end_with_one_line(
     ("experts", "message"),
     [
         ("- name: law\n- name: math\n", "each domain needs one expert"),
-        ("- name: law\n- name: law\n", "Two domains are named"),
+        ("- name: law\n- name: law\n", "Two experts are named"),
         ("name: law\n", "expected a list of experts"),
         ("- {name: law, modle: org/law}\n", "Did you mean 'model'"),
         ("- name: [law\n", "experts.yaml"),

@@ -76,11 +76,29 @@ class ExpertPool:
         self._allow = {"trust_remote_code": trust_remote_code, "unsafe_weights": not use_safetensors}
         self._model_kwargs = model_kwargs
         self._trusted: list[ExpertSpec] | None = None  # specs; None: all
+        self._start_empty()
+
+    def _start_empty(self) -> None:
         self._sources: dict[str, LocalSource] = {}
         self._loaded: OrderedDict[str, LocalModel] = OrderedDict()  # the least recently used first
         self._sizes: dict[str, int] = {}  # expected ones while loading, then true ones
         self._users: dict[str, int] = {}  # generations that run, by source; a source that loads has one
         self._changed = threading.Condition()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: how experts are loaded, and none of those in memory."""
+        here = ("_sources", "_loaded", "_sizes", "_users", "_changed")
+        return {key: value for key, value in self.__dict__.items() if key not in here}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start_empty()
+
+    def __copy__(self) -> ExpertPool:
+        """A pool that shares what is in memory."""
+        pool = object.__new__(type(self))
+        pool.__dict__.update(self.__dict__)
+        return pool
 
     def for_config(self, config: IR3DEConfig) -> ExpertPool:
         """This pool for the experts of another config: the two share loaded models, their locks and the budget."""

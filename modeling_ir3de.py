@@ -49,6 +49,7 @@ from .statistics_ir3de import (
     check_token_ids,
     fingerprint,
     one_thread,
+    threads_of_this_process,
     total,
 )
 from .token_router_ir3de import FeatureMap, log_odds, mean_diagonal, ridge
@@ -240,6 +241,7 @@ class IR3DEModel(RouterRepository):
 
     def _checked(self, prompts: Prompts, variant: str | None, num_votes: int | None) -> tuple[str, int]:
         """How a batch is routed, once that and the batch have been checked."""
+        threads_of_this_process()
         config = self.config
         variant = config.variant if variant is None else variant
         num_votes = config.num_votes if num_votes is None else num_votes
@@ -259,7 +261,8 @@ class IR3DEModel(RouterRepository):
 
         def make() -> TokenTable:
             """Scores the vocabulary, part by part."""
-            with torch.no_grad():
+            # Without the lower precision that a caller may ask for, since the table outlives the call.
+            with torch.no_grad(), torch.autocast(router.weight.device.type, enabled=False):
                 starts = range(0, self.config.vocab_size, _CHUNK)
                 logits = (self._token_logits(slice(start, start + _CHUNK), variant) for start in starts)
                 parts = [TokenTable.of(part, variant) for part in logits]
@@ -277,10 +280,12 @@ class IR3DEModel(RouterRepository):
         """
         router = self.prompt_router if variant == "prompt" else self.token_router
         features = self._features(self.embed_tokens.weight[token_ids].clone())
-        logits = F.linear(features, router.weight.clone(), router.bias)
+        # In float32 where the router was loaded in float64, which transformers lets all weights be.
+        bias = None if router.bias is None else router.bias.float()
+        logits = F.linear(features, router.weight.clone().float(), bias)
         if variant != "prompt":
             return logits
-        return logits if self.lexicon is None else logits + self.lexicon.weight[token_ids]  # type: ignore[no-any-return]
+        return logits if self.lexicon is None else logits + self.lexicon.weight[token_ids].float()  # type: ignore[no-any-return]
 
     @property
     def _features(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -308,8 +313,27 @@ class IR3DEModel(RouterRepository):
         shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), self.outcomes]
         second = self.second_opinion
         now = self.as_it_is_now()
-        shared += now._derived.values()
-        return copy.deepcopy(now, {id(second): copy.copy(second), **{id(each): each for each in shared}})
+        made = copy.deepcopy(now, {id(second): copy.copy(second), **{id(each): each for each in shared}})
+        made._derived = dict(now._derived)
+        return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: all but the tables, which are made again there."""
+        return {**self.__dict__, "_derived": {}}
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> IR3DEModel:
+        """Moves or casts as `.to()`, `.half()` and the like ask; W and the lexicon move, but stay in their precision,
+        as they do where a router is loaded in another one.
+        """
+
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            """To where it shall be."""
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        for name, module in self.named_children():
+            module._apply(move if name in self._keep_in_fp32_modules_strict else fn, recurse)
+        return self
 
     def as_it_is_now(self) -> IR3DEModel:
         """This router at one moment: edits by other threads do not reach it. It shares everything, and costs nothing.

@@ -80,10 +80,21 @@ class SecondOpinion:
         self.calibration = dict(calibration or {})
         self.statistics: dict[str, DomainStatistics] = {}
         self._encoder, self._is_checked = encode, False
+        self._given = encode
         self._probe = None if probe is None else torch.tensor(probe, dtype=torch.float64)
         self._frequencies: torch.Tensor | None = None
         self._W = torch.empty(0, 0, dtype=torch.float64)
         self._check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: an encoder that was loaded here is loaded again there."""
+        return {**self.__dict__, "_encoder": self._given}
+
+    def __copy__(self) -> SecondOpinion:
+        """A second opinion that shares the encoder."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
 
     # Fitting.
 

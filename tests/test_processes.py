@@ -1,0 +1,110 @@
+"""A router in other processes and in other precisions: forked, spawned, pickled, cast."""
+
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ir3de import IR3DEModel, IR3DERoutingPipeline
+
+from . import tiny
+
+CODE, LAW, MATH = "debug the python function", "the court and a judge", "find the square root of this prime"
+PROMPTS = [CODE, LAW, MATH]
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"variant": "prompt", "feature_map": "unit", "lexical_weight": 1.0},
+    {"variant": "avg", "feature_map": "rff", "num_features": 32},
+]
+# Torch's other threads have worked when the process forks, so that a child would wait for them.
+FORKS = """
+import multiprocessing, sys
+import torch
+from ir3de import IR3DEModel, IR3DERoutingPipeline
+
+pipe = IR3DERoutingPipeline(IR3DEModel.from_pretrained(sys.argv[1]), device="cpu")
+torch.set_num_threads(4)
+bool(torch.randn(2000, 600).exp().isfinite().all())
+
+def route(row):
+    record = pipe(row["text"], generate=False)
+    bool(torch.randn(2000, 600).exp().isfinite().all())  # what an expert would do
+    return {"expert": record["expert"]}
+
+if __name__ == "__main__":
+    prompts = ["debug the python function", "the court and a judge"] * 4
+    if sys.argv[2] == "datasets":
+        from datasets import Dataset, disable_progress_bars
+        disable_progress_bars()
+        rows = Dataset.from_dict({"text": prompts}).map(route, num_proc=2)
+        experts = rows["expert"][:]
+    else:
+        with multiprocessing.get_context(sys.argv[2]).Pool(2) as pool:
+            experts = [row["expert"] for row in pool.map(route, [{"text": text} for text in prompts])]
+    print(experts == ["code", "law"] * 4)
+"""
+
+
+@pytest.mark.parametrize("way", ["datasets", "fork", "spawn"])
+def test_other_processes_route(tmp_path: Path, way: str) -> None:
+    tiny.router(variant="prompt").save_pretrained(tmp_path / "router")
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(FORKS))
+    command = [sys.executable, str(script), str(tmp_path / "router"), way]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.endswith("True\n"), done.stderr
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_model_and_pipeline_pickle_before_and_after_a_route(kind: dict[str, Any]) -> None:
+    pipe = IR3DERoutingPipeline(tiny.router(**kind), device="cpu")
+    fresh, fresh_model = pickle.dumps(pipe), pickle.dumps(pipe.model)
+    expected = pipe(PROMPTS, generate=False, explain=True)
+    for pickled in (fresh, pickle.dumps(pipe)):
+        assert pickle.loads(pickled)(PROMPTS, generate=False, explain=True) == expected
+    for pickled in (fresh_model, pickle.dumps(pipe.model)):
+        made = IR3DERoutingPipeline(pickle.loads(pickled), device="cpu")
+        assert made(PROMPTS, generate=False, explain=True) == expected
+    if "lexical_weight" not in kind:  # a copy has a lexicon of its own
+        assert pipe.model.copy().token_table().rows is pipe.model.token_table().rows, "a copy still shares tables"
+
+
+def test_a_pipeline_pickles_with_experts_in_memory_and_loads_them_again(pipe: IR3DERoutingPipeline) -> None:
+    expected = pipe(PROMPTS, do_sample=False, max_new_tokens=4)
+    assert pipe.loaded_experts
+    made = pickle.loads(pickle.dumps(pipe))
+    assert not made.loaded_experts
+    assert made(PROMPTS, do_sample=False, max_new_tokens=4) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_router_that_was_cast_routes_like_one_that_was_loaded_so(
+    kind: dict[str, Any], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model = tiny.router(**kind)
+    model.save_pretrained(tmp_path)
+    expected = IR3DERoutingPipeline(model, device="cpu")(PROMPTS, generate=False)
+    loaded = IR3DERoutingPipeline(IR3DEModel.from_pretrained(tmp_path, dtype=dtype), device="cpu")
+    name = {torch.float16: "half", torch.bfloat16: "bfloat16", torch.float64: "double"}[dtype]
+    for cast in (model.copy().to(dtype), getattr(model.copy(), name)()):
+        records = IR3DERoutingPipeline(cast, device="cpu")(PROMPTS, generate=False)
+        assert records == loaded(PROMPTS, generate=False)
+        assert [record["expert"] for record in records] == [record["expert"] for record in expected]
+        assert cast.embed_tokens.weight.dtype == dtype
+    if dtype == torch.float64:
+        assert records == expected
+
+
+def test_a_callers_lower_precision_does_not_reach_the_tables() -> None:
+    pipe = IR3DERoutingPipeline(tiny.router(), device="cpu")
+    expected = pipe(PROMPTS, generate=False)
+    again = IR3DERoutingPipeline(tiny.router(), device="cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert again(PROMPTS, generate=False) == expected
+    assert again(PROMPTS, generate=False) == expected

@@ -167,6 +167,8 @@ class Panel(NamedTuple):
         scores (`torch.Tensor` of shape `(D, E)`, *optional*): expected of each pair; None where the probabilities are
             the scores, since each domain has an expert of its own and there are no outcomes.
         outcomes (`torch.Tensor` of shape `(D, E)`, *optional*): how many there are of each pair; None without any.
+        unpriced (`frozenset[str]`): experts without a cost.
+        untimed (`frozenset[str]`): experts whose seconds were not measured.
     """
 
     domains: Sequence[str]
@@ -176,6 +178,8 @@ class Panel(NamedTuple):
     seconds: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     outcomes: torch.Tensor | None = None
+    unpriced: frozenset[str] = frozenset()
+    untimed: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, specs: Sequence[ExpertSpec], domains: Sequence[str], ledger: Ledger) -> Panel:
@@ -191,7 +195,9 @@ class Panel(NamedTuple):
         costs = np.array([spec.get("cost", np.nan) for spec in specs], dtype=np.float64)
         sums = ledger.sums(domains, experts)
         if not sums.any() and list(domains) == experts and np.array_equal(serves, np.eye(len(experts))):
-            return cls(domains, experts, torch.from_numpy(serves), torch.from_numpy(costs))
+            unpriced = _without(experts, costs)
+            tables = torch.from_numpy(serves), torch.from_numpy(costs)
+            return cls(domains, experts, *tables, unpriced=unpriced, untimed=frozenset(experts))
         pairs = expected(sums, serves)
         if not np.isnan(pairs.cost).all():
             costs = np.where(np.isnan(pairs.cost), costs, pairs.cost)
@@ -203,14 +209,17 @@ class Panel(NamedTuple):
             """Its columns in that order."""
             return torch.from_numpy(np.ascontiguousarray(values[..., order]))
 
+        timed = not np.isnan(pairs.seconds).all()
         return cls(
-            domains,
-            [experts[column] for column in order],
-            table(serves),
-            table(costs),
-            None if np.isnan(pairs.seconds).all() else table(pairs.seconds),
-            table(pairs.score),
-            table(pairs.n) if sums.any() else None,
+            domains=domains,
+            experts=[experts[column] for column in order],
+            serves=table(serves),
+            costs=table(costs),
+            seconds=table(pairs.seconds) if timed else None,
+            scores=table(pairs.score),
+            outcomes=table(pairs.n) if sums.any() else None,
+            unpriced=_without(experts, costs),
+            untimed=_without(experts, pairs.seconds),
         )
 
     def among(self, names: Collection[str] | None) -> tuple[Panel, torch.Tensor | None]:
@@ -231,17 +240,22 @@ class Panel(NamedTuple):
             """Its rows and columns that are kept."""
             return None if table is None else table[rows][:, columns]
 
-        costs = self.costs[columns] if self.costs.ndim == 1 else self.costs[rows][:, columns]
-        domains, experts = [self.domains[row] for row in rows], [self.experts[column] for column in columns]
-        serves = self.serves[rows][:, columns]
-        return Panel(domains, experts, serves, costs, part(self.seconds), part(self.scores), part(self.outcomes)), rows
+        panel = self._replace(
+            domains=[self.domains[row] for row in rows],
+            experts=[self.experts[column] for column in columns],
+            serves=self.serves[rows][:, columns],
+            costs=self.costs[columns] if self.costs.ndim == 1 else self.costs[rows][:, columns],
+            seconds=part(self.seconds),
+            scores=part(self.scores),
+            outcomes=part(self.outcomes),
+        )
+        return panel, rows
 
-    def lacking(self, table: torch.Tensor | None) -> list[str]:
-        """The experts that a table of costs or seconds says nothing of."""
-        if table is None:
-            return list(self.experts)
-        unknown = table.isnan() if table.ndim == 1 else table.isnan().any(dim=0)
-        return [name for name, missing in zip(self.experts, unknown.tolist(), strict=True) if missing]
+
+def _without(experts: Sequence[str], table: Any) -> frozenset[str]:
+    """The experts that a table of costs or seconds, `(E,)` or `(D, E)`, says nothing of."""
+    unknown = np.isnan(table) if table.ndim == 1 else np.isnan(table).any(axis=0)
+    return frozenset(name for name, missing in zip(experts, unknown.tolist(), strict=True) if missing)
 
 
 class Policy(NamedTuple):
@@ -276,13 +290,12 @@ class Policy(NamedTuple):
         Raises:
             ValueError: a field is out of range, or names an expert that does not exist or has no cost.
         """
-        names = sorted(panel.experts)
-        allowed = names if self.experts is None else self.experts
+        allowed = panel.experts if self.experts is None else self.experts
         if isinstance(allowed, str) or not allowed:
-            raise ValueError(f"`experts` must list at least one of {names}, got {self.experts!r}.")
-        for name in (*allowed, *([] if self.fallback_expert is None else [self.fallback_expert])):
-            if name not in names:
-                raise ValueError(f"There is no expert {name!r}; this router's experts are {names}.")
+            raise ValueError(f"`experts` must list at least one of {sorted(panel.experts)}, got {self.experts!r}.")
+        for name in (*(self.experts or ()), *([] if self.fallback_expert is None else [self.fallback_expert])):
+            if name not in panel.experts:
+                raise ValueError(f"There is no expert {name!r}; this router's experts are {sorted(panel.experts)}.")
         for field in ("min_score", "min_familiarity", "second_below"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"`{field}` is a probability, between 0 and 1; got {getattr(self, field)!r}.")
@@ -291,12 +304,12 @@ class Policy(NamedTuple):
                 raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
         if self.top_n is not None and self.top_n < 1:
             raise ValueError(f"`top_n` must be a whole number of at least 1, got {self.top_n!r}.")
-        if self.cost_weight > 0 and (missing := sorted({*panel.lacking(panel.costs)} & {*allowed})):
+        if self.cost_weight > 0 and (missing := sorted(panel.unpriced.intersection(allowed))):
             raise ValueError(
                 f"`cost_weight` needs a `cost` in the spec of every expert, or outcomes that tell it; {missing} have"
                 " none."
             )
-        if self.latency_weight > 0 and (missing := sorted({*panel.lacking(panel.seconds)} & {*allowed})):
+        if self.latency_weight > 0 and (missing := sorted(panel.untimed.intersection(allowed))):
             raise ValueError(
                 f"`latency_weight` needs outcomes that tell the seconds of every expert; {missing} have none."
             )
@@ -401,12 +414,15 @@ def _by_domain(p: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 
 def _add_measured(records: list[Record], p: torch.Tensor, panel: Panel, order: torch.Tensor) -> None:
-    """Adds to each entry of the rankings what its expert is expected to cost and to take, where that was measured."""
-    for key, table in (("cost", panel.costs), ("seconds", panel.seconds)):
+    """Adds to each entry of the rankings what its expert is expected to cost and to take, where that was measured.
+
+    NumPy takes a third of torch's time for so few numbers, and a single prompt's are few.
+    """
+    rows, places = np.arange(len(p))[:, None], order.numpy()
+    for key, table, lacking in (("cost", panel.costs, panel.unpriced), ("seconds", panel.seconds, panel.untimed)):
         if table is None or table.ndim == 1:
             continue
-        lacking = set(panel.lacking(table))
-        values = (p @ table).gather(1, order).tolist()
+        values = (p.numpy() @ table.numpy())[rows, places].tolist()
         for record, row in zip(records, values, strict=True):
             for entry, value in zip(record["ranking"], row, strict=True):
                 if entry["expert"] not in lacking:
@@ -415,11 +431,12 @@ def _add_measured(records: list[Record], p: torch.Tensor, panel: Panel, order: t
 
 def _add_domains(records: list[Record], p: torch.Tensor, panel: Panel, most: int | None) -> None:
     """Adds to each record the domains, likeliest first."""
-    order = _ranks(p, most)
-    rows = zip(order.tolist(), p.gather(1, order).tolist(), strict=True)
-    for record, (places, values) in zip(records, rows, strict=True):
+    values = p.numpy()
+    places = np.argsort(-values, axis=1, kind="stable")[:, :most]
+    rows = zip(places.tolist(), values[np.arange(len(p))[:, None], places].tolist(), strict=True)
+    for record, (indices, scores) in zip(records, rows, strict=True):
         record["domains"] = [
-            {"domain": panel.domains[place], "score": value} for place, value in zip(places, values, strict=True)
+            {"domain": panel.domains[index], "score": score} for index, score in zip(indices, scores, strict=True)
         ]
 
 

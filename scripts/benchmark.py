@@ -21,7 +21,7 @@ from ir3de.scripts.reports.machine import describe_machine, versions
 from ir3de.scripts.reports.report import write_report
 from ir3de.scripts.routers.base import Factory, Options, choose_routers
 from ir3de.scripts.routers.baselines import BASELINES
-from ir3de.scripts.routers.encoders import default_encoder
+from ir3de.scripts.routers.encoders import default_encoder, shared_encoder
 from ir3de.scripts.routers.ours import CHAIN, FEATURE_MAP_ROUTERS, ours
 from ir3de.scripts.routers.peers import PEERS
 
@@ -47,10 +47,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         action="append",
-        required=True,
+        default=[],
         metavar="NAME=FILE[,FILE]",
         help="JSON Lines, plain or .gz, with `text`, `domain`, `split` (train, test, test_shift) and, if known,"
         " `source`; repeatable. Several files are read as one data set",
+    )
+    parser.add_argument(
+        "--outcomes",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="instead of --data: compare routers that learn from outcomes, on JSON Lines with `text`, `scores`,"
+        " `source`, `split` (train, test) and maybe `costs`; repeatable",
     )
     parser.add_argument("--text-column", default="text", help="name of the column with the prompt (default: text)")
     parser.add_argument("--domain-column", default="domain", help="name of the column with the domain")
@@ -83,6 +91,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the data, makes sure that every router can be had, and compares them."""
+    if bool(args.data) == bool(args.outcomes):
+        raise ValueError("Give labelled prompts with --data, or judged ones with --outcomes.")
+    if args.embeddings:
+        tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
+    else:
+        tokenizer, embeddings = load_quickstart_source()
+    if args.outcomes:
+        print(compare_by_outcomes(args.outcomes, tokenizer, embeddings, args.encoder, Path(args.output)))
+        return 0
     few = FewShotOptions(_numbers(args.few_shot), args.seeds)
     read = DataOptions(args.text_column, args.domain_column, args.oos_domain, args.max_train, args.max_test)
     data = [read_data_set(entry, read) for entry in args.data]
@@ -90,10 +107,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("Two --data have the same name: name them apart, or join their files with a comma.")
     for d in data:
         _tell_what_is_left_out(d)
-    if args.embeddings:
-        tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
-    else:
-        tokenizer, embeddings = load_quickstart_source()
     known: dict[str, Factory] = {**ours(tokenizer, embeddings), **BASELINES, **PEERS}
     names = args.routers.split(",") if args.routers else [name for name in known if name not in ON_REQUEST]
     routers = choose_routers(known, names)
@@ -117,6 +130,25 @@ def run(args: argparse.Namespace) -> int:
     compare_all(results, data, routers, options, few, tokenizer, output)
     print(write_report(results, output))
     return 0
+
+
+def compare_by_outcomes(
+    files: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, encoder: str | None, output: Path
+) -> str:
+    """Compares routers that learn from outcomes, and writes what was measured after every file; returns the table."""
+    from ir3de.scripts.data.judged import read_judged
+    from ir3de.scripts.reports.outcomes import compare_outcomes, discovered, write_outcomes_report
+    from ir3de.scripts.routers.by_outcomes import DomainsByOutcomes, baselines
+
+    data = [read_judged(file) for file in files]
+    others = baselines(shared_encoder(encoder or default_encoder()))
+    results, table = [], ""
+    for judged in data:
+        ours = DomainsByOutcomes(tokenizer, embeddings)
+        found = compare_outcomes(judged, ours, others, ["kNN on the encoder"])
+        results.append({**found, "discovered": discovered(judged, tokenizer, embeddings)})
+        table = write_outcomes_report(results, output)
+    return table
 
 
 def compare_all(

@@ -23,6 +23,8 @@ COMMANDS = (
     "publish",
     "merge",
     "second",
+    "judge",
+    "outcomes",
     "serve",
     "train-experts",
     "benchmark",

@@ -17,7 +17,7 @@ from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments, add_
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de fit`."""
-    add_data_arguments(parser)
+    add_data_arguments(parser, required=False)
     parser.add_argument(
         "--embeddings",
         required=True,
@@ -40,6 +40,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_minimum_arguments(parser)
     samples = "JSON Lines of a few prompts with text and domain, that travel with the router as examples for an app"
     parser.add_argument("--samples", metavar="FILE", help=f"{samples}: whoever can read the router reads them")
+    parser.add_argument(
+        "--outcomes",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what experts scored on prompts, as `ir3de outcomes` takes it: these become the experts, and the prompts'"
+        " `domain` or `source` the domains, unless --data gives labelled text; repeatable",
+    )
+    parser.add_argument("--outcomes-split", metavar="SPLIT", help="of --outcomes, only rows whose `split` is this")
+    parser.add_argument(
+        "--discover",
+        metavar="N",
+        help="make domains of clusters of the outcomes' prompts: so many, or as many as outcomes ask for (auto)",
+    )
     add_choice_arguments(parser)
 
 
@@ -57,8 +71,15 @@ def run(args: argparse.Namespace) -> int:
     source = replace(source, group_column=args.group_column)
     samples = read_samples(args.samples) if args.samples else None
     gguf_file = args.gguf_file or gguf_of(args.embeddings)
+    number = _number_of_domains(args.discover)
+    if not args.data and not args.outcomes:
+        raise ValueError("Give labelled text with --data, or outcomes with --outcomes.")
+    if args.discover and (args.data or not args.outcomes):
+        raise ValueError("--discover makes domains of the prompts of --outcomes, so it goes with these and no --data.")
+    specs = read_experts(args.experts) if args.experts else []
+    apart = any("domains" in spec for spec in specs)  # whether there are domains is known once the data are read
     config = IR3DEConfig(
-        experts=read_experts(args.experts) if args.experts else [],
+        experts=[] if args.outcomes or apart else specs,
         embedding_model=public_name(args.embeddings),
         embedding_revision=args.revision,
         embedding_gguf_file=gguf_file,
@@ -67,7 +88,20 @@ def run(args: argparse.Namespace) -> int:
     )
     check_domain_names(source)
     tokenizer, embeddings = load_source(args.embeddings, args.revision, gguf_file)
-    fitted = fit_rows(config, tokenizer, embeddings, duplicates.watch(read_rows(source)), options, outside, validation)
+    rows = duplicates.watch(read_rows(source)) if args.data else None
+    if args.outcomes:
+        from ir3de.scripts.fitting.outcomes import JudgedFile, fit_with_outcomes
+
+        files = [JudgedFile.read(file, args.outcomes_split) for file in args.outcomes]
+        made = fit_with_outcomes(
+            config, tokenizer, embeddings, files, options, rows, specs, number, bool(args.discover), outside, validation
+        )
+        fitted = made.fitted
+        for each in made.tried:
+            print(f"{each.number} domains: error {each.error:.4f}, held-out score {100 * each.score:.2f}")
+    else:
+        apart_specs = specs if apart else ()
+        fitted = fit_rows(config, tokenizer, embeddings, rows or (), options, outside, validation, apart_specs)
     for note in [*duplicates.notes(), *fitted.notes]:
         print(note, file=sys.stderr)
     print(fitted.describe())
@@ -75,7 +109,8 @@ def run(args: argparse.Namespace) -> int:
         fitted.model.samples = samples
     fitted.model.save_pretrained(args.output)
     skipped = f" ({fitted.skipped} rows without a token were left out)" if fitted.skipped else ""
-    print(f"Saved a router of {len(config.expert_names)} experts to {args.output}{skipped}.")
+    domains = f" and {len(config.domain_names)} domains" if config.domains else ""
+    print(f"Saved a router of {len(config.expert_names)} experts{domains} to {args.output}{skipped}.")
     if samples:
         print(f"Its {SAMPLES_NAME} holds the text of {len(samples):,} prompts: whoever can read the router reads them.")
     print(f'Try it: ir3de route {args.output} "a prompt"')
@@ -93,6 +128,15 @@ def _outside(source: RowSource, data: Sequence[str]) -> Outside:
 def _validation(source: RowSource, data: Sequence[str]) -> Validation:
     """Labelled prompts to measure on."""
     return Validation(list(read_rows(replace(source, sources=tuple(data), where=()))) if data else [])
+
+
+def _number_of_domains(text: str | None) -> int | None:
+    """How many domains to discover; None where it is to be chosen, or none are."""
+    if text in (None, "auto"):
+        return None
+    if not text.isdecimal() or not 2 <= int(text) <= 1000:
+        raise ValueError(f"--discover takes a whole number from 2 to 1000, or auto; got {text!r}.")
+    return int(text)
 
 
 main = command("fit", __doc__, add_arguments, run)

@@ -100,6 +100,16 @@ def saved_in(model: IR3DEModel, folder: Path) -> Path:
     return folder
 
 
+def test_the_words_of_domains_count_whoever_serves_them(tmp_path: Path) -> None:
+    model = tiny.router(variant="prompt", feature_map="unit", lexical_weight=0.5)
+    model.add_expert(GENERALIST)
+    model.add_domain("other", texts=tiny.sentences("law", 5, seed=9))
+    assert model.lexicon is not None
+    assert model.lexicon.weight.shape[1] == 4
+    again = IR3DEModel.from_pretrained(saved_in(model, tmp_path))
+    assert pipe(again)([LAW, MATH]) == pipe(model)([LAW, MATH])
+
+
 def test_a_domain_leaves_the_lists_of_who_served_it(router: IR3DEModel) -> None:
     router.add_expert({"name": "both", "domains": ["law", "math"]})
     router.remove_domain("law")

@@ -1,5 +1,5 @@
-"""`python scripts/bench/scale.py`: a thousand experts beside five, a table of Llama 3's size, what a GPU does, and what
-the short cuts of a single prompt save.
+"""`python scripts/bench/scale.py`: a thousand experts beside five, outcomes beside none, a table of Llama 3's size,
+what a GPU does, and what the short cuts of a single prompt save.
 
 Each part may be run alone: `python scripts/bench/scale.py look_up`.
 """
@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import Pipeline, PreTrainedConfig
 
 from ir3de.batch_ir3de import Prompts, prompt_weights
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.outcome_rows_ir3de import Outcome
+from ir3de.outcomes_ir3de import Ledger, OutcomesCollector, whole
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.prompts_ir3de import token_ids_of
 from ir3de.route_selector_ir3de import most_certain
@@ -31,7 +34,7 @@ PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold ha
 
 def main() -> int:
     """Prints what they cost."""
-    parts = {part.__name__: part for part in (many_experts, large_table, look_up, short_cuts)}
+    parts = {part.__name__: part for part in (many_experts, outcomes, large_table, look_up, short_cuts)}
     for name in sys.argv[1:] or parts:
         parts[name]()
     return 0
@@ -58,6 +61,59 @@ def many_experts(prompts: int = 1000, rounds: int = 5) -> None:
             times[name].append(time.perf_counter() - start)
     for name, values in times.items():
         print(f"{name:22} {1e6 * statistics.median(values[1:]) / prompts:8.0f} us a prompt")
+
+
+def outcomes(prompts: int = 1000, rounds: int = 15) -> None:
+    """Routing with outcomes beside routing without, by routers with an expert a domain and with many on both sides, of
+    prompts of about 50 tokens in a batch and one by one, tokenizing included.
+    """
+    tokenizer, embeddings = load_quickstart_source()
+    texts = [f"{index}. {PROMPT}" for index in range(prompts)]
+    for experts, domains in ((5, 5), (200, 100)):
+        pipes = {}
+        for kind in ("without", "with"):
+            specs: list[ExpertSpec] = [
+                {"name": f"name-{index:03}", "domains": [f"name-{index % domains:03}"]} for index in range(experts)
+            ]
+            names = [f"name-{index:03}" for index in range(domains)]
+            config = IR3DEConfig(
+                vocab_size=len(embeddings),
+                hidden_size=embeddings.shape[1],
+                domains=names,
+                experts=specs,
+                variant="prompt",
+            )
+            model = IR3DEModel(config).eval()
+            model.embed_tokens.weight.data = embeddings
+            if kind == "with":
+                model._take_on(config, _judged(names, config.expert_names))
+            pipes[kind] = IR3DERoutingPipeline(model, tokenizer, device="cpu", generate=False, top_n=5)
+        for way, batch in (("in a batch", texts), ("one by one", texts[:200])):
+            times: dict[str, list[float]] = {kind: [] for kind in pipes}
+            for _ in range(rounds + 1):  # in turn, so that a busy moment hits all alike; the first round warms up
+                for kind, pipe in pipes.items():
+                    start = time.perf_counter()
+                    if way == "in a batch":
+                        pipe(batch)
+                    else:
+                        for text in batch:
+                            pipe(text)
+                    times[kind].append(time.perf_counter() - start)
+            without, with_them = (1e6 * min(times[kind][1:]) / len(batch) for kind in ("without", "with"))
+            print(
+                f"{experts:4} experts, {domains:4} domains, {way}: {without:7.0f} us a prompt without outcomes,"
+                f" {with_them:7.0f} with ({100 * (with_them / without - 1):+.0f} %)"
+            )
+
+
+def _judged(domains: list[str], experts: list[str]) -> Ledger:
+    """Random outcomes of all pairs."""
+    draw = np.random.default_rng(0)
+    collector = OutcomesCollector(domains)
+    for expert in experts:
+        rows = [Outcome(f"{i}", expert, float(draw.random()), float(draw.random()), 1.0) for i in range(len(domains))]
+        collector.add(rows, whole(np.arange(len(domains)), len(domains)))
+    return collector.ledger
 
 
 def large_table(vocab_size: int = 128_256, hidden_size: int = 4096, domains: int = 10) -> None:

@@ -55,7 +55,7 @@ class RowSource:
     def from_args(cls, args: argparse.Namespace) -> RowSource:
         """What the options of `add_data_arguments` or `add_text_arguments` name."""
         return cls(
-            tuple(args.data),
+            tuple(args.data or ()),
             args.text_column,
             args.domain_column,
             args.split,

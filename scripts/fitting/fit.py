@@ -30,6 +30,7 @@ from ir3de.scripts.fitting.options import AUTO, FitOptions
 from ir3de.scripts.fitting.search import Candidate, Grids, Split, best_of, describe, search
 from ir3de.scripts.fitting.validation import ValidationFigures, measure
 from ir3de.scripts.reports.progress import progress
+from ir3de.specs_ir3de import ExpertSpec
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
 Number = TypeVar("Number", int, float)
@@ -80,6 +81,7 @@ def fit_rows(
     options: FitOptions,
     outside: Outside | None = None,
     validation: Validation | None = None,
+    specs: Sequence[ExpertSpec] = (),
 ) -> Fitted:
     """Fits a router to labelled prompts, which are tokenized to a temporary folder first.
 
@@ -91,6 +93,7 @@ def fit_rows(
         options ([`FitOptions`]): how it is fitted.
         outside ([`Outside`], *optional*): prompts of none of the domains, to measure how many are noticed.
         validation ([`Validation`], *optional*): labelled prompts that are only measured on.
+        specs (`Sequence[ExpertSpec]`, *optional*): of experts that say which domains they serve, for a config without.
 
     Raises:
         ValueError: the rows make no router, or their domains are not the experts.
@@ -102,7 +105,7 @@ def fit_rows(
         check_domains(spool)
         notices.check_groups()
         validation.check(spool.domains)
-        _match_experts(config, spool.domains)
+        _match_experts(config, spool.domains, specs)
         options.set_minimums(config)
         fitted = fit_router(config, tokenizer, embeddings, spool, options, outside.texts)
     notes = [*outside.notes(), *groups.notes(), *notices.notes(), *validation.notes()]
@@ -294,12 +297,15 @@ def evaluation(best: Candidate, error: float) -> dict[str, Any]:
     }
 
 
-def _match_experts(config: IR3DEConfig, domains: list[str]) -> None:
-    """Sets one expert a domain, or checks that the experts given are the domains of the data."""
-    if not config.experts:
+def _match_experts(config: IR3DEConfig, domains: list[str], specs: Sequence[ExpertSpec]) -> None:
+    """Sets the experts and domains, or checks that the experts that are given are the domains of the data."""
+    if specs:
+        config.set_experts(specs, domains)
+    elif not config.experts:
         config.set_experts([{"name": domain} for domain in domains])
     elif set(config.expert_names) != set(domains):
         raise ValueError(
             f"The data have the domains {domains} and the experts are {config.expert_names}: each domain needs one"
-            " expert of its name. Leave rows out with --where, or mend the list of experts."
+            " expert of its name, or experts that say in their specs which `domains` they serve. Leave rows out with"
+            " --where, or mend the list of experts."
         )

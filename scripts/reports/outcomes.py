@@ -12,6 +12,7 @@ import numpy as np
 from ir3de.card_ir3de import markdown_table
 from ir3de.outcomes_ir3de import STRENGTH, expected
 from ir3de.scripts.data.judged import Judged, JudgedData
+from ir3de.scripts.fitting.discovery import discover
 from ir3de.scripts.metrics.frontier import (
     Point,
     area,
@@ -79,6 +80,17 @@ def compare_outcomes(data: JudgedData, ours: DomainsByOutcomes, others: Makers, 
     if data.train.has_costs and data.test.has_costs:
         results["costs"] = _costs(found, data)
     return results
+
+
+def discovered(data: JudgedData, tokenizer: Any, embeddings: Any) -> list[tuple[int, float, float]]:
+    """For the number of domains that is chosen where the prompts have no labels: that number, the mean score of the
+    held-out training prompts, and the macro mean score on test.
+    """
+    labels, tried = discover(data.train, tokenizer, embeddings)
+    number = len(set(labels))
+    ours = DomainsByOutcomes(tokenizer, embeddings).fit(data.train, labels)
+    best = min(tried, key=lambda each: (each.error, each.number))
+    return [(number, best.score, score_of(ours.expected(data.test.texts)[0], data.test))]
 
 
 def _figures(scores: Array, costs: Array, test: Judged, single: Array) -> Results:

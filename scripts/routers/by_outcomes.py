@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -204,6 +204,16 @@ class WordFeatures:
         return self.words.transform(texts)
 
 
+def baselines(encoder: Encoder) -> dict[str, Callable[[], OnFeatures]]:
+    """Makers of the routers to compare with, by name."""
+    return {
+        "kNN on the encoder": lambda: Neighbours(EncoderFeatures(encoder)),
+        "ridge on the encoder": lambda: Ridge(EncoderFeatures(encoder)),
+        "network on the encoder": lambda: Network(EncoderFeatures(encoder)),
+        "ridge on TF-IDF": lambda: Ridge(WordFeatures()),
+    }
+
+
 class DomainsByOutcomes:
     """
     Ours: the domains that the router recognises, times what experts scored in each.
@@ -212,10 +222,13 @@ class DomainsByOutcomes:
         tokenizer (`PreTrainedTokenizerBase`): of the embeddings.
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
         strength (`float`): outcomes that the prior counts for.
+        options ([`FitOptions`], *optional*): how domains are learned to be recognised.
     """
 
-    def __init__(self, tokenizer: Any, embeddings: Any, strength: float = STRENGTH) -> None:
-        self.recogniser = IR3DERouter(FitOptions(), tokenizer, embeddings)
+    def __init__(
+        self, tokenizer: Any, embeddings: Any, strength: float = STRENGTH, options: FitOptions | None = None
+    ) -> None:
+        self.recogniser = IR3DERouter(options or FitOptions(), tokenizer, embeddings)
         self.strength = strength
         self.choice = ""
 

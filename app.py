@@ -30,7 +30,7 @@ from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.prompts_ir3de import Prompt
 from ir3de.scripts.data.rows import Row, read_file
 from ir3de.scripts.fitting.embedded import build
-from ir3de.space import chat, experts, measured, route, views
+from ir3de.space import chat, experts, measured, outcomes, route, views
 from ir3de.space.site import Event, Options, Site
 
 T = TypeVar("T")
@@ -97,6 +97,9 @@ def build_demo(site: Site) -> gr.Blocks:
                 chat.build(site, visitor)
             with gr.Tab("Experts", id="experts") as tab:
                 experts.build(site, visitor, tab)
+            if site.router.model.outcomes:
+                with gr.Tab("Outcomes", id="outcomes") as tab:
+                    outcomes.build(site, visitor, tab)
             with gr.Tab("Measured", id="measured") as tab:
                 measured.build(site, visitor, tab)
             with gr.Tab("Connect", id="connect"):

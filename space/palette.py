@@ -21,7 +21,7 @@ COLOURS = (
     "#5c6b7a",
     "#c026d3",
     "#4d7c0f",
-    "#b91c1c",
+    "#e0a100",
 )
 LINES = ("solid", "dotted", "dashed", "double", "wavy")
 

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from ir3de.choices_ir3de import VARIANTS
-from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.policy_ir3de import Ranked
 from ir3de.scripts.data.rows import Row
 from ir3de.space import views
+from ir3de.space.outcomes import most_weight
 from ir3de.space.site import Options, RefusedError, Site, Visitor
 
 _FEWEST, _MOST = 6, 12  # examples
@@ -47,7 +48,7 @@ class Controls(NamedTuple):
         Raises:
             RefusedError: costs are to be weighed, and this router's experts do not all have one.
         """
-        worth, costs = _about_costs(router.model.config)
+        worth, costs = _about_costs(router.model)
         if self.cost_weight and not costs:
             raise RefusedError(f"Set the cost weight to 0. {worth}")
         return {
@@ -115,7 +116,8 @@ def examples(samples: Sequence[Row]) -> list[str]:
 def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr.Slider]:
     """Variant, k, minimum score, cost weight, and tokens of an answer."""
     config = site.router.model.config
-    worth, costs = _about_costs(config)
+    worth, costs = _about_costs(site.router.model)
+    dearest = most_weight(site.router.model)
     most = min(512, site.limits.max_tokens)
     with gr.Accordion("Controls", open=True):
         variant = gr.Radio(
@@ -126,7 +128,9 @@ def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr
             min_score = gr.Slider(
                 0, 1, config.min_score, step=0.01, label="Minimum score", min_width=225, elem_id="min-score"
             )
-            cost_weight = gr.Slider(0, 1, 0, step=0.01, label="Cost weight", min_width=225, elem_id="cost-weight")
+            cost_weight = gr.Slider(
+                0, dearest, 0, step=dearest / 100, label="Cost weight", min_width=225, elem_id="cost-weight"
+            )
             length = gr.Slider(
                 8, most, min(128, most), step=8, label="Answer's tokens", min_width=225, elem_id="length"
             )
@@ -137,14 +141,14 @@ def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr
     return variant, k, min_score, cost_weight, length
 
 
-def _about_costs(config: IR3DEConfig) -> tuple[str, bool]:
+def _about_costs(model: IR3DEModel) -> tuple[str, bool]:
     """What to say of the experts' costs, and whether all have one, so that they can be weighed."""
-    lacking = [spec["name"] for spec in config.specs if "cost" not in spec]
+    experts, lacking = model.config.expert_names, model.panel.lacking(model.panel.costs)
     if not lacking:
         return "Score that a unit of an expert's cost must be worth.", True
-    if len(lacking) == len(config.specs):
+    if len(lacking) == len(experts):
         return "This router's experts have no costs.", False
-    who = f"{lacking[0]} has none" if len(lacking) == 1 else f"{len(lacking)} of {len(config.specs)} have none"
+    who = f"{lacking[0]} has none" if len(lacking) == 1 else f"{len(lacking)} of {len(experts)} have none"
     return f"Needs the cost of every expert, and {who}.", False
 
 
@@ -207,7 +211,8 @@ def shown(site: Site, text: str, controls: Controls, visitor: Visitor | None) ->
     except Exception as error:  # which the visitor should not read
         return views.message(site.sorry(error), "error"), ""
     note = f"Ranked by score less {controls.cost_weight:g} times cost." if controls.cost_weight else ""
-    return views.route(record, palette, site.routing_only(visitor), note), views.tokens(record, palette)
+    ranking = views.route(record, palette, site.routing_only(visitor), note)
+    return ranking + views.pairs(record, palette), views.tokens(record, palette)
 
 
 def answered(site: Site, text: str, length: int, controls: Controls, visitor: Visitor | None) -> Iterator[str]:

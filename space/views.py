@@ -14,6 +14,7 @@ from ir3de.specs_ir3de import ExpertSpec, is_remote
 
 _ONLY_ROUTES = "only routes"
 _ACROSS = 6  # columns whose heads are written across
+_PAIRS = 4  # domains that are told of a choice
 _SHOWN = 12  # experts of a ranking; the others are folded away
 
 
@@ -60,13 +61,33 @@ def _bar(name: str, share: float, palette: Palette, chosen: bool, only_routes: b
     return f'<li{mark} style="{palette.style(name)}">{named}{fill}<span class="ir-share">{percent(share)}</span></li>'
 
 
+def pairs(record: Record, palette: Palette) -> str:
+    """What was recognised, and what the chosen expert's score is made of; nothing where a domain is an expert."""
+    if not record.get("pairs"):
+        return ""
+    chosen = record["ranking"][0]["expert"] if record.get("fallback") else record["expert"]
+    recognised = {entry["domain"]: entry["score"] for entry in record["domains"]}
+    rows = [
+        (
+            palette.badge(pair["domain"]),
+            percent(recognised[pair["domain"]]),
+            f"{pair['score']:.2f}",
+            f"{pair['share']:.2f}",
+            f"{pair['outcomes']:,.0f}",
+        )
+        for pair in record["pairs"][:_PAIRS]
+    ]
+    head = ("domain", "recognised", "scores there", "adds", "judged answers")
+    return table(head, rows, f"Why {chosen}: what it is expected to score where the prompt may belong")
+
+
 def tokens(record: Record, palette: Palette) -> str:
-    """The prompt's tokens, each marked with the expert it supports: stronger where it counts more."""
+    """The prompt's tokens, each marked with the domain that it speaks for: stronger where it counts more."""
     heaviest = max((token["weight"] for token in record["tokens"]), default=0.0) or 1.0
     marks, rows = [], []
     for token in record["tokens"]:
         vote, counted, weight = token["vote"], token["counted"], token["weight"] / heaviest
-        says = f"{vote}, weight {weight:.2f}" if counted else f"left out (would support {vote})"
+        says = f"{vote}, weight {weight:.2f}" if counted else f"left out (would speak for {vote})"
         shade = f";--w:{8 + 52 * weight:.0f}%" if counted else ""
         kind = "ir-token" if counted else "ir-token ir-out"
         text = escape(token["token"])
@@ -76,11 +97,11 @@ def tokens(record: Record, palette: Palette) -> str:
     out = sum(not token["counted"] for token in record["tokens"])
     left = f" {out} of {len(rows)} tokens are left out and dimmed." if out else ""
     return (
-        f'<div class="ir-why"><p class="ir-hint">Each piece of the prompt in the colour and line of the expert that it'
-        f" supports, stronger where it counts more.{left}</p>"
+        f'<div class="ir-why"><p class="ir-hint">Each piece of the prompt in the colour and line of the domain that it'
+        f" speaks for, stronger where it counts more.{left}</p>"
         f'<p class="ir-tokens">{"".join(marks)}</p><p class="ir-legend">{legend}</p>'
         f"<details><summary>The same as a table</summary>"
-        f"{table(('token', 'supports', 'weight'), rows, 'Tokens of the prompt')}</details></div>"
+        f"{table(('token', 'speaks for', 'weight'), rows, 'Tokens of the prompt')}</details></div>"
     )
 
 
@@ -179,7 +200,7 @@ def confusion(figures: Mapping[str, Any], names: Sequence[str], palette: Palette
     upright = " ir-upright" if len(names) > _ACROSS else ""
     return (
         f'<div class="ir-scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
-        f'<table class="ir-table ir-confusion{upright}"><caption>{escape(caption)}</caption>'
+        f'<table class="ir-table ir-confusion ir-sticky{upright}"><caption>{escape(caption)}</caption>'
         f'<thead><tr><th scope="col">domain / sent to</th>{top}<th scope="col">right</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -64,6 +64,20 @@ def wide_site(model: str, **changes: Any) -> Site:
     return Site(pipe, **{"stream": pipe.stream, "limits": LIMITS, "samples": rows, "allow_edit": True, **changes})
 
 
+def judged_site(specs: dict[str, dict[str, Any]], **changes: Any) -> Site:
+    """A site whose experts were judged: code and law are cheap and good at their own, math is dear and good at all."""
+    site = make_site(specs, **changes)
+    costs = {"code": 0.001, "law": 0.002, "math": 0.01}
+    rows = []
+    for domain in tiny.DOMAINS:
+        for place, text in enumerate(tiny.sentences(domain, 40, seed=3)):
+            good = {"code": domain == "code", "law": domain == "law" or place % 4 == 0, "math": place % 8 != 0}
+            scores = {name: float(value) for name, value in good.items()}
+            rows.append({"text": text, "domain": domain, "scores": scores, "costs": costs})
+    site.router.model.add_outcomes(rows)
+    return site
+
+
 @contextmanager
 def running(site: Site) -> Iterator[str]:
     """The address of the app."""

@@ -12,17 +12,17 @@ import pytest
 import torch
 from gradio_client import Client
 
-from ir3de import IR3DEConfig, IR3DEModel
+from ir3de import IR3DEModel
 from ir3de.app import build_demo
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.fitting.embedded import as_published
-from ir3de.space import chat, experts, measured, route, sharing, views
+from ir3de.space import chat, experts, measured, outcomes, route, sharing, views
 from ir3de.space.palette import Palette
 from ir3de.space.site import Site
 from ir3de.specs_ir3de import check_hub_id
 
 from . import tiny
-from .live_app import make_site, running
+from .live_app import judged_site, make_site, running
 
 CODE, LAW = "debug my python loop", "the court and a judge"
 MARKUP = "<img src=x onerror=alert(1)> <script>alert(2)</script> court"
@@ -32,6 +32,12 @@ MARKUP = "<img src=x onerror=alert(1)> <script>alert(2)</script> court"
 def site(expert_specs: dict[str, dict[str, Any]]) -> Site:
     """The tiny world's site."""
     return make_site(expert_specs)
+
+
+@pytest.fixture(scope="module")
+def judged(expert_specs: dict[str, dict[str, Any]]) -> Site:
+    """The same with outcomes."""
+    return judged_site(expert_specs)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,7 @@ def test_examples_are_the_routers_own(site: Site) -> None:
 def test_what_is_said_of_costs_is_true() -> None:
     def said(*costs: bool) -> tuple[str, bool]:
         specs = [{"name": name, **({"cost": 1} if costs[place] else {})} for place, name in enumerate(tiny.DOMAINS)]
-        return route._about_costs(IR3DEConfig(experts=specs))
+        return route._about_costs(tiny.router({spec["name"]: spec for spec in specs}))
 
     assert said(False, False, False) == ("This router's experts have no costs.", False)
     assert said(True, False, True) == ("Needs the cost of every expert, and law has none.", False)
@@ -298,6 +304,79 @@ def test_latency_is_measured_now(site: Site, monkeypatch: pytest.MonkeyPatch) ->
     html = measured.latency(site, None)
     assert "tokenizing and routing" in html
     assert "No sentence encoder" in html
+
+
+# Outcomes.
+
+
+def test_the_outlook_is_that_of_the_ledger(judged: Site) -> None:
+    outlook = outcomes.Outlook.of(judged.router.model)
+    assert outlook is not None
+    assert list(outlook.experts) == ["code", "law", "math"], "the cheapest first"
+    assert outlook.n.tolist() == [[40.0] * 3] * 3
+    assert outlook.score[1, 1] == outlook.score[1].max()
+    turns = outlook.turns()
+    assert turns == sorted(turns)
+    before = outlook.choice(0)
+    assert [outlook.experts[column] for column in before] == ["code", "law", "math"]
+    for turn in turns:
+        below, above = outlook.choice(turn * 0.999), outlook.choice(turn * 1.001)
+        assert (below != above).sum() == 1, "one domain goes to another expert"
+        assert outlook.point(turn * 1.001).cost < outlook.point(turn * 0.999).cost
+    assert [outlook.experts[column] for column in outlook.choice(turns[-1] * 1.001)] == ["code"] * 3
+    assert (outlook.choice(outlook.weights()[-1]) == 0).all()
+    assert len(outlook.weights()) == outcomes.STEPS + 1
+
+
+def test_the_slider_moves_the_ring_and_who_answers(judged: Site) -> None:
+    free, thrifty = outcomes.frontier(judged, 0, None), outcomes.frontier(judged, outcomes.STEPS, None)
+    assert "cost_weight=0 " in free
+    assert "The best single expert, math, scores" in free
+    assert free.count("ir-alone") == 3
+    assert free.split("Who answers what")[2].count(">law<") == 2
+    assert thrifty.split("Who answers what")[2].count(">law<") == 1, "the domain, but no longer the expert"
+    assert "Set the cost weight" not in route.shown(judged, LAW, route.Controls("prompt", 1, 0, 0.1), None)[0]
+
+
+def test_the_heat_map_shows_each_pair(judged: Site) -> None:
+    shown = outcomes.heat_map(judged, None)
+    assert shown.count("<td") == 9
+    assert shown.count("ir-best") == 3
+    assert shown.count("40 judged") == 9
+    assert "costs 0.002" in shown
+    outlook = outcomes.Outlook.of(judged.router.model)
+    assert f"<b>{outlook.score[1, 1]:.2f}</b>" in shown
+    assert outcomes.heat_map(make_site({name: {} for name in tiny.DOMAINS}), None) == ""
+
+
+def test_costs_that_nobody_knows_cannot_be_weighed() -> None:
+    site = make_site({name: {} for name in tiny.DOMAINS})
+    model = site.router.model
+    model.config.set_experts([{"name": name} for name in tiny.DOMAINS])
+    model.add_outcomes([{"text": "court", "domain": "law", "expert": "law", "score": 1.0}])
+    assert "there are none of code, law, math" in outcomes.frontier(site, 40, None)
+    assert "not judged" in outcomes.heat_map(site, None)
+    assert outcomes.most_weight(model) == 1
+
+
+def test_the_route_tells_which_pairs_decided(judged: Site) -> None:
+    ranking, _ = route.shown(judged, LAW, route.Controls("prompt", 1, 0, 0), None)
+    record = judged.router(LAW, generate=False, explain=True)
+    assert f"Why {record['expert']}" in ranking
+    first = record["pairs"][0]
+    assert f"<td>{first['score']:.2f}</td><td>{first['share']:.2f}</td><td>40</td>" in ranking
+    assert (
+        "Why"
+        not in route.shown(make_site({n: {} for n in tiny.DOMAINS}), LAW, route.Controls("prompt", 1, 0, 0), None)[0]
+    )
+
+
+def test_the_tab_is_there_only_where_there_are_outcomes(judged: Site, site: Site) -> None:
+    def tabs(of: Site) -> set[str]:
+        return {block.label for block in build_demo(of).blocks.values() if isinstance(block, gr.Tab)}
+
+    assert "Outcomes" in tabs(judged)
+    assert "Outcomes" not in tabs(site)
 
 
 # The server.

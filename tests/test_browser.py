@@ -11,7 +11,7 @@ from ir3de.space import measured
 from ir3de.space.site import Site
 
 from . import tiny
-from .live_app import Endless, make_site, running, wide_site
+from .live_app import Endless, judged_site, make_site, running, wide_site
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="browser tests need the package playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -120,7 +120,7 @@ def test_the_controls_act_at_once(open_page: Any) -> None:
     prompt(page, "court of python and a judge")
     head(page, "law answers")
     assert page.locator("#votes input[type=number]").is_disabled()
-    page.locator("#variant").get_by_text("top-k").click()
+    page.locator("#variant").get_by_text("top-k", exact=True).click()
     page.locator("#votes input[type=number]:enabled").fill("2")
     page.locator("#votes input[type=number]").press("Tab")
     page.wait_for_function("document.querySelectorAll('#tokens .ir-out').length === 4")
@@ -306,6 +306,25 @@ def test_what_a_wide_router_shows_on_a_desk(open_page: Any, wide_url: str, wide:
     page.locator("#first-answer", has_text="guarantee only routes").wait_for()
     assert page.locator("#cost-weight", has_text="6 of 12 have none").is_visible()
     assert page.locator("#cost-weight input[type=number]").is_disabled()
+
+
+def test_the_weight_of_costs_acts_at_once(open_page: Any, expert_specs: dict[str, dict[str, Any]]) -> None:
+    with running(judged_site(expert_specs)) as address:
+        page = open_page(PHONE, address)
+        for tab in (*TABS, "Outcomes"):
+            assert page.get_by_role("tab", name=tab, exact=True).is_visible(), "no tab hides in a menu"
+        page.locator("#ranking", has_text="scores there").wait_for()
+        go(page, "Outcomes")
+        sync_api.expect(page.locator("#heat-map td")).to_have_count(9)
+        page.locator("#frontier", has_text="cost_weight=0 ").wait_for()
+        ring = page.locator("#frontier .ir-here")
+        before = ring.get_attribute("cx")
+        page.locator("#step input[type=number]").fill("100")
+        page.locator("#step input[type=number]").press("Tab")
+        sync_api.expect(ring).not_to_have_attribute("cx", before)
+        answering = page.locator("#frontier tbody td:nth-child(2)")
+        assert answering.all_inner_texts() == ["code"] * 3, "the cheapest"
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 def test_buttons_are_active_when_they_act(open_page: Any) -> None:

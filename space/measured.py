@@ -58,7 +58,7 @@ def _card(config: IR3DEConfig, palette: Palette) -> str:
         return views.message("This router holds no figures of its own.")
     edited = " The experts were edited since: the figures are of the router before." if config.measured_on else ""
     tiles = [
-        (views.percent(evaluation["macro_accuracy"]), "go to the right expert, as a mean over the domains"),
+        (views.percent(evaluation["macro_accuracy"]), "are taken for the right domain, as a mean over the domains"),
         (f"{100 * evaluation['standard_error']:.1f}", "points of standard error of that"),
         (f"{evaluation['calibration_error']:.3f}", "calibration error: how far scores are from shares that are right"),
         (f"{evaluation['prompts']:,}", "prompts that were held out"),
@@ -68,13 +68,15 @@ def _card(config: IR3DEConfig, palette: Palette) -> str:
         f"From the router's card: prompts that were held out to measure it, before it was fitted on all.{edited}"
     )
     if "confusion" in evaluation:
-        table = views.confusion(evaluation, config.expert_names, palette, "Where held-out prompts went")
+        table = views.confusion(evaluation, config.domain_names, palette, "What held-out prompts were taken for")
     else:
         rows = [
             (palette.badge(name), views.percent(domain["recall"]), f"{domain['prompts']:,}")
             for name, domain in evaluation["domains"].items()
         ]
-        table = views.table(("domain", "right", "held-out prompts"), rows, "How many prompts of each domain go right")
+        table = views.table(
+            ("domain", "right", "held-out prompts"), rows, "How many prompts of each domain are recognised"
+        )
     return f'<h3>When it was fitted</h3>{note}<div class="ir-tiles">{shown}</div>{table}'
 
 
@@ -84,7 +86,7 @@ def _live(site: Site, router: IR3DERoutingPipeline, palette: Palette) -> str:
     if own is None:
         return views.message("This router comes without sample prompts of its domains to measure on here.")
     config = router.model.config
-    caption = f"Where the {own['prompts']} sample prompts go: {100 * own['macro_accuracy']:.1f} % are right"
+    caption = f"What the {own['prompts']} sample prompts are taken for: {100 * own['macro_accuracy']:.1f} % are right"
     used = f"This router uses variant {config.variant}"
     used += f" with k = {config.num_votes}" if config.variant == "top-k" else ""
     points = []
@@ -94,7 +96,7 @@ def _live(site: Site, router: IR3DERoutingPipeline, palette: Palette) -> str:
     return (
         "<h3>Now, on the sample prompts</h3>"
         + views.message("A few labelled prompts that the owner chose as examples: they say little of other prompts.")
-        + views.confusion(own, config.expert_names, palette, caption)
+        + views.confusion(own, config.domain_names, palette, caption)
         + views.curve(points, f"Accuracy with variant top-k, by k, the tokens that vote. {used}.")
     )
 

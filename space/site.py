@@ -150,7 +150,7 @@ class Site:
 
     def figures(self, router: IR3DERoutingPipeline, **choice: Any) -> RoutingFigures | None:
         """How a router does on those samples whose domain it has; none if there are none."""
-        names = router.model.config.expert_names
+        names = router.model.config.domain_names
         rows = [row for row in self.samples if row.domain in names]
         return routing_accuracy(router, rows, **choice) if rows else None
 

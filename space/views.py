@@ -201,7 +201,7 @@ def confusion(figures: Mapping[str, Any], names: Sequence[str], palette: Palette
     return (
         f'<div class="ir-scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
         f'<table class="ir-table ir-confusion ir-sticky{upright}"><caption>{escape(caption)}</caption>'
-        f'<thead><tr><th scope="col">domain / sent to</th>{top}<th scope="col">right</th></tr></thead>'
+        f'<thead><tr><th scope="col">domain / taken for</th>{top}<th scope="col">right</th></tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -371,6 +371,13 @@ def test_the_route_tells_which_pairs_decided(judged: Site) -> None:
     )
 
 
+def test_accuracy_with_outcomes_is_that_of_the_domains(judged: Site, site: Site) -> None:
+    with_outcomes, without = judged.figures(judged.router), site.figures(site.router)
+    assert with_outcomes == without, "whoever answers"
+    router = judged.edited(None, lambda model: model.add_expert({"name": "any", "domains": ["law", "code"]})).router
+    assert judged.figures(router) == without
+
+
 def test_the_tab_is_there_only_where_there_are_outcomes(judged: Site, site: Site) -> None:
     def tabs(of: Site) -> set[str]:
         return {block.label for block in build_demo(of).blocks.values() if isinstance(block, gr.Tab)}

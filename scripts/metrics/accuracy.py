@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from ir3de.choices_ir3de import VARIANTS
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.policy_ir3de import Record
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.measures import Array, mean_recall
 
@@ -44,26 +45,29 @@ class RoutingFigures(TypedDict):
 def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice: Any) -> RoutingFigures:
     """Routes labelled rows, each to the best expert of its ranking, whatever the minimum score.
 
+    Where domains and experts differ, or outcomes have a say in who answers, it is the domain that is recognised that
+    counts, as right is then no property of an expert.
+
     Args:
         router ([`IR3DERoutingPipeline`]): to measure.
         rows (`Iterable[Row]`): labelled prompts.
         choice (*optional*): options of the call, such as `variant`.
 
     Raises:
-        ValueError: there are no rows, or a row's domain has no expert.
+        ValueError: there are no rows, or the router does not know a row's domain.
     """
     rows = list(rows)
-    experts = router.model.config.expert_names
-    unknown = sorted({row.domain for row in rows} - set(experts))
+    known = router.model.config.domain_names
+    unknown = sorted({row.domain for row in rows} - set(known))
     if unknown or not rows:
         raise ValueError(
-            f"The data have {len(rows)} rows, and domains without an expert: {unknown}. Experts: {experts}."
+            f"The data have {len(rows)} rows, and domains that the router has not: {unknown}. It has {known}."
         )
-    confusion: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(experts, 0))
+    confusion: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(known, 0))
     asked = {"generate": False, "on_error": "raise", **choice}
     texts = tqdm((row.text for row in rows), total=len(rows), desc="Routing", disable=None, leave=False)
     for row, record in zip(rows, router(iter(texts), min_score=0, **asked), strict=True):
-        confusion[row.domain][record["expert"]] += 1
+        confusion[row.domain][_recognised(record)] += 1
     domains: dict[str, DomainFigures] = {}
     for name, routes in sorted(confusion.items()):
         number = sum(routes.values())
@@ -75,6 +79,11 @@ def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice
         "domains": domains,
         "confusion": dict(sorted(confusion.items())),
     }
+
+
+def _recognised(record: Record) -> str:
+    """The likeliest domain, which has an expert of its own where the record tells of no domains."""
+    return record["domains"][0]["domain"] if "domains" in record else record["ranking"][0]["expert"]
 
 
 def describe(figures: RoutingFigures) -> str:

@@ -613,7 +613,13 @@ def _explain(record: Record, pieces: list[str], said: _Said, domains: list[str])
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[str]]:
-    """For each prompt the text of each token, such that together they give back the prompt up to its last token."""
+    """For each prompt the text of each token, such that together they give back the prompt up to its last token.
+
+    A tokenizer without a fast version knows no places in a text: then they are the tokens as its vocabulary has them.
+    """
+    if not tokenizer.is_fast:
+        encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return [tokenizer.convert_ids_to_tokens(ids) for ids in encoded]
     options = {"add_special_tokens": False, "return_attention_mask": False, "return_offsets_mapping": True}
     spans = tokenizer(texts, verbose=False, **options)["offset_mapping"]
     return [_cut(text, [stop for _, stop in of_text]) for text, of_text in zip(texts, spans, strict=True)]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 
-from ir3de import IR3DEModel, IR3DERoutingPipeline
+from ir3de import IR3DEConfig, IR3DEModel, IR3DERoutingPipeline
 
 from . import tiny
 
@@ -108,3 +109,18 @@ def test_a_callers_lower_precision_does_not_reach_the_tables() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert again(PROMPTS, generate=False) == expected
     assert again(PROMPTS, generate=False) == expected
+
+
+def test_a_tokenizer_without_a_fast_version_routes_and_explains_without_spans() -> None:
+    config = IR3DEConfig(experts=[{"name": "code"}, {"name": "law"}])
+    E = torch.randn(384, 8, generator=torch.Generator().manual_seed(0))
+    model = IR3DEModel.from_embeddings(config, E, ByT5Tokenizer())
+    statistics = {}
+    for name in config.expert_names:
+        collector = model.collector()
+        collector.add(model.tokenize(tiny.sentences(name, 20)))
+        statistics[name] = collector.statistics
+    model.fit(statistics)
+    record, other = IR3DERoutingPipeline(model, device="cpu")([LAW, CODE], generate=False, explain=True)
+    assert [token["token"] for token in record["tokens"]] == list(LAW)
+    assert len(other["tokens"]) == len(CODE)

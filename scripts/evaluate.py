@@ -22,10 +22,17 @@ from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
 from ir3de.scripts.data.duplicates import overlap
 from ir3de.scripts.data.experts import read_experts
-from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows, read_texts
 from ir3de.scripts.data.selection import Selection, of_experts, to_score
 from ir3de.scripts.fitting.search import NUM_VOTES
-from ir3de.scripts.metrics.accuracy import accuracy_over_k, describe, one_hot, routing_accuracy
+from ir3de.scripts.metrics.accuracy import (
+    accuracy_over_k,
+    describe,
+    one_hot,
+    outside_figures,
+    routing_accuracy,
+    second_accuracy,
+)
 from ir3de.scripts.metrics.normalised import Losses
 from ir3de.scripts.metrics.perplexity import score_experts
 from ir3de.scripts.reports.evaluation import RESULTS, Results, Settings, write_card, write_report
@@ -48,6 +55,7 @@ from ir3de.specs_ir3de import ExpertSpec
 
 ROUTER = "this router"
 LEAST = {"prompts": 1, "max_tokens": 2, "max_train_per_domain": 0, "seeds": 1}
+USUAL = {"prompts": 60, "max_tokens": 128, "max_train_per_domain": 300, "seeds": 3}
 QUICK = {"prompts": 10, "max_tokens": 64, "max_train_per_domain": 10, "seeds": 1}
 
 
@@ -60,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--output", metavar="DIR", help="folder for results.md, results.json, figures and what is kept")
     parser.add_argument("--card", action="store_true", help="write the figures into the router's card (a folder's)")
+    parser.add_argument(
+        "--outside", action="append", metavar="DATA", help="prompts of none of the domains: how well are they noticed?"
+    )
     experts = parser.add_argument_group("normalised performance")
     experts.add_argument(
         "--experts",
@@ -68,8 +79,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="YAML",
         help="let the router's experts, or those of a list, read the data: perplexity by routing; needs --output",
     )
-    experts.add_argument("--prompts", type=int, default=60, help="that experts read, a domain (default: 60)")
-    experts.add_argument("--max-tokens", type=int, default=128, help="of a prompt, for modem too (default: 128)")
+    experts.add_argument("--prompts", type=int, help="that experts read, a domain (default: 60)")
+    experts.add_argument("--max-tokens", type=int, help="of a prompt, for modem too (default: 128)")
     experts.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the experts")
     others = parser.add_argument_group("other routers, fitted to training data")
     others.add_argument("--train", action="append", metavar="FILE_OR_ID", help="as --data; repeatable")
@@ -79,9 +90,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     others.add_argument("--encoder", help="Hub id or folder of a sentence encoder; default: all-MiniLM-L6-v2")
     others.add_argument("--modem-encoder", help="that modem fine-tunes; default: DeBERTa-v3 on a GPU, else --encoder")
     others.add_argument(
-        "--max-train-per-domain", type=int, default=300, help="training prompts an encoder reads (default: 300; 0: all)"
+        "--max-train-per-domain", type=int, help="training prompts an encoder reads (default: 300; 0: all)"
     )
-    others.add_argument("--seeds", type=int, default=3, help="of routers whose routes depend on one (default: 3)")
+    others.add_argument("--seeds", type=int, help="of routers whose routes depend on one (default: 3)")
     parser.add_argument(
         "--quick", action="store_true", help=", ".join(f"{key.replace('_', '-')} {n}" for key, n in QUICK.items())
     )
@@ -137,6 +148,7 @@ class Evaluation:
         card (`bool`): whether the router's card gets the figures.
         quick (`bool`): whether the sizes are those of `QUICK`.
         device (`str`): of the experts.
+        outside ([`RowSource`], *optional*): prompts of none of the domains.
     """
 
     router: str
@@ -149,6 +161,7 @@ class Evaluation:
     card: bool
     quick: bool
     device: str
+    outside: RowSource | None = None
 
     @classmethod
     def from_args(cls, args: argparse.Namespace) -> Evaluation:
@@ -157,9 +170,10 @@ class Evaluation:
         Raises:
             ValueError: a size is too small, or the options do not go together.
         """
-        sizes: dict[str, int] = {key: getattr(args, key) for key in LEAST}
-        if args.quick:
-            sizes |= QUICK
+        sizes = dict(QUICK if args.quick else USUAL)
+        for key in LEAST:  # what is given by hand holds, in a trial too
+            if getattr(args, key) is not None:
+                sizes[key] = getattr(args, key)
         for key, least in LEAST.items():
             if sizes[key] < least:
                 raise ValueError(f"--{key.replace('_', '-')} must be at least {least}, got {sizes[key]}.")
@@ -188,6 +202,7 @@ class Evaluation:
             args.card,
             args.quick,
             args.device,
+            replace(source, sources=tuple(args.outside), where=(), any_domain=True) if args.outside else None,
         )
         made.check()
         return made
@@ -198,6 +213,8 @@ class Evaluation:
             raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
         if not self.card:
             return
+        if self.quick:
+            raise ValueError("--quick is a trial, and --card writes what is measured for good: leave one of them out.")
         if self.variant or self.num_votes is not None or (self.reading and self.reading.experts):
             raise ValueError(
                 "--card writes what the router does as it is: leave out --variant, --num-votes and the list of"
@@ -225,9 +242,17 @@ def run(args: argparse.Namespace) -> int:
     specs = _specs(asked, model.config)
     selection, train, notes = _select(asked, model)
     routers = _routers(asked.training, model) if asked.training else {}
+    outside = list(read_texts(asked.outside, "--outside")) if asked.outside else []
     for note in notes:
         print(note, file=sys.stderr)
     routing = routing_accuracy(router, selection.rows, **asked.choice)
+    if model.second_opinion is not None:
+        try:
+            routing["with_second_opinion"] = second_accuracy(model, selection.rows, **asked.choice)
+        except (ImportError, OSError) as error:
+            print(f"The second opinion is not measured: {error}", file=sys.stderr)
+    if outside:
+        routing["outside"] = outside_figures(router, selection.rows, outside)
     if asked.output is None:
         print(json.dumps(routing, indent=2) if args.json else describe(routing))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import shutil
@@ -16,16 +17,20 @@ from huggingface_hub import ModelCard
 from safetensors.numpy import load_file
 from transformers import AutoModelForCausalLM
 
-from ir3de import IR3DEModel
+from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.scripts import cli
+from ir3de.scripts.cli import main
+from ir3de.scripts.data.rows import Row
+from ir3de.scripts.evaluate import Evaluation, add_arguments
 from ir3de.scripts.fitting.search import NUM_VOTES
 from ir3de.scripts.metrics import perplexity
-from ir3de.scripts.metrics.accuracy import expected_accuracy, one_hot
+from ir3de.scripts.metrics.accuracy import expected_accuracy, one_hot, routing_accuracy, second_accuracy
 from ir3de.scripts.metrics.normalised import Losses, normalised, normalised_scores
 from ir3de.scripts.reports.rows import AVERAGE, Routes, describe_routes, fixed_rows
 from ir3de.scripts.routers.average import average_experts
 
 from . import tiny
+from .test_second_opinion import WordEncoder, second
 
 NAMES = list(tiny.DOMAINS)
 
@@ -320,6 +325,7 @@ def test_a_router_that_cannot_be_had_is_marked(world: tuple[Path, str], tmp_path
     [
         (["--card"], "--output DIR"),
         (["--card", "--variant", "all", "--output", "out"], "as it is"),
+        (["--card", "--quick", "--output", "out"], "--quick is a trial"),
         (["--experts", "--max-tokens", "1", "--output", "out"], "--max-tokens must be at least 2"),
         (["--where", "split=none", "--output", "out", "--experts"], "0 rows"),
         (["--train", "DATA", "--train-where", "split=none", "--output", "out"], "training data have 0 rows"),
@@ -377,3 +383,50 @@ def test_adapters_are_averaged_exactly(tmp_path: Path) -> None:
         assert torch.allclose(weight, (merged[0][key] + merged[1][key]) / 2, atol=1e-5)
     with pytest.raises(ValueError, match="whole models, or adapters on one base"):
         average_experts(tmp_path / "other", [specs[0], {"name": "e2", "model": base}], "mean")
+
+
+def test_an_option_given_by_hand_holds_in_a_trial_too() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    given = ["router", "--data", "rows.jsonl", "--output", "out", "--experts"]
+
+    def sizes(*more: str) -> tuple[int, int]:
+        """Prompts and tokens that experts read."""
+        reading = Evaluation.from_args(parser.parse_args([*given, *more])).reading
+        assert reading is not None
+        return reading.prompts, reading.max_tokens
+
+    assert sizes() == (60, 128)
+    assert sizes("--quick") == (10, 64)
+    assert sizes("--quick", "--prompts", "25") == (25, 64)
+
+
+def test_the_second_opinion_is_measured_beside_the_router() -> None:
+    router = tiny.router(variant="prompt", calibration={"temperature": 0.15, "spread": 0.0})
+    encoder = WordEncoder()
+    router.second_opinion = second(encode=encoder)
+    rows = [Row(text, "law") for text in ("contract root of that", "tell me why", "court judge jury trial")]
+    pipe = IR3DERoutingPipeline(router, device="cpu", second_opinion=True)
+    expected = routing_accuracy(pipe, rows)["macro_accuracy"]
+    encoder.texts.clear()
+    assert second_accuracy(router, rows) == expected
+    assert encoder.texts == ["contract root of that", "tell me why"]
+
+
+def test_prompts_from_outside_are_measured(
+    json_lines: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router, outside = str(tmp_path / "router"), tmp_path / "outside.jsonl"
+    outside.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("zebra giraffe", "a lion", "of the elephant"))
+    )
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", router, "--variant", "prompt"]
+    assert main([*fit, "--feature-map", "unit", "--min-familiarity", "0.05"]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", router, "--data", str(json_lines), "--outside", str(outside), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["outside"]
+    assert (figures["prompts"], figures["by"]) == (3, "familiarity")
+    assert figures["auroc"] > 0.9
+    assert figures["noticed"] > 0.6 > figures["lost"]
+    assert main(["evaluate", router, "--data", str(json_lines), "--outside", str(outside)]) == 0
+    assert "3 prompts from outside: AUROC" in capsys.readouterr().out

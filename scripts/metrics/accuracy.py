@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypedDict
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from ir3de.choices_ir3de import VARIANTS
+from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.policy_ir3de import Record
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.metrics.measures import Array, mean_recall
+from ir3de.scripts.metrics.measures import Array, auroc, mean_recall
 
 
 class DomainFigures(TypedDict):
@@ -23,7 +25,37 @@ class DomainFigures(TypedDict):
     prompts: int
 
 
-class RoutingFigures(TypedDict):
+class OutsideFigures(TypedDict):
+    """
+    How well prompts of no domain are told from others, by familiarity, or by the largest probability where the router
+    does not tell it.
+
+    Args:
+        prompts (`int`): from outside.
+        auroc (`float`): how often a prompt of the domains has the larger value of two, 0 to 1.
+        by (`str`): `"familiarity"` or `"score"`.
+        noticed (`float`): the share of them that the router has the fallback answer, or nobody, as it is.
+        lost (`float`): the share of the domains' prompts, likewise.
+    """
+
+    prompts: int
+    auroc: float
+    by: str
+    noticed: float
+    lost: float
+
+
+class _RoutingFigures(TypedDict):
+    """What is always measured."""
+
+    macro_accuracy: float
+    micro_accuracy: float
+    prompts: int
+    domains: dict[str, DomainFigures]
+    confusion: dict[str, dict[str, int]]
+
+
+class RoutingFigures(_RoutingFigures, total=False):
     """
     How often prompts go where they belong.
 
@@ -33,13 +65,12 @@ class RoutingFigures(TypedDict):
         prompts (`int`): how many there are.
         domains (`dict[str, DomainFigures]`): by name.
         confusion (`dict[str, dict[str, int]]`): by domain and then by expert, a number of prompts.
+        with_second_opinion (`float`): the macro accuracy with the router's second opinion, where it has one.
+        outside ([`OutsideFigures`]): where prompts of no domain were given.
     """
 
-    macro_accuracy: float
-    micro_accuracy: float
-    prompts: int
-    domains: dict[str, DomainFigures]
-    confusion: dict[str, dict[str, int]]
+    with_second_opinion: float
+    outside: OutsideFigures
 
 
 def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice: Any) -> RoutingFigures:
@@ -86,6 +117,28 @@ def _recognised(record: Record) -> str:
     return record["domains"][0]["domain"] if "domains" in record else record["ranking"][0]["expert"]
 
 
+def second_accuracy(model: IR3DEModel, rows: Sequence[Row], **choice: Any) -> float:
+    """Macro accuracy with the router's own second opinion, which is asked below its default bound."""
+    router = IR3DERoutingPipeline(model, device="cpu", second_opinion=True)
+    return routing_accuracy(router, rows, **choice)["macro_accuracy"]
+
+
+def outside_figures(router: IR3DERoutingPipeline, rows: Sequence[Row], texts: Sequence[str]) -> OutsideFigures:
+    """How well prompts of no domain are told from those of the domains.
+
+    Args:
+        router ([`IR3DERoutingPipeline`]): to measure.
+        rows (`Sequence[Row]`): prompts of its domains.
+        texts (`Sequence[str]`): prompts of none.
+    """
+    near = router([row.text for row in rows], generate=False, top_n=1)
+    far = router(list(texts), generate=False, top_n=1)
+    by = "familiarity" if all("familiarity" in record for record in chain(near, far)) else "score"
+    inside, outside = (np.array([record[by] for record in records]) for records in (near, far))
+    noticed, lost = (float(np.mean(["fallback" in record for record in records])) for records in (far, near))
+    return {"prompts": len(far), "auroc": auroc(inside, outside), "by": by, "noticed": noticed, "lost": lost}
+
+
 def describe(figures: RoutingFigures) -> str:
     """The figures as a table: a row a domain, a column an expert."""
     experts = list(next(iter(figures["confusion"].values())))
@@ -95,7 +148,16 @@ def describe(figures: RoutingFigures) -> str:
         recall = f"{100 * figures['domains'][name]['recall']:.1f}"
         lines.append("".join(f"{cell!s:>{width}}" for cell in (name, recall, *routes.values())))
     macro, micro = 100 * figures["macro_accuracy"], 100 * figures["micro_accuracy"]
-    return "\n".join([*lines, f"{figures['prompts']:,} prompts: macro accuracy {macro:.2f} %, micro {micro:.2f} %"])
+    lines.append(f"{figures['prompts']:,} prompts: macro accuracy {macro:.2f} %, micro {micro:.2f} %")
+    if "with_second_opinion" in figures:
+        lines.append(f"With the second opinion: macro accuracy {100 * figures['with_second_opinion']:.2f} %")
+    if "outside" in figures:
+        of = figures["outside"]
+        lines.append(
+            f"{of['prompts']:,} prompts from outside: AUROC {100 * of['auroc']:.1f} % by {of['by']}; as it is it"
+            f" notices {100 * of['noticed']:.1f} % of them, and loses {100 * of['lost']:.1f} % of its domains' prompts"
+        )
+    return "\n".join(lines)
 
 
 def accuracy_over_k(router: IR3DERoutingPipeline, rows: Sequence[Row], votes: Sequence[int]) -> dict[str, float]:

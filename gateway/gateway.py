@@ -35,7 +35,7 @@ from .words import Words
 logger = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_DETAILS = ("expert", "score", "ranking", "fallback", "second_opinion", "support", "tokens")
+_DETAILS = ("expert", "score", "ranking", "fallback", "second_opinion", "domains", "pairs", "support", "tokens")
 
 
 class Gateway:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import safe_open
@@ -17,8 +18,10 @@ from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.utils.hub import cached_file
 
 from .options_ir3de import Options
-from .prompts_ir3de import Prompt, as_chat, as_text
+from .prompts_ir3de import Message, Prompt, as_chat, as_text, with_system_folded, with_turns_merged
 from .specs_ir3de import BaseSpec, ExpertSpec, check_hub_id, in_bytes
+
+logger = logging.getLogger(__name__)
 
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -115,6 +118,9 @@ class LocalSource:
         window = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if window:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, window)
+        self._reads = _reading(self.tokenizer)
+        if changes := self._reads.changes:
+            logger.warning("The chat template of %s refuses or drops %s.", base["model"], " and ".join(changes))
         self._fitting: set[tuple[str, str | None]] = set()  # adapters that were compared with this base
 
     def expected_size(self) -> int:
@@ -181,8 +187,12 @@ class LocalSource:
 
     def render(self, spec: ExpertSpec, prompt: Prompt) -> Prompt:
         """The prompt as the model reads it: a chat where it has a template, else plain text."""
-        has_template = getattr(self.tokenizer, "chat_template", None) is not None
-        return (as_chat if has_template else as_text)(prompt, spec.get("system_prompt"))
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            return as_text(prompt, spec.get("system_prompt"))
+        chat = as_chat(prompt, spec.get("system_prompt"))
+        if not self._reads.system:
+            chat = with_system_folded(chat)
+        return chat if self._reads.repeats else with_turns_merged(chat)
 
     def reject(self, spec: ExpertSpec, prompts: Sequence[Prompt], options: Options) -> list[Any]:
         """What keeps each prompt from being generated for: its template refuses it, or it is too long; else None."""
@@ -217,6 +227,40 @@ class LocalSource:
         if isinstance(text, list):
             text = self.tokenizer.apply_chat_template(text, tools=tools, add_generation_prompt=True, tokenize=False)
         return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+
+class _Reading(NamedTuple):
+    """What a chat template takes: a system message, and two messages of one role that follow each other."""
+
+    system: bool = True
+    repeats: bool = True
+
+    @property
+    def changes(self) -> list[str]:
+        """What is done to a chat for its sake, in words."""
+        system = [] if self.system else ["a system message, whose text goes into the first message of the user"]
+        return [*system, *([] if self.repeats else ["two messages of one role in a row, which become one"])]
+
+
+def _reading(tokenizer: Any) -> _Reading:
+    """Tries a tokenizer's chat template, since some, as Gemma's, refuse system messages, and others drop them."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return _Reading()
+    user: Message = {"role": "user", "content": "ir3de-first"}
+    system: Message = {"role": "system", "content": "ir3de-system"}
+    if not _takes(tokenizer, [user]):  # refuses whatever is tried: nothing is learned from that
+        return _Reading()
+    again: Message = {"role": "user", "content": "ir3de-second"}
+    return _Reading(_takes(tokenizer, [system, user]), _takes(tokenizer, [user, again]))
+
+
+def _takes(tokenizer: Any, chat: list[Message]) -> bool:
+    """Whether a chat template takes a chat, and nothing of it is lost."""
+    try:
+        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    except Exception:
+        return False
+    return all(message["content"] in text for message in chat)
 
 
 def _gguf_size(base: BaseSpec) -> int:

@@ -82,6 +82,35 @@ def as_chat(prompt: Prompt, system_prompt: str | None = None) -> list[Message]:
     return chat
 
 
+def with_system_folded(chat: list[Message]) -> list[Message]:
+    """A chat without system messages: their text stands at the head of the first message of a user."""
+    said = [text_of(message["content"]) for message in chat if message["role"] in ("system", "developer")]
+    rest = [message for message in chat if message["role"] not in ("system", "developer")]
+    if not said:
+        return chat
+    for place, message in enumerate(rest):
+        if message["role"] == "user":
+            content = "\n\n".join([*said, text_of(message["content"])])
+            return [*rest[:place], {**message, "content": content}, *rest[place + 1 :]]
+    return [{"role": "user", "content": "\n\n".join(said)}, *rest]
+
+
+def with_turns_merged(chat: list[Message]) -> list[Message]:
+    """A chat in which user and assistant take turns: messages of one of them that follow each other become one."""
+    merged: list[Message] = []
+    for message in chat:
+        last = merged[-1] if merged else None
+        if last is None or message["role"] != last["role"] or not _is_plain(message) or not _is_plain(last):
+            merged.append(message)
+        else:
+            merged[-1] = {**last, "content": "\n\n".join([text_of(last["content"]), text_of(message["content"])])}
+    return merged
+
+
+def _is_plain(message: Message) -> bool:
+    return message["role"] in ("user", "assistant") and "tool_calls" not in message
+
+
 def as_text(prompt: Prompt, system_prompt: str | None = None) -> str:
     """A prompt as plain text, for a model without a chat template."""
     return "\n\n".join(text_of(message["content"]) for message in as_chat(prompt, system_prompt))

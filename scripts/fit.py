@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ir3de.scripts.command import command
 from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
-from ir3de.scripts.data.rows import RowSource, add_data_arguments, check_domain_names, read_rows, read_texts
+from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, check_domain_names, read_rows, read_texts
 from ir3de.scripts.data.validation import Validation
-from ir3de.scripts.fitting.options import FitOptions, add_choice_arguments, add_minimum_arguments
+from ir3de.scripts.fitting.options import FEW, FitOptions, add_choice_arguments, add_minimum_arguments
+
+if TYPE_CHECKING:  # both load torch, which nobody who asks for help waits for
+    from ir3de.scripts.fitting.fit import Fitted
+    from ir3de.second_opinion_ir3de import SecondOpinion
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--outside", action="append", metavar="DATA", help="prompts of none of the domains: how many are noticed?"
+    )
+    parser.add_argument(
+        "--second", action="store_true", help="fit a second opinion to the same rows too, and say what it gives"
     )
     add_minimum_arguments(parser)
     samples = "JSON Lines of a few prompts with text and domain, that travel with the router as examples for an app"
@@ -72,10 +80,7 @@ def run(args: argparse.Namespace) -> int:
     samples = read_samples(args.samples) if args.samples else None
     gguf_file = args.gguf_file or gguf_of(args.embeddings)
     number = _number_of_domains(args.discover)
-    if not args.data and not args.outcomes:
-        raise ValueError("Give labelled text with --data, or outcomes with --outcomes.")
-    if args.discover and (args.data or not args.outcomes):
-        raise ValueError("--discover makes domains of the prompts of --outcomes, so it goes with these and no --data.")
+    _check_together(args)
     specs = read_experts(args.experts) if args.experts else []
     apart = any("domains" in spec for spec in specs)  # whether there are domains is known once the data are read
     config = IR3DEConfig(
@@ -89,6 +94,9 @@ def run(args: argparse.Namespace) -> int:
     check_domain_names(source)
     tokenizer, embeddings = load_source(args.embeddings, args.revision, gguf_file)
     rows = duplicates.watch(read_rows(source)) if args.data else None
+    kept: list[Row] = []
+    if args.second and rows is not None:
+        rows = _keeping(rows, kept)
     if args.outcomes:
         from ir3de.scripts.fitting.outcomes import JudgedFile, fit_with_outcomes
 
@@ -105,6 +113,10 @@ def run(args: argparse.Namespace) -> int:
     for note in [*duplicates.notes(), *fitted.notes]:
         print(note, file=sys.stderr)
     print(fitted.describe())
+    if args.second:
+        fitted.model.second_opinion = _with_second(fitted, kept)
+    elif min(map(len, fitted.held_out.values())) < FEW:
+        print(f"With few rows try --second, or `ir3de second {args.output}`: it measures what a second opinion gives.")
     if samples is not None:
         fitted.model.samples = samples
     fitted.model.save_pretrained(args.output)
@@ -115,6 +127,34 @@ def run(args: argparse.Namespace) -> int:
         print(f"Its {SAMPLES_NAME} holds the text of {len(samples):,} prompts: whoever can read the router reads them.")
     print(f'Try it: ir3de route {args.output} "a prompt"')
     return 0
+
+
+def _check_together(args: argparse.Namespace) -> None:
+    """Raises ValueError where options do not go together."""
+    if not args.data and not args.outcomes:
+        raise ValueError("Give labelled text with --data, or outcomes with --outcomes.")
+    if args.discover and (args.data or not args.outcomes):
+        raise ValueError("--discover makes domains of the prompts of --outcomes, so it goes with these and no --data.")
+    if args.second and (args.outcomes or not args.data):
+        raise ValueError("--second takes the rows of --data alone: with --outcomes, make one with `ir3de second`.")
+
+
+def _keeping(rows: Iterable[Row], kept: list[Row]) -> Iterator[Row]:
+    """Hands rows on, and keeps them too."""
+    for row in rows:
+        kept.append(row)
+        yield row
+
+
+def _with_second(fitted: Fitted, rows: Sequence[Row]) -> SecondOpinion:
+    """A second opinion on the rows of a fit, and says what it gives."""
+    from ir3de.scripts.fitting.second import fit_beside
+    from ir3de.scripts.reports.second import describe
+
+    opinion, figures, number = fit_beside(fitted, rows)
+    print(describe(figures, number))
+    print("They were held out from the router, and each left out of the second opinion's fit.")
+    return opinion
 
 
 def _outside(source: RowSource, data: Sequence[str]) -> Outside:

@@ -188,3 +188,23 @@ def test_the_commands_ask_where_they_are_told_to(
 
 def _missing(name: str, revision: str | None) -> Any:
     raise ImportError("no sentence-transformers")
+
+
+def test_a_fit_makes_one_too_and_says_what_it_gives(
+    source: str, json_lines: Path, encoder: WordEncoder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--variant", "prompt", "--feature-map", "unit"]
+    assert main([*fit, "--output", str(tmp_path / "alone")]) == 0
+    assert "With few rows try --second" in capsys.readouterr().out
+    assert main([*fit, "--output", str(tmp_path / "both"), "--second"]) == 0
+    printed = capsys.readouterr().out
+    config = json.loads((tmp_path / "both" / "config.json").read_text())
+    alone = float(next(line for line in printed.splitlines() if line.startswith("| 0 |")).split("|")[3])
+    assert "On 120 prompts:" in printed
+    assert alone == pytest.approx(100 * config["evaluation"]["macro_accuracy"], abs=0.006), "on the same held-out rows"
+    assert "With few rows" not in printed
+    opinion = SecondOpinion.from_pretrained(tmp_path / "both", "second", encode=encoder)
+    assert {name: domain.rows("prompts") for name, domain in opinion.statistics.items()} == dict.fromkeys(NAMES, 40)
+    assert opinion.encoder == MINILM
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "both")]
+    assert weights[0] == weights[1]

@@ -55,6 +55,7 @@ class Fitted:
         familiarity ([`FamiliarityFigures`], *optional*): what it tells apart; None with too few held-out prompts.
         validation ([`ValidationFigures`], *optional*): how it does on prompts that were given for that.
         notes (`list[str]`): what a person should know of the data.
+        held_out (`dict[str, torch.Tensor]`): by domain, the row numbers of the prompts that `chosen` was measured on.
     """
 
     model: IR3DEModel
@@ -64,6 +65,7 @@ class Fitted:
     familiarity: FamiliarityFigures | None
     validation: ValidationFigures | None = None
     notes: list[str] = field(default_factory=list)
+    held_out: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def describe(self) -> str:
         """The best candidate of each kind and the one chosen, as a table, and what familiarity tells apart."""
@@ -159,7 +161,7 @@ def fit_router(
         scale = FamiliarityScale.read(config.familiarity)
         familiarity = figures(scale, parts, outside_familiarity(model, outside))
         config.evaluation["familiarity"] = familiarity.as_config()
-    return Fitted(model, candidates, best, spool.skipped, familiarity)
+    return Fitted(model, candidates, best, spool.skipped, familiarity, held_out=held_out_rows(spool))
 
 
 def _set_familiarity(config: IR3DEConfig, parts: Array, options: FitOptions) -> None:
@@ -204,21 +206,35 @@ def splits(spool: Spool) -> Iterator[Split]:
     Where a fifth of the smallest domain is little, one fifth after another, if need be until every prompt has been held
     out once.
     """
+    yield from (_split(spool, fold) for fold in range(_number_of_folds(spool)))
+
+
+def held_out_rows(spool: Spool) -> dict[str, torch.Tensor]:
+    """The row numbers of each domain's held-out prompts, of one split after another."""
+    folds = range(_number_of_folds(spool))
+    return {domain: torch.cat([_rows_of(spool, domain, fold)[1] for fold in folds]) for domain in spool.domains}
+
+
+def _number_of_folds(spool: Spool) -> int:
     fewest = min(len(spool.lengths(domain)) for domain in spool.domains)
     groups = min(int(spool.groups(domain).max()) + 1 for domain in spool.domains)
-    number = min(FOLDS, groups, math.ceil(HELD_OUT_WANTED * FOLDS / fewest))
-    yield from (_split(spool, fold) for fold in range(number))
+    return min(FOLDS, groups, math.ceil(HELD_OUT_WANTED * FOLDS / fewest))
 
 
 def _split(spool: Spool, fold: int) -> Split:
     """Holds out every fifth group of prompts of each domain."""
     sample, held_out = {}, {}
     for domain in spool.domains:
-        rows = torch.arange(len(spool.lengths(domain)))
-        held = (spool.groups(domain) + fold) % FOLDS == 1
-        sample[domain] = spool.take(domain, _spread(rows[~held], SAMPLE_MOST))
-        held_out[domain] = spool.take(domain, _spread(rows[held], HELD_OUT_MOST))
+        kept, held = _rows_of(spool, domain, fold)
+        sample[domain], held_out[domain] = spool.take(domain, kept), spool.take(domain, held)
     return Split(sample, held_out)
+
+
+def _rows_of(spool: Spool, domain: str, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The numbers of a domain's rows to try candidates on, and of those that are held out."""
+    rows = torch.arange(len(spool.lengths(domain)))
+    held = (spool.groups(domain) + fold) % FOLDS == 1
+    return _spread(rows[~held], SAMPLE_MOST), _spread(rows[held], HELD_OUT_MOST)
 
 
 def _spread(rows: torch.Tensor, most: int) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 from ir3de.choices_ir3de import FEATURE_MAPS, VARIANTS
 
 AUTO = "auto"
+FEW = 200  # held-out rows of a domain, below which a second opinion is worth a try
 MOST_TEXTS = 500  # of a domain, that the encoder of a second opinion reads
 
 

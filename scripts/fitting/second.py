@@ -11,14 +11,17 @@ import torch.nn.functional as F
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.prompts_ir3de import token_ids_of
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.data.selection import Selection, of_experts
 from ir3de.scripts.fitting.calibration import fit_calibration
+from ir3de.scripts.fitting.fit import Fitted
 from ir3de.scripts.fitting.options import MOST_TEXTS
 from ir3de.scripts.metrics.measures import macro_accuracy
 from ir3de.scripts.reports.progress import Steps
+from ir3de.scripts.routers.encoders import MINILM, default_encoder
 from ir3de.second_opinion_ir3de import BELOW, SecondOpinion, combined
 from ir3de.token_router_ir3de import mean_diagonal, ridge
 
@@ -143,6 +146,37 @@ def introduce(opinion: SecondOpinion, name: str, texts: Sequence[str]) -> None:
         opinion.add_expert(name, sample)
     except (ImportError, OSError) as error:
         print(f"Not added to the second opinion: {error}", file=sys.stderr)
+
+
+def fit_beside(fitted: Fitted, rows: Sequence[Row]) -> tuple[SecondOpinion, list[AtBound], int]:
+    """Fits a second opinion to the rows that a router was fitted to.
+
+    Args:
+        fitted ([`Fitted`]): the router, with what it scored on held-out rows.
+        rows (`Sequence[Row]`): that it was fitted to.
+
+    Returns:
+        the second opinion; what bounds on the router's score cost and give, on rows that were held out from the router
+        and left out of the second opinion's fit; and how many these are.
+    """
+    model, config = fitted.model, fitted.model.config
+    encoded_ids = token_ids_of(model.tokenizer, [row.text for row in rows], config.max_length)
+    by_domain: dict[str, list[Row]] = {name: [] for name in config.domain_names}
+    for row, ids in zip(rows, encoded_ids, strict=True):
+        if ids:  # the others were no part of the fit
+            by_domain[row.domain].append(row)
+    places = [(name, number) for name, of_domain in by_domain.items() for number in range(len(of_domain))]
+    sample = [places[i] for i in sample_per_domain([name for name, _ in places], MOST_TEXTS, 0)]
+    opinion = SecondOpinion(default_encoder())
+    labels = torch.tensor([config.domain_names.index(name) for name, _ in sample])
+    X = encoded(opinion, [by_domain[name][number].text for name, number in sample])
+    q = choose(opinion, X, labels, config.domain_names)
+    held = {name: {int(row): i for i, row in enumerate(numbers)} for name, numbers in fitted.held_out.items()}
+    both = [i for i, (name, number) in enumerate(sample) if number in held[name]]
+    logits = [fitted.chosen.logits[name][held[name][number]] for name, number in (sample[i] for i in both)]
+    p = probabilities(torch.stack(logits), **(config.calibration or {}))
+    opinion.encoder = MINILM  # a folder of this machine means nothing to others
+    return opinion, over_bounds(p, q[both], labels[both]), len(both)
 
 
 def labels_of(rows: Sequence[Row], names: Sequence[str]) -> torch.Tensor:

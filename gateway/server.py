@@ -139,7 +139,7 @@ def make_application(service: Service) -> Starlette:
     if service.log:
         _log_requests()
     origin = Origin(service.router, service.revision, service.second_opinion)
-    revision = origin.current() if service.watch or not origin.is_folder else ""
+    revision = origin.current() if service.watch else ""
     serving = served(origin.load(revision or None), revision)
     try_routes(serving.router)  # makes the tables that routes are looked up in, before the first request
     expert = settings.default_expert

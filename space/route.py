@@ -143,7 +143,7 @@ def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr
 
 def _about_costs(model: IR3DEModel) -> tuple[str, bool]:
     """What to say of the experts' costs, and whether all have one, so that they can be weighed."""
-    experts, lacking = model.config.expert_names, model.panel.lacking(model.panel.costs)
+    experts, lacking = model.config.expert_names, sorted(model.panel.unpriced)
     if not lacking:
         return "Score that a unit of an expert's cost must be worth.", True
     if len(lacking) == len(experts):

@@ -180,3 +180,20 @@ def test_weights_need_figures_of_all_that_may_be_chosen() -> None:
     assert [sorted(entry) for entry in ranking] == [["cost", "expert", "score", "seconds"], ["expert", "score"]]
     priced = panel([BOTH[0], {**BOTH[1], "cost": 3.0}], some)
     assert Policy(cost_weight=0.2).decide(p, priced, [1])[0]["expert"] == "small"
+
+
+def test_the_embedded_router_routes_as_it_did(quickstart: Any) -> None:
+    model = quickstart.model
+    texts = ["Prove that 3x + 5 = 20 has one root.", "Sort a list in Python.", "Why did Rome fall?", "hi"]
+    assert model.panel.scores is None
+    assert model.config.domain_names == model.config.expert_names
+    p = model.recognise(texts)
+    names, costs = model.config.expert_names, [spec.get("cost", float("nan")) for spec in model.config.specs]
+    for experts in (None, names[:3]):
+        policy = Policy(experts, min_score=model.config.min_score)
+        asked = {} if experts is None else {"experts": experts}
+        records = [
+            {key: value for key, value in record.items() if key in ("expert", "score", "ranking", "fallback")}
+            for record in quickstart(texts, generate=False, **asked)
+        ]
+        assert records == former(p, names, costs, policy)

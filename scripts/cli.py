@@ -57,13 +57,25 @@ def _run(args: argparse.Namespace) -> int:
     try:
         return int(_import(args.command).run(args))
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"ir3de {args.command}: {error}", file=sys.stderr)
+        print(f"ir3de {args.command}: {_missing_router(args, error)}{error}", file=sys.stderr)
         return 2
     except HTTPError as error:  # those that say something of a repository are OSErrors too
         print(f"ir3de {args.command}: the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _missing_router(args: argparse.Namespace, error: Exception) -> str:
+    """What goes before an error of a router that is no folder: of a mistyped one the libraries say that the Hub cannot
+    be reached.
+    """
+    router = getattr(args, "router", None)
+    if not isinstance(router, str) or not isinstance(error, OSError) or "huggingface.co" not in str(error):
+        return ""
+    if os.path.exists(router):
+        return ""
+    return f"There is no folder {router}, and a router of this name cannot be had from the Hub either: "
 
 
 def file_of(name: str) -> str:

@@ -94,8 +94,9 @@ def run(args: argparse.Namespace) -> int:
     check_domain_names(source)
     tokenizer, embeddings = load_source(args.embeddings, args.revision, gguf_file)
     rows = duplicates.watch(read_rows(source)) if args.data else None
+    opinion = _second(args.second)
     kept: list[Row] = []
-    if args.second and rows is not None:
+    if opinion is not None and rows is not None:
         rows = _keeping(rows, kept)
     if args.outcomes:
         from ir3de.scripts.fitting.outcomes import JudgedFile, fit_with_outcomes
@@ -113,8 +114,8 @@ def run(args: argparse.Namespace) -> int:
     for note in [*duplicates.notes(), *fitted.notes]:
         print(note, file=sys.stderr)
     print(fitted.describe())
-    if args.second:
-        fitted.model.second_opinion = _with_second(fitted, kept)
+    if opinion is not None:
+        _fit_second(opinion, fitted, kept)
     elif min(map(len, fitted.held_out.values())) < FEW:
         print(f"With few rows try --second, or `ir3de second {args.output}`: it measures what a second opinion gives.")
     if samples is not None:
@@ -146,15 +147,24 @@ def _keeping(rows: Iterable[Row], kept: list[Row]) -> Iterator[Row]:
         yield row
 
 
-def _with_second(fitted: Fitted, rows: Sequence[Row]) -> SecondOpinion:
-    """A second opinion on the rows of a fit, and says what it gives."""
+def _second(wanted: bool) -> SecondOpinion | None:
+    """A second opinion that is yet to be fitted, if one is wanted."""
+    if not wanted:
+        return None
+    from ir3de.scripts.fitting.second import ready
+
+    return ready()
+
+
+def _fit_second(opinion: SecondOpinion, fitted: Fitted, rows: Sequence[Row]) -> None:
+    """Fits a second opinion to the rows of a fit, says what it gives, and makes it the router's."""
     from ir3de.scripts.fitting.second import fit_beside
     from ir3de.scripts.reports.second import describe
 
-    opinion, figures, number = fit_beside(fitted, rows)
+    figures, number = fit_beside(opinion, fitted, rows)
     print(describe(figures, number))
     print("They were held out from the router, and each left out of the second opinion's fit.")
-    return opinion
+    fitted.model.second_opinion = opinion
 
 
 def _outside(source: RowSource, data: Sequence[str]) -> Outside:

@@ -345,7 +345,8 @@ def test_route_tells_what_decided(folder: str, capsys: pytest.CaptureFixture[str
 def test_route_refuses_bad_input(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Prompt 1 is empty" in failure(capsys, "route", folder, "court", "")
     assert "`num_votes`" in failure(capsys, "route", folder, "court", "--num-votes", "0")
-    assert "couldn't connect" in failure(capsys, "route", "absent/router", "court")
+    assert "There is no folder absent/router" in failure(capsys, "route", "absent/router", "court")
+    assert "There is no folder" not in failure(capsys, "route", folder, "court", "--num-votes", "0")
 
 
 def test_evaluate_counts_routes(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,3 +208,18 @@ def test_a_fit_makes_one_too_and_says_what_it_gives(
     assert opinion.encoder == MINILM
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "both")]
     assert weights[0] == weights[1]
+
+
+def test_an_encoder_that_cannot_be_had_is_said_before_a_fit(
+    source: str, json_lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(name: str, revision: str | None) -> Any:
+        raise OSError("no such encoder")
+
+    monkeypatch.setattr("ir3de.second_opinion_ir3de._load_encoder", absent)
+    monkeypatch.setattr("ir3de.scripts.fitting.fit.fit_router", lambda *_: pytest.fail("fitted"))
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "both"), "--second"]
+    assert main(fit) == 2
+    assert "no such encoder" in capsys.readouterr().err
+    assert main([*fit[:1], *fit[3:], "--outcomes", "x.jsonl"]) == 2
+    assert "--second takes the rows of --data alone" in capsys.readouterr().err

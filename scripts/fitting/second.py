@@ -148,16 +148,28 @@ def introduce(opinion: SecondOpinion, name: str, texts: Sequence[str]) -> None:
         print(f"Not added to the second opinion: {error}", file=sys.stderr)
 
 
-def fit_beside(fitted: Fitted, rows: Sequence[Row]) -> tuple[SecondOpinion, list[AtBound], int]:
+def ready() -> SecondOpinion:
+    """A second opinion whose encoder is at hand, before long work.
+
+    Raises:
+        OSError: it cannot be had.
+    """
+    opinion = SecondOpinion(default_encoder())
+    opinion.encode(["a prompt"])
+    return opinion
+
+
+def fit_beside(opinion: SecondOpinion, fitted: Fitted, rows: Sequence[Row]) -> tuple[list[AtBound], int]:
     """Fits a second opinion to the rows that a router was fitted to.
 
     Args:
+        opinion ([`SecondOpinion`]): that is fitted.
         fitted ([`Fitted`]): the router, with what it scored on held-out rows.
         rows (`Sequence[Row]`): that it was fitted to.
 
     Returns:
-        the second opinion; what bounds on the router's score cost and give, on rows that were held out from the router
-        and left out of the second opinion's fit; and how many these are.
+        what bounds on the router's score cost and give, on rows that were held out from the router and left out of the
+        second opinion's fit; and how many these are.
     """
     model, config = fitted.model, fitted.model.config
     encoded_ids = token_ids_of(model.tokenizer, [row.text for row in rows], config.max_length)
@@ -167,7 +179,6 @@ def fit_beside(fitted: Fitted, rows: Sequence[Row]) -> tuple[SecondOpinion, list
             by_domain[row.domain].append(row)
     places = [(name, number) for name, of_domain in by_domain.items() for number in range(len(of_domain))]
     sample = [places[i] for i in sample_per_domain([name for name, _ in places], MOST_TEXTS, 0)]
-    opinion = SecondOpinion(default_encoder())
     labels = torch.tensor([config.domain_names.index(name) for name, _ in sample])
     X = encoded(opinion, [by_domain[name][number].text for name, number in sample])
     q = choose(opinion, X, labels, config.domain_names)
@@ -176,7 +187,7 @@ def fit_beside(fitted: Fitted, rows: Sequence[Row]) -> tuple[SecondOpinion, list
     logits = [fitted.chosen.logits[name][held[name][number]] for name, number in (sample[i] for i in both)]
     p = probabilities(torch.stack(logits), **(config.calibration or {}))
     opinion.encoder = MINILM  # a folder of this machine means nothing to others
-    return opinion, over_bounds(p, q[both], labels[both]), len(both)
+    return over_bounds(p, q[both], labels[both]), len(both)
 
 
 def labels_of(rows: Sequence[Row], names: Sequence[str]) -> torch.Tensor:

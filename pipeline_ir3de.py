@@ -619,7 +619,7 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[s
     """
     if not tokenizer.is_fast:
         encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return [tokenizer.convert_ids_to_tokens(ids) for ids in encoded]
+        return [list(tokenizer.convert_ids_to_tokens(ids)) for ids in encoded]
     options = {"add_special_tokens": False, "return_attention_mask": False, "return_offsets_mapping": True}
     spans = tokenizer(texts, verbose=False, **options)["offset_mapping"]
     return [_cut(text, [stop for _, stop in of_text]) for text, of_text in zip(texts, spans, strict=True)]

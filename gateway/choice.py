@@ -175,7 +175,7 @@ def _candidates(record: dict[str, Any], ask: Ask, serving: Serving) -> list[str]
     """
     chosen = record["expert"]
     if chosen is None:
-        message = "No expert scores at least `min_score` on this prompt, and there is no `fallback_expert`."
+        message = "This prompt lies below `min_score` or `min_familiarity`, and there is no `fallback_expert`."
         raise GatewayError(422, "no_expert", message, "ir3de", details=record)
     if chosen not in serving.experts:
         message = f"Expert {chosen!r} only routes: its spec has no `model`, `adapter` or `endpoint` to answer with."

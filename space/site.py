@@ -118,7 +118,7 @@ class Site:
         """Why the record that ends a stream has no text, in words for a visitor."""
         name = event["expert"]
         if name is None:
-            return "No expert scores at least the minimum, so nobody answers."
+            return "The score, or how familiar the prompt is, lies below the minimum, so nobody answers."
         if name in self.routing_only(visitor):
             return f"{name} only routes: its owner has given it no model that answers."
         return "No expert could answer just now. The owner of this page finds the reason in its log."

@@ -33,9 +33,9 @@ def route(record: Record, palette: Palette, routing_only: Collection[str] = (), 
     """The chosen expert and the ranking as bars; who only routes is labelled."""
     chosen = record["expert"]
     if chosen is None:
-        head = "<strong>Nobody</strong> answers: the best score is below the minimum"
+        head = "<strong>Nobody</strong> answers: the score or the familiarity is below the minimum"
     else:
-        why = " as the fallback: the best score is below the minimum" if record.get("fallback") else ""
+        why = " as the fallback: the score or the familiarity is below the minimum" if record.get("fallback") else ""
         does = "is chosen, but only routes: no model answers for it" if chosen in routing_only else "answers"
         head = f"{palette.badge(chosen)} {does}{why}"
     head += ", with the second opinion" if "second_opinion" in record else ""

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,17 +99,19 @@ async def load(url: str, clients: int, requests: int, stream: bool = False, mode
 
 
 @contextlib.contextmanager
-def process(command: list[str], url: str, seconds: float = 120, **env: str) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    command: list[str], url: str, seconds: float = 120, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server in a process of its own, from when it answers.
 
     Args:
         command (`list[str]`): that starts it.
         url (`str`): that it answers once it is there.
         seconds (`float`): to wait for that.
-        env: further environment variables.
+        env (`Mapping[str, str]`, *optional*): further environment variables.
     """
     log = tempfile.TemporaryFile()  # noqa: SIM115
-    running = subprocess.Popen(command, env={**os.environ, **env}, stdout=log, stderr=subprocess.STDOUT)
+    running = subprocess.Popen(command, env={**os.environ, **(env or {})}, stdout=log, stderr=subprocess.STDOUT)
     end = time.monotonic() + seconds
     try:
         while True:
@@ -320,7 +322,7 @@ def _litellm(stack: contextlib.ExitStack, command: str, straight: str, folder: P
     config.write_text("\n".join(lines) + "\n", encoding="utf-8")
     started = [command, "--config", str(config), "--port", str(port), "--num_workers", "1"]
     env = {"LITELLM_LOG": "ERROR", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
-    running = process(started, f"http://127.0.0.1:{port}/health/liveliness", **env)
+    running = process(started, f"http://127.0.0.1:{port}/health/liveliness", env=env)
     return Server("LiteLLM", f"http://127.0.0.1:{port}/v1", stack.enter_context(running), most=100)
 
 

@@ -16,14 +16,17 @@ import torch
 
 from .batch_ir3de import Prompts
 from .configuration_ir3de import IR3DEConfig
+from .displacement_ir3de import Scorer, displaced
 from .names_ir3de import alike, check_name, name_of_file
 from .outcome_rows_ir3de import Outcome, read_outcomes
 from .outcomes_ir3de import Ledger, OutcomesCollector, shared, whole
 from .specs_ir3de import ExpertSpec, check_expert, nearest_name, served
-from .statistics_ir3de import DomainStatistics, FeatureSpace, StatisticsCollector
+from .statistics_ir3de import KINDS, DomainStatistics, FeatureSpace, StatisticsCollector
 
 _TEXTS = 1024  # that are tokenized at a time
 _MOST_TIMES = 3  # the longest domain's prompts that another's may be as long as
+_MOST_OF_ONE = 0.20  # of a domain's prompts, by estimate, that statistics of others may take
+_MOST_OF_ALL = 0.03  # of all domains' prompts in the mean
 _CHUNK = 8192  # rows of the vocabulary that are measured at a time
 
 
@@ -269,8 +272,8 @@ def statistics_of(
 
 def check_new(
     before: Experts, after: Experts, config: IR3DEConfig, embeddings: torch.Tensor, own: bool = False
-) -> None:
-    """Raises ValueError where a contribution that an edit brings cannot be what it claims, or would drown the others.
+) -> bool:
+    """Whether an edit brings contributions. Raises ValueError where one cannot be what it claims, or is too long.
 
     Args:
         before, after ([`Experts`]): without and with what is new.
@@ -281,6 +284,11 @@ def check_new(
     known = {key for domain in before.statistics.values() for key in domain.contributions}
     new = {name: domain.only(domain.contributions.keys() - known) for name, domain in after.statistics.items()}
     longest = _longest_rows(config, embeddings) if any(domain.contributions for domain in new.values()) else {}
+    counted = sum(domain.rows(kind) for domain in after.statistics.values() for kind in KINDS)
+    if known != {key for domain in after.statistics.values() for key in domain.contributions} and counted > 2**53:
+        raise ValueError(
+            f"The contributions have {counted:.4g} rows together, more than can be counted. Leave some out."
+        )
     most = _MOST_TIMES * max(map(prompt_length, before.statistics.values()), default=math.inf)
     for name, domain in new.items():
         domain.check(name, longest)
@@ -292,6 +300,27 @@ def check_new(
                     f" {_MOST_TIMES} times that of any domain here ({most / _MOST_TIMES:.4g} at most): it would take"
                     " other domains' prompts. Have it collected of texts about as long as those of the others."
                 )
+    return any(domain.contributions for domain in new.values())
+
+
+def check_displaced(statistics: Mapping[str, DomainStatistics], before: Scorer, after: Scorer) -> None:
+    """Raises ValueError where new statistics would take too many prompts of the domains that are here.
+
+    Args:
+        statistics (`Mapping[str, DomainStatistics]`): of the domains before.
+        before, after ([`Scorer`]): what prompts are scored with, without and with the new statistics.
+    """
+    taken = displaced(statistics, before, after)
+    if not taken:
+        return
+    most, mean = max(taken, key=taken.__getitem__), sum(taken.values()) / len(taken)
+    if not (taken[most] <= _MOST_OF_ONE and mean <= _MOST_OF_ALL):  # NaN is too many
+        raise ValueError(
+            f"The new statistics would take an estimated {taken[most]:.0%} of the prompts of {most!r}, and {mean:.1%}"
+            f" of those of all domains; {_MOST_OF_ONE:.0%} and {_MOST_OF_ALL:.0%} are allowed. They resemble domains"
+            " that are here, or mix what these keep apart. Add them to the domain that they belong to; or, where you"
+            " know their text and want this, say so with `own=True`, or --own of the command."
+        )
 
 
 def prompt_length(domain: DomainStatistics) -> float:

@@ -20,8 +20,10 @@ from transformers.utils.generic import ModelOutput
 
 from .batch_ir3de import Prompts, batches
 from .configuration_ir3de import IR3DEConfig, check_choice
+from .displacement_ir3de import Scorer
 from .edits_ir3de import (
     Experts,
+    check_displaced,
     check_new,
     count_outcomes,
     edited,
@@ -415,10 +417,15 @@ class IR3DEModel(RouterRepository):
         self._become(self.config, dict(self.statistics if statistics is None else statistics), self.outcomes)
 
     def _become(
-        self, config: IR3DEConfig, statistics: dict[str, DomainStatistics], outcomes: Ledger, *second_opinion: Any
+        self,
+        config: IR3DEConfig,
+        statistics: dict[str, DomainStatistics],
+        outcomes: Ledger,
+        *second_opinion: Any,
+        accept: Callable[[Scorer], None] | None = None,
     ) -> None:
-        """Solves W for the domains of a config; only if that succeeds the router takes on its domains and experts, all
-        at once.
+        """Solves W for the domains of a config; only if that succeeds, and `accept` does not object, the router takes
+        on its domains and experts, all at once.
         """
         names = config.domain_names
         if set(statistics) != set(names):
@@ -440,6 +447,8 @@ class IR3DEModel(RouterRepository):
             lexicon = _lexicon(config, domains, self.embed_tokens.weight.device)
             familiarity = _familiarity(config, domains, self.embed_tokens.weight.device)
         token_router, prompt_router = _filled(self.token_router, W_tokens), _filled(self.prompt_router, W_prompts)
+        if accept is not None:
+            accept(_scorer(config, token_router, prompt_router, lexicon))
         with _CHANGING:
             self.token_router = token_router
             self.prompt_router = prompt_router
@@ -519,7 +528,9 @@ class IR3DEModel(RouterRepository):
     # texts or statistics it knows nothing until its own `add_expert` is called.
 
     @_one_at_a_time
-    def add_expert(self, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
+    def add_expert(
+        self, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None, own: bool = False
+    ) -> None:
         """Adds an expert, with the domain of its name or without.
 
         Args:
@@ -528,6 +539,8 @@ class IR3DEModel(RouterRepository):
                 and how much there was does not matter.
             statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain, instead of texts.
                 Neither is needed where the spec has `domains`: those that it serves, maybe none.
+            own (`bool`): whether the statistics are of text that you know, and may take prompts of other domains. Texts
+                always may.
 
         Raises:
             ValueError: spec or statistics are malformed, the name is taken, or a contribution is here already. The
@@ -543,22 +556,27 @@ class IR3DEModel(RouterRepository):
                 f" here already, of {self.config.domain_names}."
             )
         else:
-            self._edit(experts_of(self).with_expert(spec, self._new(name, texts, statistics)), own=texts is not None)
+            new = self._new(name, texts, statistics)
+            self._edit(experts_of(self).with_expert(spec, new), own=own or texts is not None)
 
     @_one_at_a_time
-    def add_domain(self, name: str, texts: Iterable[str] | None = None, statistics: Any = None) -> None:
+    def add_domain(
+        self, name: str, texts: Iterable[str] | None = None, statistics: Any = None, own: bool = False
+    ) -> None:
         """Adds a domain that is recognised; an expert is not needed.
 
         Args:
             name (`str`): of the domain.
             texts (`Iterable[str]`, *optional*): text of it.
             statistics (`DomainStatistics`, path, or a list of these, *optional*): of it, instead of texts.
+            own (`bool`): as in [`IR3DEModel.add_expert`].
 
         Raises:
             ValueError: name or statistics are malformed, the name is taken, or a contribution is here already. The
                 router is as before.
         """
-        self._edit(experts_of(self).with_domain(name, self._new(name, texts, statistics)), own=texts is not None)
+        new = self._new(name, texts, statistics)
+        self._edit(experts_of(self).with_domain(name, new), own=own or texts is not None)
 
     @_one_at_a_time
     def remove_domain(self, name: str) -> None:
@@ -629,7 +647,12 @@ class IR3DEModel(RouterRepository):
 
     @_one_at_a_time
     def replace_expert(
-        self, name: str, spec: str | ExpertSpec, texts: Iterable[str] | None = None, statistics: Any = None
+        self,
+        name: str,
+        spec: str | ExpertSpec,
+        texts: Iterable[str] | None = None,
+        statistics: Any = None,
+        own: bool = False,
     ) -> None:
         """Puts an expert in another's place.
 
@@ -639,6 +662,7 @@ class IR3DEModel(RouterRepository):
             texts (`Iterable[str]`, *optional*): text of its domain. Without texts and statistics it takes over those of
                 the expert that leaves.
             statistics (`DomainStatistics`, path, or a list of these, *optional*): of its domain.
+            own (`bool`): as in [`IR3DEModel.add_expert`].
 
         Raises:
             ValueError: as in [`IR3DEModel.add_expert`] and [`IR3DEModel.remove_expert`]. The router is as before.
@@ -652,26 +676,28 @@ class IR3DEModel(RouterRepository):
                 self._edit(rest.with_expert({"domains": served(here.specs[name]), **inherited}))
                 return
             statistics, second = here.statistics[name], here.second.get(name)
-        own = texts is not None
+        own = own or texts is not None
         self._edit(rest.with_expert(spec, self._new(new, texts, statistics), second), own)
 
     @_one_at_a_time
-    def merge(self, *sources: Any) -> None:
+    def merge(self, *sources: Any, own: bool = False) -> None:
         """Merges other routers or statistics: domains, experts and outcomes that are new join, known domains gain
         contributions. A domain that comes as statistics alone gets an expert that only routes.
 
         Args:
             sources (`Any`): each a router, the folder or Hub id of one, a statistics file that is named after its
                 domain, or a mapping of domains to statistics.
+            own (`bool`): as in [`IR3DEModel.add_expert`].
 
         Raises:
-            ValueError: a source is malformed, of another feature space, or brings nothing new. The router is as before.
+            ValueError: a source is malformed, of another feature space, brings nothing new, or would take other
+                domains' prompts. The router is as before.
         """
         second = None if self.second_opinion is None else self.second_opinion.space
         merged = experts_of(self)
         for source in sources:
             merged = merged.union(read_experts(source, self.space, type(self).from_pretrained, second))
-        self._edit(merged)
+        self._edit(merged, own)
 
     def _new(self, name: str, texts: Iterable[str] | None, statistics: Any) -> DomainStatistics:
         """The statistics of a domain that is to join, from either source."""
@@ -684,7 +710,7 @@ class IR3DEModel(RouterRepository):
     def _edit(self, experts: Experts, own: bool = False) -> None:
         """Takes on other experts, once everything that is new has been checked: less where it was collected here."""
         before = experts_of(self)
-        check_new(before, experts, self.config, self.embed_tokens.weight.detach(), own)
+        new = check_new(before, experts, self.config, self.embed_tokens.weight.detach(), own)
         config = edited(self.config, before, experts)
         Panel.of(config.specs, config.domain_names, experts.outcomes)  # sums that are too large show here
         second = self.second_opinion and self.second_opinion.having(experts.second)
@@ -693,7 +719,22 @@ class IR3DEModel(RouterRepository):
                 self._take_on(config, experts.outcomes)
                 self.second_opinion = second
         else:
-            self._become(config, experts.statistics, experts.outcomes, second)
+            accept = None
+            if new and not own:
+                scorer = _scorer(self.config, self.token_router, self.prompt_router, self.lexicon)
+                accept = functools.partial(check_displaced, before.statistics, scorer)
+            self._become(config, experts.statistics, experts.outcomes, second, accept=accept)
+
+
+def _scorer(
+    config: IR3DEConfig, token_router: nn.Linear, prompt_router: nn.Linear, lexicon: nn.Embedding | None
+) -> Scorer:
+    """What the config's variant scores prompts with."""
+    names = list(config.domain_names)
+    if config.variant == "prompt":
+        return Scorer("prompts", names, prompt_router.weight.T, None if lexicon is None else lexicon.weight)
+    W = token_router.weight.T
+    return Scorer("tokens", names, W if token_router.bias is None else torch.cat([W, token_router.bias.unsqueeze(0)]))
 
 
 def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="of the expert and its domain")
     add_spec_arguments(parser)
     parser.add_argument("--statistics", action="append", metavar="FILE", help="of `ir3de collect`; repeatable")
+    parser.add_argument("--own", action="store_true", help="the statistics may take prompts of other domains")
     add_text_arguments(parser, required=False)
     parser.add_argument("--replace", metavar="NAME", help="an expert that leaves at the same time")
 
@@ -37,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
         """Adds the expert, or puts it in the place of another."""
         texts = read_texts(RowSource.from_args(args), args.name) if args.data else None
         if args.replace:
-            model.replace_expert(args.replace, spec, texts=texts, statistics=args.statistics)
+            model.replace_expert(args.replace, spec, texts=texts, statistics=args.statistics, own=args.own)
         else:
-            model.add_expert(spec, texts=texts, statistics=args.statistics)
+            model.add_expert(spec, texts=texts, statistics=args.statistics, own=args.own)
         opinion = model.second_opinion
         if args.data and opinion is not None and args.name not in opinion.statistics:
             introduce(opinion, args.name, list(read_texts(RowSource.from_args(args), args.name)))

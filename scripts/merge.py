@@ -24,6 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pr", type=int, metavar="N", help="a pull request of the router's repository")
     parser.add_argument("--head", metavar="COMMIT", help="merge --pr N only as --dry-run showed it, at this commit")
     parser.add_argument("--dry-run", action="store_true", help="show what would change, and change nothing")
+    parser.add_argument(
+        "--own", action="store_true", help="of text that you know: take it though it takes other domains' prompts"
+    )
     add_data_arguments(parser, required=False)
 
 
@@ -43,11 +46,11 @@ def run(args: argparse.Namespace) -> int:
         """Merges, and prints before and after."""
         before = Snapshot.of(model, rows)
         if args.pr is None:
-            model.merge(*args.source)
+            model.merge(*args.source, own=args.own)
         else:
             proposal = Proposal(args.router, args.pr, model, args.head)
             print(f"pull request {args.pr} at {proposal.head} (merge just this with --head {proposal.head})")
-            model.merge(proposal)
+            model.merge(proposal, own=args.own)
         print(compare(before, Snapshot.of(model, rows)))
 
     if args.dry_run:

@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     def edit(model: IR3DEModel) -> None:
         """Adds the contribution, to a domain that is there or as a new one."""
         if name not in model.config.expert_names:
-            model.add_expert(spec, statistics=args.file)
+            model.add_expert(spec, statistics=args.file, own=True)
         elif len(spec) == 1:
-            model.merge({name: args.file})
+            model.merge({name: args.file}, own=True)  # whoever merges it looks at what it takes
         else:
             raise ValueError(
                 f"{args.router} has an expert {name!r} already: leave out --model and the like to add to its"

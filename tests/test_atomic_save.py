@@ -22,7 +22,7 @@ KILLS = int(os.environ.get("IR3DE_KILLS", "12"))  # the full proof: `make prove`
 def old_and_new() -> tuple[IR3DEModel, IR3DEModel]:
     new = tiny.router()
     new.remove_expert("law")
-    new.add_expert("art", statistics=tiny.statistics(tiny.sentences("law", 7)))
+    new.add_expert("art", statistics=tiny.statistics(tiny.sentences("law", 7)), own=True)
     new.remove_expert("math")
     return tiny.router(), new
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from ir3de import DomainStatistics, IR3DEModel
+from ir3de.displacement_ir3de import Scorer, displaced
 from ir3de.edits_ir3de import prompt_length
 from ir3de.outcomes_ir3de import Ledger
+from ir3de.scripts.bench.contributions import Maker, honest, try_all
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.publishing.review import Snapshot, compare
 from ir3de.statistics_ir3de import KINDS
@@ -79,7 +81,10 @@ def test_the_comparison_marks_what_moves_much_and_says_who_will_answer() -> None
     made = router()
     before = Snapshot.of(made, ROWS)
     near_copy = tiny.statistics(tiny.sentences("code", 30, seed=21))
-    made.merge(IR3DEModelOf({"copy": near_copy}, {"name": "copy", "endpoint": "https://evil.org/v1", "model": "x\n|`"}))
+    made.merge(
+        IR3DEModelOf({"copy": near_copy}, {"name": "copy", "endpoint": "https://evil.org/v1", "model": "x\n|`"}),
+        own=True,
+    )
     shown = compare(before, Snapshot.of(made, ROWS))
     lines = {line.split()[0]: line for line in shown.splitlines()}
     assert "length" in shown.splitlines()[0]
@@ -96,3 +101,64 @@ class IR3DEModelOf:
         self.statistics = statistics
         self.second_opinion, self.outcomes = None, Ledger()
         self.config = type("Config", (), {"experts": list(experts), "specs": list(experts), "domains": None})()
+
+
+PROMPTS = {domain: tiny.sentences(domain, 60, seed=5) for domain in tiny.DOMAINS}
+
+
+@pytest.mark.parametrize("variant", ["prompt", "avg"])
+def test_hostile_contributions_are_refused_or_take_little(variant: str) -> None:
+    made = tiny.router(variant=variant, feature_map="unit")
+    made.fit({name: tiny.statistics(tiny.sentences(name, 300), made.config.features) for name in tiny.DOMAINS})
+    prompts = {domain: made.tokenize(texts) for domain, texts in PROMPTS.items()}
+    results = try_all(made, Maker(made.statistics).make(80), prompts)
+    taken = [result for result in results if not result.refused and result.times <= 3]
+    assert len({result.kind for result in results}) == 8
+    assert 10 < len(taken) < 70  # some of each fate
+    assert max(result.macro for result in taken) <= 0.02
+    assert not any(result.refused for result in honest(made, prompts))
+
+
+def test_a_near_copy_is_refused_unless_it_is_ones_own() -> None:
+    made = tiny.router(variant="prompt")
+    near_copy = tiny.statistics(tiny.sentences("code", 30, seed=21))
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    with pytest.raises(ValueError, match="of the prompts of 'code'"):
+        made.merge({"programming": near_copy})
+    assert all(torch.equal(before[key], value) for key, value in made.state_dict().items())
+    made.merge({"code": near_copy})  # where it belongs
+    made.remove_expert("code")
+    made.merge({"programming": near_copy})  # and without the other
+    made.add_expert("code", statistics=tiny.statistics(tiny.sentences("code", 20)), own=True)
+    assert set(made.config.domain_names) == {"code", "law", "math", "programming"}
+
+
+def test_what_is_displaced_is_what_the_normal_law_says() -> None:
+    """Rows of one column, of mean 1 and variance 4: the lead over the other is x, and below 0 in Phi(-1/2) of them."""
+    grams = {kind: torch.tensor([[5.0, 1.0], [1.0, 1.0]], dtype=torch.float64) * 10 for kind in KINDS}
+    statistics = {"a": DomainStatistics.from_grams(grams, "x")}
+    alone = Scorer("prompts", ["a"], torch.tensor([[1.0]]))
+    both = Scorer("prompts", ["b", "a"], torch.tensor([[0.0, 1.0]]))
+    assert displaced(statistics, alone, both) == pytest.approx({"a": 0.308538}, abs=1e-6)
+    assert displaced(statistics, both, alone) == pytest.approx({"a": -0.308538}, abs=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{}, {"lexical_weight": 1.0}], ids=["rows", "lexicon"])
+def test_numbers_of_prompts_that_overflow_together_are_refused(fields: dict[str, float], tmp_path: Path) -> None:
+    """Each of 1025 contributions has as many rows as may be, and a token in each: their sum is beyond 64 bits."""
+    made = tiny.router(variant="prompt", **fields)
+    honest_sums = tiny.statistics(tiny.sentences("law", 20))
+    rows = {kind: honest_sums.gram(kind) / honest_sums.gram(kind)[-1, -1] for kind in KINDS}
+    parts = DomainStatistics(honest_sums.size, honest_sums.fingerprint)
+    for index in range(1025):
+        documents = torch.zeros(len(tiny.TOKENS), dtype=torch.int64)
+        documents[5] = 2**53 - index
+        grams = {kind: A.clone() * 2.0**53 for kind, A in rows.items()}
+        for A in grams.values():
+            A[-1, -1] = 2.0**53
+        parts |= DomainStatistics.from_grams(grams, honest_sums.fingerprint, documents)
+    parts.save(tmp_path / "other.safetensors")
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    with pytest.raises(ValueError, match="more than can be counted"):
+        made.merge(tmp_path / "other.safetensors")
+    assert all(torch.equal(before[key], value) for key, value in made.state_dict().items())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from ir3de import IR3DEModel, IR3DERoutingPipeline
+from ir3de import DomainStatistics, IR3DEModel, IR3DERoutingPipeline
 
 from . import tiny
 from .live_app import make_site
@@ -81,7 +81,7 @@ def test_edits_by_several_threads_are_all_there() -> None:
     model = tiny.router()
     texts = [tiny.statistics(tiny.sentences("law", 4, seed=seed)) for seed in range(20, 28)]
     threads = [
-        threading.Thread(target=model.add_expert, args=(f"art{number}",), kwargs={"statistics": part})
+        threading.Thread(target=model.add_expert, args=(f"art{number}",), kwargs={"statistics": part, "own": True})
         for number, part in enumerate(texts)
     ]
     for thread in threads:
@@ -97,7 +97,7 @@ def test_the_router_of_a_moment_stays_as_it_was_and_shares_its_memory() -> None:
     now = model.as_it_is_now()
     weights = {key: value.clone() for key, value in now.state_dict().items()}
     swap(model, True)
-    model.add_expert("more", statistics=tiny.statistics(tiny.sentences("code", 5, seed=8)))
+    model.add_expert("more", statistics=tiny.statistics(tiny.sentences("code", 5, seed=8)), own=True)
     assert now.config.expert_names == tiny.DOMAINS or now.config.expert_names == sorted(tiny.DOMAINS)
     assert all(torch.equal(weights[key], value) for key, value in now.state_dict().items())
     assert now.embed_tokens is model.embed_tokens
@@ -110,7 +110,11 @@ def test_a_visitors_former_routers_hold_no_tables(expert_specs: dict[str, dict[s
     visitor = None
     for number in range(4):
         part = tiny.statistics(tiny.sentences("law", 4, seed=30 + number))
-        visitor = site.edited(visitor, lambda model, n=number, part=part: model.add_expert(f"art{n}", statistics=part))
+
+        def add(model: IR3DEModel, name: str = f"art{number}", part: DomainStatistics = part) -> None:
+            model.add_expert(name, statistics=part, own=True)
+
+        visitor = site.edited(visitor, add)
         visitor.router("the court", generate=False)
     tables = {"prompt", "votes"}
     assert [bool(tables & set(router.model._derived)) for router in visitor.before] == [True, False, False, False]

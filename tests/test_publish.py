@@ -285,11 +285,11 @@ def test_names_as_people_write_them_are_published_loaded_merged_and_removed(
     assert experts(repo) == sorted([*NAMES, "code", "math"])
     again = tmp_path / f"{file_name(NAMES[0])}.safetensors"
     tiny.statistics(tiny.sentences("law", 5, seed=99)).save(again)
-    assert cli.main(["merge", repo, str(again)]) == 0, "the file tells the name"
+    assert cli.main(["merge", repo, str(again), "--own"]) == 0, "the file tells the name"
     tiny.statistics(tiny.sentences("law", 5, seed=98)).save(again)
     assert cli.main(["publish", str(again), "--router", repo, "--create-pr"]) == 0
     number = next(HfApi().get_repo_discussions(repo)).num
-    assert cli.main(["merge", repo, "--pr", str(number)]) == 0
+    assert cli.main(["merge", repo, "--pr", str(number), "--own"]) == 0
     model = IR3DEModel.from_pretrained(repo)
     assert len(model.statistics[NAMES[0]].contributions) == 3
     long = tmp_path / f"{file_name(NAMES[-1])}.safetensors"
@@ -298,7 +298,7 @@ def test_names_as_people_write_them_are_published_loaded_merged_and_removed(
     assert "a name too long to be told from it" in capsys.readouterr().err
     assert cli.main(["publish", str(long), "--router", repo, "--name", NAMES[-1], "--create-pr"]) == 0
     number = max(discussion.num for discussion in HfApi().get_repo_discussions(repo))
-    assert cli.main(["merge", repo, "--pr", str(number)]) == 0, "the pull request's config tells the name"
+    assert cli.main(["merge", repo, "--pr", str(number), "--own"]) == 0, "the pull request's config tells the name"
     assert len(IR3DEModel.from_pretrained(repo).statistics[NAMES[-1]].contributions) == 2
     for name in NAMES:
         assert cli.main(["remove", repo, name]) == 0

@@ -1,0 +1,293 @@
+"""Measures what hostile contributions can do to a router: `python scripts/bench/contributions.py --data ...`."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+from ir3de import edits_ir3de
+from ir3de.batch_ir3de import Prompts
+from ir3de.card_ir3de import markdown_table
+from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.edits_ir3de import prompt_length
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.scripts.data.rows import RowSource, add_data_arguments, by_domain, read_rows
+from ir3de.scripts.data.sources import load_quickstart_source, load_source
+from ir3de.scripts.metrics.measures import mean_recall
+from ir3de.statistics_ir3de import KINDS, DomainStatistics
+
+BOUNDS = (1.0, 2.0, 3.0, 5.0, 10.0, math.inf)  # on the length of rows, times the longest domain's
+NEW = "newcomer"
+Grams = dict[str, torch.Tensor]
+
+
+class Hostile(NamedTuple):
+    """
+    A contribution that passes the format's checks.
+
+    Args:
+        kind (`str`): how it was made.
+        domain (`str`): that it is given to.
+        statistics (`DomainStatistics`): its sums.
+    """
+
+    kind: str
+    domain: str
+    statistics: DomainStatistics
+
+
+class Result(NamedTuple):
+    """
+    What became of a contribution.
+
+    Args:
+        kind (`str`): of the contribution.
+        times (`float`): its rows' mean squared length over the longest domain's.
+        refused (`bool`): by the estimate of what it takes, or as not solvable.
+        macro (`float`): honest macro accuracy that was lost, 0 to 1; 0 where it was refused.
+        most (`float`): recall that the domain which lost most lost.
+    """
+
+    kind: str
+    times: float
+    refused: bool
+    macro: float
+    most: float
+
+
+class Maker:
+    """
+    Makes hostile contributions of a router's own statistics, which any reader of its repository has.
+
+    Args:
+        statistics (`Mapping[str, DomainStatistics]`): of each domain.
+        seed (`int`): of what is drawn.
+    """
+
+    def __init__(self, statistics: Mapping[str, DomainStatistics], seed: int = 0) -> None:
+        self.draw = torch.Generator().manual_seed(seed)
+        self.fingerprint = next(iter(statistics.values())).fingerprint
+        self.names = sorted(statistics)
+        self.means = {name: self._a_row(domain) for name, domain in statistics.items()}
+        self.documents = {name: domain.documents for name, domain in statistics.items()}
+        self.prompts = {name: domain.rows("prompts") for name, domain in statistics.items()}
+        self.ways: dict[str, Callable[[], Grams]] = {
+            "near-copy": self.near_copy,
+            "long": self.long,
+            "scaled": self.scaled,
+            "shifted": self.shifted,
+            "mixed": self.mixed,
+            "one point": self.point,
+            "many rows": self.near_copy,
+            "into a domain": self.mixed,
+        }
+
+    @staticmethod
+    def _a_row(domain: DomainStatistics) -> Grams:
+        """Sums a row, of each kind."""
+        return {kind: (A := domain.gram(kind)) / A[-1, -1] for kind in KINDS}
+
+    def make(self, number: int) -> Iterator[Hostile]:
+        """So many contributions, each way in turn."""
+        for index in range(number):
+            way = list(self.ways)[index % len(self.ways)]
+            grams = self.ways[way]()
+            most = 2**50 if way in ("many rows", "into a domain") else 10_000
+            prompts = round(self.between(10, most, logarithmic=True))
+            counts = {"tokens": 12 * prompts, "prompts": prompts}
+            documents = self._documents(prompts) if None not in self.documents.values() else None
+            statistics = DomainStatistics.from_grams(
+                {kind: grams[kind] * counts[kind] for kind in KINDS}, self.fingerprint, documents
+            )
+            yield Hostile(way, self.any() if way == "into a domain" else NEW, statistics)
+
+    def near_copy(self) -> Grams:
+        """A domain with up to a third of another, a little longer or shorter."""
+        share = self.between(0, 0.3)
+        return stretched(self._blend({self.any(): 1 - share, self.any(): share}), self.between(0.8, 1.3))
+
+    def long(self) -> Grams:
+        """A domain's rows made up to eight times as long."""
+        return stretched(self.means[self.any()], self.between(1, 8, logarithmic=True))
+
+    def scaled(self) -> Grams:
+        """A domain's rows made up to ten times as short, or half as long again."""
+        return stretched(self.means[self.any()], self.between(0.1, 1.5, logarithmic=True))
+
+    def shifted(self) -> Grams:
+        """A domain's rows moved along the mean row of another."""
+        other = self.means[self.any()]["prompts"][:-1, -1]
+        sums = {kind: A.clone() for kind, A in self.means[self.any()].items()}
+        move = torch.eye(len(other) + 1, dtype=torch.float64)
+        move[-1, :-1] = other * self.between(-3, 3)  # a row x becomes x + other, since its last entry is 1
+        sums["prompts"] = move.T @ sums["prompts"] @ move
+        return sums
+
+    def mixed(self) -> Grams:
+        """Several domains, longer or shorter."""
+        chosen = {self.any(): self.between(0.1, 1) for _ in range(int(self.between(2, len(self.names) + 1)))}
+        return stretched(self._blend(chosen), self.between(0.7, 2))
+
+    def point(self) -> Grams:
+        """Every prompt's row the same: a sum of domains' mean rows."""
+        sums = self.mixed()
+        row = sums["prompts"][-1].clone()
+        row[:-1] *= self.between(0.5, 4)
+        return {**sums, "prompts": torch.outer(row, row)}
+
+    def _blend(self, shares: Mapping[str, float]) -> Grams:
+        """Rows of several domains, each with its share."""
+        total = sum(shares.values())
+        parts = {kind: [share / total * self.means[name][kind] for name, share in shares.items()] for kind in KINDS}
+        return {kind: torch.stack(each).sum(dim=0) for kind, each in parts.items()}
+
+    def _documents(self, prompts: int) -> torch.Tensor:
+        """A domain's numbers of prompts that tokens occur in, as of so many prompts."""
+        name = self.any()
+        documents = self.documents[name]
+        assert documents is not None
+        return (documents.double() / self.prompts[name] * prompts).floor().long()
+
+    def any(self) -> str:
+        """A domain."""
+        return self.names[int(torch.randint(len(self.names), (), generator=self.draw))]
+
+    def between(self, low: float, high: float, logarithmic: bool = False) -> float:
+        """A number between two, or one whose logarithm is."""
+        share = float(torch.rand((), generator=self.draw))
+        return low * (high / low) ** share if logarithmic else low + (high - low) * share
+
+
+def stretched(sums: Grams, times: float) -> Grams:
+    """Sums of prompts' rows that are so many times as long."""
+    scale = torch.full((len(sums["prompts"]),), times, dtype=torch.float64)
+    scale[-1] = 1
+    return {**sums, "prompts": sums["prompts"] * scale * scale.unsqueeze(1)}
+
+
+def recalls(model: IR3DEModel, prompts: Mapping[str, Prompts]) -> dict[str, float]:
+    """How many of each domain's prompts the router recognises."""
+    names = model.config.domain_names
+    found = {name: model.route(*of_domain).argmax(dim=1) for name, of_domain in prompts.items()}
+    return {name: float((columns == names.index(name)).double().mean()) for name, columns in found.items()}
+
+
+def try_all(model: IR3DEModel, hostile: Iterator[Hostile], prompts: Mapping[str, Prompts]) -> list[Result]:
+    """Gives each contribution to a copy of the router, with the bound on the length of rows lifted, and measures it.
+
+    Args:
+        model ([`IR3DEModel`]): the router.
+        hostile (`Iterator[Hostile]`): contributions.
+        prompts (`Mapping[str, Prompts]`): honest prompts of each domain.
+    """
+    before, results = recalls(model, prompts), []
+    longest = max(map(prompt_length, model.statistics.values()))
+    for part in hostile:
+        router, times = model.copy(), prompt_length(part.statistics) / longest
+        try:
+            with mock.patch.object(edits_ir3de, "_MOST_TIMES", math.inf):
+                router.merge({part.domain: part.statistics})
+        except ValueError:
+            results.append(Result(part.kind, times, True, 0.0, 0.0))
+            continue
+        after = recalls(router, prompts)
+        lost = [before[name] - after[name] for name in prompts]
+        results.append(Result(part.kind, times, False, mean_recall(before) - mean_recall(after), max(lost)))
+    return results
+
+
+def honest(model: IR3DEModel, prompts: Mapping[str, Prompts]) -> list[Result]:
+    """Leaves each domain out and lets it join as a stranger's."""
+    results = []
+    for name, domain in model.statistics.items():
+        router = model.copy()
+        router.remove_expert(name)
+        others = {other: of_domain for other, of_domain in prompts.items() if other != name}
+        results += try_all(router, iter([Hostile("honest", name, domain)]), others)
+    return results
+
+
+def table(results: Sequence[Result]) -> str:
+    """By the bound on the length of rows: how many are taken, and what they take at most."""
+    rows: list[list[str]] = []
+    for bound in BOUNDS:
+        taken = [result for result in results if not result.refused and result.times <= bound]
+        macro, most = (max((getattr(result, field) for result in taken), default=0.0) for field in ("macro", "most"))
+        beyond = sum(result.macro > 0.02 for result in taken)
+        rows.append(
+            [
+                f"{bound:g}",
+                str(len(results) - len(taken)),
+                str(len(taken)),
+                f"{100 * macro:.1f}",
+                f"{100 * most:.1f}",
+                str(beyond),
+            ]
+        )
+    head = [
+        "rows' length at most",
+        "refused",
+        "taken",
+        "macro accuracy lost",
+        "recall of one domain lost",
+        "beyond 2 points",
+    ]
+    return markdown_table(head, rows, numbers=len(head) - 1)
+
+
+def build(args: argparse.Namespace) -> tuple[IR3DEModel, dict[str, Prompts]]:
+    """The router, and honest prompts that it was not fitted on."""
+    tokenizer, E = load_quickstart_source() if args.embeddings is None else load_source(args.embeddings)
+    source = RowSource.from_args(args)
+    train = by_domain(read_rows(source))
+    test = by_domain(read_rows(replace(source, where=tuple(args.test_where))))
+    config = IR3DEConfig(
+        experts=[{"name": name} for name in sorted(train)],
+        variant=args.variant,
+        feature_map="unit",
+        token_noise=0.3,
+        lexical_weight=args.lexical_weight,
+    )
+    model = IR3DEModel.from_embeddings(config, E, tokenizer)
+    statistics = {}
+    for name, texts in train.items():
+        collector = model.collector()
+        collector.add(model.tokenize(texts))
+        statistics[name] = collector.statistics
+    model.fit(statistics)
+    return model, {name: model.tokenize(test[name][: args.most]) for name in train}
+
+
+def main() -> int:
+    """Measures, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_data_arguments(parser)
+    parser.add_argument("--test-where", action="append", required=True, metavar="KEY=VALUE", help="rows to test on")
+    parser.add_argument("--most", type=int, default=450, help="prompts to test each domain on (default: 450)")
+    parser.add_argument("--embeddings", help="Hub id or folder of a causal LM; default: SmolLM2-135M-Instruct")
+    parser.add_argument("--variant", default="prompt")
+    parser.add_argument("--lexical-weight", type=float, default=0.0)
+    parser.add_argument("--number", type=int, default=500, help="contributions to try (default: 500)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    model, prompts = build(args)
+    print(f"macro accuracy {mean_recall(recalls(model, prompts)):.2%} of {len(prompts)} domains", flush=True)
+    print(f"honest domains that join\n{table(honest(model, prompts))}", flush=True)
+    results = try_all(model, Maker(model.statistics, args.seed).make(args.number), prompts)
+    print(f"hostile contributions\n{table(results)}")
+    taken = Counter(result.kind for result in results if not result.refused)
+    worst = {kind: max((r.macro for r in results if r.kind == kind), default=0.0) for kind in taken}
+    print(", ".join(f"{kind}: {taken[kind]} taken, {100 * worst[kind]:.1f} points lost" for kind in sorted(taken)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

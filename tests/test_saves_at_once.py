@@ -1,5 +1,6 @@
 """One folder under use: writers beside writers, readers beside a writer, and several first starts."""
 
+import json
 import os
 import threading
 import time
@@ -170,6 +171,8 @@ def test_a_folder_that_may_not_be_written_to_is_read(tmp_path: Path) -> None:
 def test_first_starts_at_once_all_succeed(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "IR3DE_LOADS" not in os.environ:  # in the suite the tiny world stands for the embedded router
         tiny.router({name: {"model": "org/x"} for name in tiny.DOMAINS}).save_pretrained(tmp_path / "embedded")
+        sample = json.dumps({"text": "court", "domain": next(iter(tiny.DOMAINS))})
+        (tmp_path / "embedded" / "sample.jsonl").write_text(sample, encoding="utf-8")
         monkeypatch.setattr(embedded, "FOLDER", tmp_path / "embedded")
         monkeypatch.setattr(embedded, "load_quickstart_source", lambda: (tiny.tokenizer(), tiny.embeddings()))
         monkeypatch.setattr(embedded, "quickstart_source", lambda: {"model": "tiny"})

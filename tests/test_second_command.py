@@ -18,6 +18,7 @@ from ir3de.scripts.routers.encoders import MINILM
 from ir3de.scripts.second import OPTIMISTIC
 from ir3de.second_opinion_ir3de import SecondOpinion as Class
 from ir3de.space import views
+from ir3de.space.palette import Palette
 
 from . import tiny
 from .test_second_opinion import NAMES, UNSURE, WordEncoder
@@ -182,8 +183,10 @@ def test_the_commands_ask_where_they_are_told_to(
     assert capsys.readouterr().out.count("(with the second opinion)") == 1
     router = load(str(folder), second_opinion=True).router
     record = router(UNSURE[0], generate=False)
-    assert "with the second opinion" in views.route(record, NAMES)
-    assert "second opinion" not in views.route(router(UNSURE[0], generate=False, second_below=0), NAMES)
+    assert "with the second opinion" in views.route(record, Palette().having(NAMES))
+    assert "second opinion" not in views.route(
+        router(UNSURE[0], generate=False, second_below=0), Palette().having(NAMES)
+    )
 
 
 def _missing(name: str, revision: str | None) -> Any:

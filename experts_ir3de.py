@@ -7,10 +7,10 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -22,6 +22,8 @@ from .options_ir3de import Options, generation_options, nearest
 from .prompts_ir3de import Prompt, Unanswerable
 from .remote_experts_ir3de import RemoteModel
 from .specs_ir3de import BaseSpec, ExpertSpec, check_strangers_spec, has_source, in_bytes, is_remote
+
+T = TypeVar("T")
 
 
 class ExpertError(RuntimeError):
@@ -37,6 +39,40 @@ class ExpertError(RuntimeError):
         super().__init__(f"Expert {expert!r} did not answer: {describe_error(cause)}")
         self.expert = expert
         self.cause = cause
+
+
+def from_thread(work: Callable[[Callable[[T], None], threading.Event], None]) -> Iterator[T]:
+    """The pieces that work gives from a thread of its own, so that a model is free once its answer is complete,
+    whenever the pieces are read.
+
+    Args:
+        work (`Callable`): called with a function that takes a piece, and with an event that is set once nobody reads
+            on: the iterator was closed.
+
+    Raises:
+        Exception: whatever the work failed with, where its pieces are read.
+    """
+    pieces: SimpleQueue[tuple[T] | Exception | None] = SimpleQueue()
+    closed = threading.Event()
+
+    def run() -> None:
+        """Works; what fails goes the way of the pieces."""
+        try:
+            work(lambda piece: pieces.put((piece,)), closed)
+            pieces.put(None)
+        except Exception as error:
+            pieces.put(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while (piece := pieces.get()) is not None:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece[0]
+    finally:
+        closed.set()
+        thread.join()
 
 
 class ExpertPool:
@@ -197,33 +233,17 @@ class ExpertPool:
         if is_remote(spec):
             yield from RemoteModel(spec, self._retries).stream(prompt, options)
             return
-        pieces: SimpleQueue[str | Exception | None] = SimpleQueue()
-        closed = threading.Event()
 
-        def work() -> None:
-            """Generates; what fails goes the way of the pieces."""
-            try:
-                source = self._source(spec)
-                [rejection] = source.reject(spec, [prompt], options)
-                if rejection is not None:
-                    raise rejection
-                with self._use(spec, source, options.get("timeout")) as model:
-                    model.stream(spec, prompt, options, pieces.put, closed)
-                pieces.put(None)
-            except Exception as error:  # raised again where the pieces are read
-                pieces.put(error)
+        def work(give: Callable[[str], None], closed: threading.Event) -> None:
+            """Generates, and gives what there is of the answer."""
+            source = self._source(spec)
+            [rejection] = source.reject(spec, [prompt], options)
+            if rejection is not None:
+                raise rejection
+            with self._use(spec, source, options.get("timeout")) as model:
+                model.stream(spec, prompt, options, give, closed)
 
-        # A thread, so that the model is free once the answer is complete, whenever its pieces are read.
-        thread = threading.Thread(target=work, daemon=True)
-        thread.start()
-        try:
-            while (piece := pieces.get()) is not None:
-                if isinstance(piece, Exception):
-                    raise piece
-                yield piece
-        finally:
-            closed.set()
-            thread.join()
+        yield from from_thread(work)
 
     # Memory.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from queue import SimpleQueue
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -18,7 +17,7 @@ from transformers.cli.serving.utils import (
     response_events_to_chunks,
 )
 
-from ir3de.experts_ir3de import ExpertPool
+from ir3de.experts_ir3de import ExpertPool, from_thread
 from ir3de.local_sources_ir3de import LocalSource
 from ir3de.remote_experts_ir3de import RemoteModel
 from ir3de.specs_ir3de import ExpertSpec, is_remote
@@ -68,28 +67,13 @@ def pieces(pool: ExpertPool, name: str, order: Order, max_tokens: int, seconds: 
     if is_remote(pool.spec(name)):
         yield from _of_text_server(pool.spec(name), order, max_tokens, seconds)
         return
-    queue: SimpleQueue[Piece | Exception | None] = SimpleQueue()
-    closed = threading.Event()
 
-    def work() -> None:
-        """Generates one answer after the other; what fails goes the way of the pieces."""
-        try:
-            for choice in range(order.choices):
-                _generate(pool, name, order, choice, max_tokens, seconds, queue.put, closed)
-            queue.put(None)
-        except Exception as error:  # raised again where the pieces are read
-            queue.put(error)
+    def work(give: Callable[[Piece], None], closed: threading.Event) -> None:
+        """Generates one answer after the other."""
+        for choice in range(order.choices):
+            _generate(pool, name, order, choice, max_tokens, seconds, give, closed)
 
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while (piece := queue.get()) is not None:
-            if isinstance(piece, Exception):
-                raise piece
-            yield piece
-    finally:
-        closed.set()
-        thread.join()
+    yield from from_thread(work)
 
 
 def _of_text_server(spec: ExpertSpec, order: Order, max_tokens: int, seconds: float) -> Iterator[Piece]:

@@ -74,8 +74,22 @@ class FilePart:
         return read_records(self.name, wanted, self.whole)
 
 
+class _WithoutPlace:
+    """What parts have in common that are no files: no place says a domain, and nothing tells their size."""
+
+    @property
+    def domain(self) -> str | None:
+        """None: rows must name theirs."""
+        return None
+
+    @property
+    def size(self) -> int | None:
+        """None: it is not known."""
+        return None
+
+
 @dataclass(frozen=True)
-class HubPart:
+class HubPart(_WithoutPlace):
     """
     A shard of a Hub data set.
 
@@ -97,16 +111,6 @@ class HubPart:
         return f"{self.dataset}, {self.split}" + (f", shard {self.shard}" if self.shards > 1 else "")
 
     @property
-    def domain(self) -> str | None:
-        """None: rows must name theirs."""
-        return None
-
-    @property
-    def size(self) -> int | None:
-        """None: it is not known."""
-        return None
-
-    @property
     def at_hand(self) -> bool:
         """It is not on this machine."""
         return False
@@ -120,7 +124,7 @@ class HubPart:
 
 
 @dataclass(frozen=True)
-class TablePart:
+class TablePart(_WithoutPlace):
     """
     A table in memory.
 
@@ -134,16 +138,6 @@ class TablePart:
     def name(self) -> str:
         """What it is."""
         return type(self.table).__name__
-
-    @property
-    def domain(self) -> str | None:
-        """None: rows must name theirs."""
-        return None
-
-    @property
-    def size(self) -> int | None:
-        """None: it is not known."""
-        return None
 
     @property
     def at_hand(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -289,6 +290,7 @@ class IR3DERoutingPipeline(Pipeline):
             raise ValueError(f"`route_on` is 'last' (user message) or 'conversation', got {route_on!r}.")
         prompts = [_check_prompt(prompt, index) for index, prompt in enumerate(prompts)]
         turns = [_turns(prompt, route_on)[0 if stickiness else -1 :] for prompt in prompts]
+        turns = [[_readable(text) for text in of_prompt] for of_prompt in turns]
         texts = list(chain.from_iterable(turns))
         token_ids = token_ids_of(self.tokenizer, texts, self.model.config.max_length)
         if not all(token_ids):
@@ -551,12 +553,21 @@ def _check_prompt(prompt: Any, index: int) -> Prompt:
     prompt = getattr(prompt, "messages", prompt)  # transformers' Chat
     if isinstance(prompt, str):
         return prompt
+    if prompt is None or (isinstance(prompt, float) and math.isnan(prompt)):
+        return ""  # a value that is missing from a column
     if not _is_chat(prompt):
         raise TypeError(f"Prompt {index} is {prompt!r}: expected text, or a chat, which is a list of messages.")
     for message in prompt:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise TypeError(f"Prompt {index} has the message {message!r}: a message has a `role` and a `content`.")
     return list(prompt)
+
+
+def _readable(text: str) -> str:
+    """Text with the replacement character for each half of a surrogate pair, which no tokenizer reads."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _turns(prompt: Prompt, route_on: str) -> list[str]:

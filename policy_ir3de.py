@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from numbers import Integral, Real
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
@@ -296,13 +297,16 @@ class Policy(NamedTuple):
         for name in (*(self.experts or ()), *([] if self.fallback_expert is None else [self.fallback_expert])):
             if name not in panel.experts:
                 raise ValueError(f"There is no expert {name!r}; this router's experts are {sorted(panel.experts)}.")
+        for field in ("min_score", "min_familiarity", "second_below", "cost_weight", "latency_weight", "stickiness"):
+            if not isinstance(getattr(self, field), Real):
+                raise ValueError(f"`{field}` must be a number, got {getattr(self, field)!r}.")
         for field in ("min_score", "min_familiarity", "second_below"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"`{field}` is a probability, between 0 and 1; got {getattr(self, field)!r}.")
         for field in ("cost_weight", "latency_weight", "stickiness"):
             if not 0 <= getattr(self, field) < math.inf:  # infinity times a cost of 0 is no number
                 raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
-        if self.top_n is not None and self.top_n < 1:
+        if self.top_n is not None and (not isinstance(self.top_n, Integral) or self.top_n is True or self.top_n < 1):
             raise ValueError(f"`top_n` must be a whole number of at least 1, got {self.top_n!r}.")
         if self.cost_weight > 0 and (missing := sorted(panel.unpriced.intersection(allowed))):
             raise ValueError(

@@ -102,7 +102,7 @@ class Attempts:
                 reply = await self._ask(serving.experts[name], breaker, ask, conversation, headers, exchange)
             except ExpertFailed as failure:
                 failures[name] = failure.why
-                exchange.failures.append(f"{name}: {failure.why}")
+                exchange.failures.append((name, failure.why))
                 busy = busy and failure.status == 429
                 if failure.status in (429, 503) and failure.retry_after is not None:
                     waits.append(failure.retry_after)

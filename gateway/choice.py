@@ -102,7 +102,11 @@ class Chooser:
     def _allowed(self, ask: Ask, names: list[str]) -> list[str]:
         """The experts that a request lets answer; a list that makes no sense is left to the pipeline's own check."""
         asked = ask.options.get("experts")
-        return [name for name in names if name in asked] if isinstance(asked, list) else names
+        if not isinstance(asked, list):
+            return names
+        if unknown := [name for name in asked if name not in names]:
+            raise GatewayError(400, "invalid_value", f"There is no expert {unknown[0]!r}; there are {names}.", "ir3de")
+        return [name for name in names if name in asked]
 
     def _check_able(self, names: list[str], ask: Ask, serving: Serving) -> set[str]:
         """Those that cannot do what a request needs.
@@ -180,8 +184,12 @@ def _candidates(record: dict[str, Any], ask: Ask, serving: Serving) -> list[str]
     if chosen not in serving.experts:
         message = f"Expert {chosen!r} only routes: its spec has no `model`, `adapter` or `endpoint` to answer with."
         raise GatewayError(422, "no_answer", message, "ir3de", details=record)
+    able, lacking = capable(set(serving.experts), serving.experts, ask.needs)
+    if chosen not in able:  # a fallback, since the others were left out before the ranking
+        message = f"Expert {chosen!r}, who stands in, has not all that this request needs ({lacking})."
+        raise GatewayError(400, "unsupported_value", message)
     names = (candidate["expert"] for candidate in serving.router.policy(ask.options).candidates(record))
-    return [name for name in names if name in serving.experts]
+    return [name for name in names if name in able]
 
 
 def _clean(text: str, most: int) -> str:

@@ -43,7 +43,7 @@ class Exchange:
     first_byte_seconds: float | None = None
     note: str = ""  # for the client
     response: str = ""  # the id of a response that a server may keep
-    failures: list[str] = field(default_factory=list)
+    failures: list[tuple[str, str]] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
 
@@ -94,7 +94,7 @@ class Exchange:
             "seconds": self.seconds,
             "route_seconds": self.route_seconds,
             "first_byte_seconds": self.first_byte_seconds,
-            "failures": self.failures,
+            "failures": [f"{expert}: {why}" for expert, why in self.failures],
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
         }

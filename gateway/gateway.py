@@ -35,7 +35,18 @@ from .words import Words
 logger = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_DETAILS = ("expert", "score", "ranking", "fallback", "second_opinion", "domains", "pairs", "support", "tokens")
+_DETAILS = (
+    "expert",
+    "score",
+    "ranking",
+    "fallback",
+    "familiarity",
+    "second_opinion",
+    "domains",
+    "pairs",
+    "support",
+    "tokens",
+)
 
 
 class Gateway:
@@ -96,7 +107,7 @@ class Answer:
             await refusal(error, self._api, exchange.id)(scope, receive, send)
         except ExpertFailed as failure:  # in the middle of an answer in one piece: the connection is closed
             exchange.outcome = "broken"
-            exchange.failures.append(f"{exchange.expert}: {failure.why} in the middle of its answer")
+            exchange.failures.append((exchange.expert, f"{failure.why} in the middle of its answer"))
         finally:
             self._gateway.went_out(exchange)
 
@@ -164,5 +175,5 @@ def _details(choice: Choice, exchange: Exchange) -> dict[str, Any]:
     details = {key: record[key] for key in _DETAILS if key in record}
     details |= {"expert": exchange.expert, "score": exchange.score}
     if exchange.failures:
-        details["failures"] = [{"expert": each.split(": ", 1)[0]} for each in exchange.failures]
+        details["failures"] = [{"expert": expert} for expert, _ in exchange.failures]
     return details

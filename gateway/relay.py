@@ -112,7 +112,7 @@ async def relay(
         if events is None:
             raise
         exchange.outcome = "broken"
-        exchange.failures.append(f"{exchange.expert}: {failure.why} in the middle of its answer")
+        exchange.failures.append((exchange.expert, f"{failure.why} in the middle of its answer"))
         message = f"The expert failed in the middle of its answer: {failure.why}."
         part = api.error_event(GatewayError(502, "expert_failed", message))
     exchange.read_usage(part)

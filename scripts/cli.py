@@ -35,6 +35,8 @@ FILES = {"inspect": "inspect_data"}  # a file inspect.py would hide the standard
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a subcommand; bad input ends with one line on standard error and exit code 2."""
+    if not sys.stderr.isatty():  # before any import that brings tqdm, which reads this once
+        os.environ.setdefault("TQDM_DISABLE", "1")  # of every library's bars
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="ir3de", description="A linear router for domain-expert language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -44,8 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments[:1] == [name]:  # to list the others, their options are not needed
             _import(name).add_arguments(of_command)
     args = parser.parse_args(arguments)
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # of every library's bars; tqdm reads it when it is imported
     ir3de.register()
     return _run(args)
 
@@ -68,12 +68,15 @@ def _run(args: argparse.Namespace) -> int:
 
 def _missing_router(args: argparse.Namespace, error: Exception) -> str:
     """What goes before an error of a router that is no folder: of a mistyped one the libraries say that the Hub cannot
-    be reached.
+    be reached, or that the name is none for the Hub.
     """
+    from huggingface_hub.errors import HFValidationError
+
     router = getattr(args, "router", None)
-    if not isinstance(router, str) or not isinstance(error, OSError) or "huggingface.co" not in str(error):
+    if not isinstance(router, str) or os.path.exists(router):
         return ""
-    if os.path.exists(router):
+    unreached = isinstance(error, OSError) and "huggingface.co" in str(error)
+    if not unreached and not isinstance(error, HFValidationError) and "Repo id must" not in str(error):
         return ""
     return f"There is no folder {router}, and a router of this name cannot be had from the Hub either: "
 

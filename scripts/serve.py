@@ -98,6 +98,8 @@ def run(args: argparse.Namespace) -> int:
         samples=args.samples,
         log=not args.no_log,
     )
+    where = f"http://{service.host}:{service.port}/v1"
+    print(f"Serving {service.router} at {where} once it has loaded; GET /ready tells when.", flush=True)
     server.run(service)
     return 0
 

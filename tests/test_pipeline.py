@@ -127,6 +127,19 @@ def test_texts_chats_and_parts_of_content_mix(pipe: IR3DERoutingPipeline) -> Non
     assert experts(pipe(iter(mixed), generate=False)) == ["code", "law", "math", "law"]
 
 
+def test_missing_values_and_halves_of_characters_lose_no_other_prompt(pipe: IR3DERoutingPipeline) -> None:
+    records = pipe([CODE, None, float("nan"), f"{CODE} \ud83d"], generate=False)
+    assert [record["expert"] for record in records] == ["code", None, None, "code"]
+    assert [("reason" in record) for record in records] == [False, True, True, False]
+    assert pipe(f"{CODE} \ud83d", generate=False, explain=True)["expert"] == "code"
+
+
+@pytest.mark.parametrize("field", ["min_score", "second_below", "cost_weight", "latency_weight", "stickiness", "top_n"])
+def test_an_option_of_another_kind_is_named(pipe: IR3DERoutingPipeline, field: str) -> None:
+    with pytest.raises(ValueError, match=f"`{field}` must be a"):
+        pipe(CODE, generate=False, **{field: "0.5"})
+
+
 @pytest.mark.parametrize(
     "inputs",
     [
@@ -134,7 +147,6 @@ def test_texts_chats_and_parts_of_content_mix(pipe: IR3DERoutingPipeline) -> Non
         5,
         b"debug",
         {"role": "user", "content": CODE},
-        [CODE, None],
         [[CODE]],
         [CODE, 3],
         [{"role": "user"}],

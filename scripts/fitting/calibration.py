@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts.metrics import measures
@@ -35,6 +34,9 @@ def best_calibration(
 ) -> dict[str, float]:
     """Of some temperatures and spreads, the first pair of least negative log-likelihood.
 
+    A label counts for (N + 1) / (N + 2), and the other domains share the rest, as if of two prompts more one had been
+    right and one wrong (Platt 1999). Where every held-out prompt is right, no temperature would otherwise be too low.
+
     Args:
         logits (`torch.Tensor` of shape `(N, D)`): of held-out prompts.
         labels (`torch.Tensor` of shape `(N,)`): indices of their domains.
@@ -45,10 +47,13 @@ def best_calibration(
         `dict`: `temperature` and `spread`.
     """
     losses = {}
+    wrong = 1 / (len(labels) + 2)
     for spread in spreads:
         for temperature in temperatures:
             log_p = probabilities(logits, temperature, spread).clamp_min(1e-12).log()
-            losses[temperature, spread] = float(F.nll_loss(log_p, labels))
+            label = log_p.gather(1, labels.unsqueeze(1)).squeeze(1)
+            others = (log_p.sum(dim=1) - label) / max(log_p.shape[1] - 1, 1)
+            losses[temperature, spread] = -float(((1 - wrong) * label + wrong * others).mean())
     temperature, spread = min(losses, key=losses.__getitem__)
     return {"temperature": temperature, "spread": spread}
 

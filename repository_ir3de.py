@@ -91,6 +91,10 @@ class RouterRepository(PreTrainedModel):
             with self._held():
                 place = current(Path(path)) if os.path.isdir(path) else path
                 self._tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **origin)
+            if (
+                "local_files_only" in self._tokenizer.init_kwargs
+            ):  # of this machine's state, and saved with the tokenizer
+                self._tokenizer.init_kwargs["local_files_only"] = False
         return self._tokenizer
 
     @tokenizer.setter

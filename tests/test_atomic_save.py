@@ -1,6 +1,7 @@
 """A killed save leaves the old router or the new one."""
 
 import contextlib
+import json
 import os
 import random
 import signal
@@ -246,3 +247,10 @@ def test_a_router_whose_folder_was_saved_anew_reads_no_files_of_the_other(tmp_pa
     config = AutoConfig.from_pretrained(tmp_path)
     old.save_pretrained(tmp_path)
     assert IR3DEModel.from_pretrained(tmp_path, config=config).config.expert_names == old.config.expert_names
+
+
+def test_a_router_that_was_loaded_offline_is_saved_as_one_that_was_not(tmp_path: Path) -> None:
+    tiny.router().save_pretrained(tmp_path / "made")
+    IR3DEModel.from_pretrained(tmp_path / "made", local_files_only=True).save_pretrained(tmp_path / "again")
+    config = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert not config.get("local_files_only")

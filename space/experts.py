@@ -61,7 +61,10 @@ def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
             return visitor, views.message("Choose a statistics file first.", "error")
         name = name or name_of_file(Path(path).stem)
         return _edit(
-            site, visitor, lambda router: router.add_expert(_spec(name, *fields), statistics=path), f"Added {name}"
+            site,
+            visitor,  # whose own copy it is, so that the file may take prompts of others
+            lambda router: router.add_expert(_spec(name, *fields), statistics=path, own=True),
+            f"Added {name}",
         )
 
     def add_hub(visitor: Visitor | None, repo: str) -> Edited:

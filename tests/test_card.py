@@ -66,7 +66,7 @@ def test_measurements_are_a_model_index_until_edits_change_the_router(tmp_path: 
     other = EvalResult("text-generation", "theirs", "theirs", "accuracy", 80.0)
     made.data.eval_results.append(other)
     made.save(tmp_path / CARD_NAME)
-    model.add_expert("art", statistics=LAW)
+    model.add_expert("art", statistics=LAW, own=True)
     made = card(model, tmp_path)
     assert made.data.eval_results == [other], "what others measured is theirs to mend"
     assert "has been edited" in made.text
@@ -104,7 +104,7 @@ def test_the_history_has_a_line_for_each_change_of_the_experts(tmp_path: Path) -
     assert "History" not in card(model, tmp_path).text, "what is not published has none"
     card(model, tmp_path, "Upload")
     card(model, tmp_path, "Upload again")
-    model.add_expert("art", statistics=LAW)
+    model.add_expert("art", statistics=LAW, own=True)
     card(model, tmp_path, "Add art | `x`\n<script>")
     model.remove_expert("art")
     text = card(model, tmp_path, "Remove art").text

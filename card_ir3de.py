@@ -276,16 +276,21 @@ def outcomes_section(config: IR3DEConfig, outcomes: Ledger) -> str:
     table = outcomes_table(config, outcomes)
     if not table:
         return ""
+    fading = ""
+    if config.half_life is not None:
+        days = list(outcomes.by_day())
+        newest = f" The newest are of {days[-1]}." if days else " None of them has a day, so all count whole."
+        fading = f" Those that are {config.half_life:g} days older than the newest count half.{newest}"
     return (
         "## Outcomes\n\nWhat each expert is expected to score in each domain, 0 to 1, ± 1.96 standard errors; from how"
-        f" many outcomes; and what it is expected to cost, where that was measured.\n\n{table}\n"
+        f" many outcomes; and what it is expected to cost, where that was measured.{fading}\n\n{table}\n"
     )
 
 
 def outcomes_table(config: IR3DEConfig, outcomes: Ledger) -> str:
     """A row a domain, a column an expert, in Markdown; empty without outcomes."""
     names, domains = config.expert_names, config.domain_names
-    sums = outcomes.sums(domains, names)
+    sums = outcomes.sums(domains, names, config.half_life)
     if not sums.any():
         return ""
     serves = np.array([[domain in served(spec) for spec in config.specs] for domain in domains])

@@ -16,6 +16,8 @@ from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import FeatureMap
 
 _MOST_WHOLE = 2**63 - 1  # of torch
+_OPTIONAL = ("domains", "judged", "half_life")  # left out of config.json where there is nothing to say
+_HALF_LIVES = (1e-2, 1e6)  # days
 # Above these float32 would make W or the features infinite, or the same for all domains.
 _MOST = {
     "regularization": 1e30,
@@ -31,6 +33,13 @@ def check_choice(variant: object, num_votes: object) -> None:
     if variant not in VARIANTS:
         raise ValueError(f"`variant` must be one of {', '.join(VARIANTS)}; got {variant!r}.")
     _check_positive("num_votes", num_votes)
+
+
+def check_half_life(days: object) -> None:
+    """Raises ValueError unless this is a number of days, or None."""
+    least, most = _HALF_LIVES
+    if days is not None and not (is_number(days) and least <= days <= most):
+        raise ValueError(f"`half_life` must be a number of days from {least:g} to {most:g}, or None; got {days!r}.")
 
 
 def _check_positive(field: str, value: object) -> None:
@@ -54,6 +63,7 @@ class IR3DEConfig(PreTrainedConfig):
         domains (`list[str]`, *optional*): what is recognised, the columns of W, sorted; by default the experts' names,
             since each domain has an expert of its own then.
         judged (`list[str]`, *optional*): the experts that have outcomes, each with a file of them.
+        half_life (`float`, *optional*): days after which outcomes count half; by default they always count whole.
         variant (`str`): how the tokens of a prompt decide (section 3.2): `"top-k"` (the `num_votes` tokens of lowest
             entropy vote), `"all"` (every token votes) or `"avg"` (the mean embedding decides); or `"prompt"`, where W
             is fitted on a row a prompt instead of a row a token.
@@ -110,6 +120,7 @@ class IR3DEConfig(PreTrainedConfig):
     experts: list[ExpertSpec] | None = None
     domains: list[str] | None = None
     judged: list[str] | None = None
+    half_life: float | int | None = None
     variant: str = "top-k"
     num_votes: int = 10
     regularization: float | int = 1e-5
@@ -146,7 +157,7 @@ class IR3DEConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """The fields, as config.json has them: without those of domains and outcomes where there is nothing to say."""
         fields: dict[str, Any] = super().to_dict()
-        return {key: value for key, value in fields.items() if value is not None or key not in ("domains", "judged")}
+        return {key: value for key, value in fields.items() if value is not None or key not in _OPTIONAL}
 
     @property
     def specs(self) -> list[ExpertSpec]:
@@ -233,6 +244,7 @@ class IR3DEConfig(PreTrainedConfig):
             raise ValueError(f"`fallback_expert` {self.fallback_expert!r} is none of {self.expert_names}.")
         if unknown := sorted({*(self.judged or ())} - {*self.expert_names}):
             raise ValueError(f"`judged` names {unknown}, which are none of the experts {self.expert_names}.")
+        check_half_life(self.half_life)
         if self.feature_map not in FEATURE_MAPS:
             raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}; got {self.feature_map!r}.")
         if not _is_whole(self.num_features) or self.num_features < 2 or self.num_features % 2:

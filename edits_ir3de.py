@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -390,6 +391,16 @@ def count_outcomes(
     if not collector.number:
         raise ValueError(f"There are no outcomes in {str(source)[:200]!r}{f' where {dict(where)}' if where else ''}.")
     return collector.ledger
+
+
+def check_days(before: Ledger, after: Ledger) -> None:
+    """Raises ValueError where outcomes that are new are of a day that has not begun anywhere: from there on all others
+    would fade, where a router has a half-life.
+    """
+    tomorrow = (datetime.now(timezone.utc) + timedelta(days=1)).date().isoformat()
+    ahead = sorted(day for day in after.by_day().keys() - before.by_day().keys() if day > tomorrow)
+    if ahead:
+        raise ValueError(f"Outcomes are dated {ahead[-1]}, which is yet to come: mend their `day`, or the clock here.")
 
 
 def _check_known(outcomes: Iterable[Outcome], experts: Collection[str], domains: Collection[str]) -> None:

@@ -19,10 +19,11 @@ from transformers.initialization import no_init_weights
 from transformers.utils.generic import ModelOutput
 
 from .batch_ir3de import Prompts, batches
-from .configuration_ir3de import IR3DEConfig, check_choice
+from .configuration_ir3de import IR3DEConfig, check_choice, check_half_life
 from .displacement_ir3de import Scorer
 from .edits_ir3de import (
     Experts,
+    check_days,
     check_displaced,
     check_new,
     count_outcomes,
@@ -467,9 +468,9 @@ class IR3DEModel(RouterRepository):
     @property
     def panel(self) -> Panel:
         """What the router knows of its experts when it chooses: made anew when specs or outcomes are others."""
-        state = (self.config.specs, self.config.domain_names, self.outcomes)
+        state = (self.config.specs, self.config.domain_names, self.outcomes, self.config.half_life)
         if self._panel is None or self._panel[0] != state:
-            self._panel = (*copy.deepcopy(state[:2]), state[2]), Panel.of(*state)
+            self._panel = (*copy.deepcopy(state[:2]), *state[2:]), Panel.of(*state)
         return self._panel[1]
 
     def recognise(self, texts: list[str]) -> torch.Tensor:
@@ -622,6 +623,20 @@ class IR3DEModel(RouterRepository):
         """
         self._edit(experts_of(self)._replace(outcomes=self.outcomes.without(self._counted(source, where))))
 
+    @_one_at_a_time
+    def set_half_life(self, days: float | None) -> None:
+        """Sets after how many days outcomes count half.
+
+        Args:
+            days (`float`, *optional*): None for never.
+
+        Raises:
+            ValueError: this is no number of days. The router is as before.
+        """
+        check_half_life(days)
+        Panel.of(self.config.specs, self.config.domain_names, self.outcomes, days)  # sums that are too large show here
+        self.config.half_life = days
+
     def _counted(self, source: Any, where: Mapping[str, str] | None) -> Ledger:
         """The ledger of a source."""
         if isinstance(source, Ledger):
@@ -712,7 +727,9 @@ class IR3DEModel(RouterRepository):
         before = experts_of(self)
         new = check_new(before, experts, self.config, self.embed_tokens.weight.detach(), own)
         config = edited(self.config, before, experts)
-        Panel.of(config.specs, config.domain_names, experts.outcomes)  # sums that are too large show here
+        check_days(before.outcomes, experts.outcomes)
+        # Sums that are too large show here.
+        Panel.of(config.specs, config.domain_names, experts.outcomes, config.half_life)
         second = self.second_opinion and self.second_opinion.having(experts.second)
         if experts.statistics == before.statistics:  # W stays
             with _CHANGING:

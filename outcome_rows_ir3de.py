@@ -10,6 +10,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ class Outcome(NamedTuple):
         seconds (`float`, *optional*): that the answer took.
         tokens (`float`, *optional*): of prompt and answer.
         domain (`str`, *optional*): of the prompt, where it is known.
+        day (`str`, *optional*): on which it happened, as in 2026-11-28, of UTC.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Outcome(NamedTuple):
     seconds: float | None = None
     tokens: float | None = None
     domain: str | None = None
+    day: str | None = None
 
     def check(self) -> None:
         """Raises ValueError unless these are a prompt, a name and numbers in range."""
@@ -53,6 +56,8 @@ class Outcome(NamedTuple):
             value = getattr(self, name)
             if value is not None and (not _is_number(value) or not 0 <= value <= _LARGEST):
                 raise ValueError(f"`{name}` of {self.expert!r} must be a number from 0 to {_LARGEST:,}, got {value!r}")
+        if self.day is not None:
+            check_day(self.day)
 
     @property
     def number(self) -> int:
@@ -60,7 +65,37 @@ class Outcome(NamedTuple):
         digest = hashlib.blake2b(self.text.encode("utf-8", "surrogatepass"), digest_size=16)
         values = [math.nan if value is None else value for value in self[2:6]]
         digest.update(struct.pack("<4d", *values) + self.expert.encode("utf-8", "surrogatepass"))
+        if self.day is not None:  # the same answer on another day is another outcome
+            digest.update(f"\0{self.day}".encode())
         return int.from_bytes(digest.digest(), "big")
+
+
+def check_day(day: object) -> date:
+    """The date that a text such as 2026-11-28 means.
+
+    Raises:
+        ValueError: it means none.
+    """
+    try:
+        found = date.fromisoformat(day)  # type: ignore[arg-type]
+    except (ValueError, TypeError):
+        found = None
+    if found is None or found.isoformat() != day:
+        raise ValueError(f"`day` must be a date such as 2026-11-28, got {str(day)[:60]!r}")
+    return found
+
+
+def _day_of(place: str, row: Mapping[str, Any]) -> str | None:
+    """The day of a row, in UTC, which may also say the time: 2026-11-28T14:15:00+01:00."""
+    told = row.get("day")
+    if not isinstance(told, str) or len(told) <= len("2026-11-28"):
+        return told
+    try:
+        moment = datetime.fromisoformat(told.replace("Z", "+00:00"))
+    except ValueError:
+        message = f"{place}: `day` must be a date such as 2026-11-28, or a time in ISO 8601, got {told[:60]!r}."
+        raise ValueError(message) from None
+    return (moment.astimezone(timezone.utc) if moment.tzinfo else moment).date().isoformat()
 
 
 def read_outcomes(source: Any, where: Mapping[str, str] | None = None) -> Iterator[list[Outcome]]:
@@ -70,7 +105,8 @@ def read_outcomes(source: Any, where: Mapping[str, str] | None = None) -> Iterat
         source (`str`, `os.PathLike` or `Iterable`): JSON Lines, plain or `.gz`; or rows in memory, each an [`Outcome`]
             or a mapping. A row is one answer, `text`, `expert`, `score` and maybe `cost`, `seconds` and `tokens`; or
             those of several experts to one prompt, `text` and `scores`, and maybe `costs`, `seconds` and `tokens`, each
-            a mapping of experts to numbers. `domain` may say the prompt's.
+            a mapping of experts to numbers. `domain` may say the prompt's, and `day` when it was answered, as a date of
+            UTC or a time in ISO 8601.
         where (`Mapping[str, str]`, *optional*): only rows with these values, such as `{"split": "train"}`.
 
     Raises:
@@ -96,7 +132,7 @@ def read_rows(source: Any) -> Iterator[tuple[str, Mapping[str, Any], list[Outcom
 
 def _outcomes_of(place: str, row: Mapping[str, Any]) -> list[Outcome]:
     """The outcomes of a row."""
-    common = {"text": row.get("text"), "domain": row.get("domain")}
+    common = {"text": row.get("text"), "domain": row.get("domain"), "day": _day_of(place, row)}
     if common["domain"] is not None and not isinstance(common["domain"], str):
         raise ValueError(f"{place}: `domain` must be a name, got {common['domain']!r}. Mend the row, or leave it out.")
     if "scores" not in row:

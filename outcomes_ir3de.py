@@ -15,6 +15,10 @@ most half a unit times the number of domains that they were shared among:
 
 Outcomes that were added together are one *contribution*, named by a hash over them that does not care for their order.
 An expert's outcomes are a union of contributions, as a domain's statistics are; what is part already is noticed.
+
+A contribution may be of a day. With a *half-life* of H days, one that is a days older than the newest of the ledger
+counts 2^(-a / H) where sums are made for a choice; those without a day are as old as the oldest that has one. So time
+passes with what is learned: a router that is left alone does not forget. What is kept stays exact and whole.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from .names_ir3de import check_name, file_name, name_of_file
-from .outcome_rows_ir3de import MEASURES, Outcome
+from .outcome_rows_ir3de import MEASURES, Outcome, check_day
 
 FORMAT = "ir3de-outcomes-1"
 STRENGTH = 10  # outcomes that a prior counts for; chosen on held-out outcomes, see docs/outcomes.md
@@ -54,10 +58,12 @@ class Contribution(NamedTuple):
     Args:
         domains (`tuple[str, ...]`): those in which they count, sorted.
         sums (`np.ndarray` of shape `(domains, 9)`): of `COLUMNS`, in units; int64.
+        day (`str`, *optional*): on which they happened, as in 2026-11-28.
     """
 
     domains: tuple[str, ...]
     sums: Any
+    day: str | None = None
 
 
 class OutcomesCollector:
@@ -71,8 +77,8 @@ class OutcomesCollector:
     def __init__(self, domains: Sequence[str]) -> None:
         self.domains = list(domains)
         self.number = 0
-        self._sums: dict[str, Any] = {}
-        self._names: dict[str, int] = defaultdict(int)
+        self._sums: dict[tuple[str, str | None], Any] = {}  # by expert and day
+        self._names: dict[tuple[str, str | None], int] = defaultdict(int)
 
     def add(self, outcomes: Sequence[Outcome], weights: Any) -> None:
         """Adds outcomes.
@@ -84,24 +90,25 @@ class OutcomesCollector:
         Raises:
             OverflowError: a sum would grow beyond what is counted exactly.
         """
-        rows: dict[str, list[int]] = defaultdict(list)
+        rows: dict[tuple[str, str | None], list[int]] = defaultdict(list)
         for index, outcome in enumerate(outcomes):
-            rows[outcome.expert].append(index)
-            self._names[outcome.expert] += outcome.number
-        for expert, indices in rows.items():
+            rows[outcome.expert, outcome.day].append(index)
+            self._names[outcome.expert, outcome.day] += outcome.number
+        for key, indices in rows.items():
+            expert, _ = key
             new = _sum_up([outcomes[index] for index in indices], weights[indices], expert)
-            known = self._sums.get(expert)
-            self._sums[expert] = new if known is None else _plus(known, new, expert)
+            known = self._sums.get(key)
+            self._sums[key] = new if known is None else _plus(known, new, expert)
         self.number += len(outcomes)
 
     @property
     def ledger(self) -> Ledger:
-        """What was added, as one contribution of each expert."""
-        contributions = {}
-        for expert, sums in self._sums.items():
+        """What was added, as one contribution of each expert and day."""
+        contributions: dict[str, dict[str, Contribution]] = defaultdict(dict)
+        for (expert, day), sums in self._sums.items():
             used = [index for index in np.argsort(self.domains) if sums[index].any()]
-            kept = Contribution(tuple(self.domains[index] for index in used), sums[used])
-            contributions[expert] = {f"{self._names[expert] % _ROUND:032x}": kept}
+            name = f"{self._names[expert, day] % _ROUND:032x}"
+            contributions[expert][name] = Contribution(tuple(self.domains[i] for i in used), sums[used], day)
         return Ledger(contributions)
 
 
@@ -169,19 +176,40 @@ class Ledger:
         """The outcomes of these experts."""
         return Ledger({name: self.contributions[name] for name in experts if name in self.contributions})
 
-    def sums(self, domains: Sequence[str], experts: Sequence[str]) -> Any:
+    def sums(self, domains: Sequence[str], experts: Sequence[str], half_life: float | None = None) -> Any:
         """Totals of each pair.
 
         Args:
             domains (`Sequence[str]`): D names; outcomes in other domains rest.
             experts (`Sequence[str]`): E names.
+            half_life (`float`, *optional*): days after which outcomes count half; by default they always count whole.
 
         Returns:
-            `np.ndarray` of shape `(D, E, 9)`, int64: of `COLUMNS`, in units.
+            `np.ndarray` of shape `(D, E, 9)`: of `COLUMNS`, in units; int64, or float64 where days are weighed.
 
         Raises:
             OverflowError: a sum is beyond what is counted exactly.
         """
+        by_day = self.by_day()
+        if half_life is None or len(by_day) < 2:
+            return self._totals(domains, experts)
+        newest, *_ = dates = [check_day(day) for day in reversed(by_day)]
+        weights = [0.5 ** ((newest - each).days / half_life) for each in reversed(dates)]
+        # A day's sums are exact, and days are added in their order: the same outcomes give the same bits.
+        days = [ledger._totals(domains, experts) for ledger in by_day.values()]
+        return sum(weight * totals for weight, totals in zip(weights, days, strict=True))
+
+    def by_day(self) -> dict[str, Ledger]:
+        """The ledger of each day, in order; what has no day is with the oldest. Empty where nothing has a day."""
+        parts = [(name, key, part) for name, these in self.contributions.items() for key, part in these.items()]
+        days = sorted({part.day for _, _, part in parts if part.day is not None})
+        found: dict[str, Ledger] = {day: Ledger() for day in days}
+        for name, key, part in parts if days else ():
+            found[part.day or days[0]].contributions.setdefault(name, {})[key] = part
+        return found
+
+    def _totals(self, domains: Sequence[str], experts: Sequence[str]) -> Any:
+        """Totals of each pair where all count whole, `(D, E, 9)`, int64."""
         place = {domain: index for index, domain in enumerate(domains)}
         totals = np.zeros((len(domains), len(experts), len(COLUMNS)), dtype=np.int64)
         for column, expert in enumerate(experts):
@@ -221,7 +249,9 @@ class Ledger:
         """Writes one safetensors file an expert; the same outcomes give the same bytes."""
         for name, parts in self.contributions.items():
             keys = sorted(parts)
-            header = {"format": FORMAT, "domains": {key: list(parts[key].domains) for key in keys}}
+            header: dict[str, Any] = {"format": FORMAT, "domains": {key: list(parts[key].domains) for key in keys}}
+            if days := {key: parts[key].day for key in keys if parts[key].day is not None}:
+                header["days"] = days
             tensors = {key: parts[key].sums for key in keys}
             path = Path(folder, f"{file_name(name)}.safetensors")
             # One metadata entry: safetensors does not keep the order of several.
@@ -302,7 +332,7 @@ def _overflow(expert: str) -> OverflowError:
 
 
 def _bytes_of(part: Contribution) -> bytes:
-    return bytes(repr(part.domains).encode() + part.sums.tobytes())
+    return repr((part.domains, part.day)).encode() + bytes(part.sums.tobytes())
 
 
 # What is read.
@@ -324,12 +354,13 @@ def read_contributions(path: str | os.PathLike[str]) -> dict[str, Contribution]:
             slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
             layout = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
             domains = _check_layout(path, header, layout)
+            days = _check_days(path, header, layout)
             sums = {key: file.get_tensor(key) for key in layout}
     except (SafetensorError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is truncated or not an outcomes file ({error}): fetch it again.") from error
     for key, part in sums.items():
         _check_sums(path, key, part)
-    return {key: Contribution(tuple(domains[key]), part) for key, part in sums.items()}
+    return {key: Contribution(tuple(domains[key]), part, days.get(key)) for key, part in sums.items()}
 
 
 def _check_bytes(path: str | os.PathLike[str]) -> None:
@@ -363,6 +394,19 @@ def _check_layout(path: Any, header: Any, layout: Mapping[str, tuple[tuple[int, 
                 f" expected ({len(set(names))}, {len(COLUMNS)}) and I64. The file was not written by this library."
             )
     return domains  # type: ignore[return-value]
+
+
+def _check_days(path: Any, header: dict[str, Any], keys: Collection[str]) -> dict[str, str]:
+    """The days of the contributions that have one; raises ValueError where they are none."""
+    days = header.get("days", {})
+    if not isinstance(days, dict) or not days.keys() <= set(keys):
+        raise ValueError(f"{path}: its header names days of other contributions than it has: fetch the file again.")
+    for key, day in days.items():
+        try:
+            check_day(day)
+        except ValueError as error:
+            raise ValueError(f"{path}: contribution {key}: {error}. Fetch the file again.") from error
+    return days
 
 
 def _check_sums(path: Any, key: str, sums: Any) -> None:

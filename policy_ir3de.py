@@ -167,7 +167,8 @@ class Panel(NamedTuple):
         seconds (`torch.Tensor` of shape `(D, E)`, *optional*): as measured; NaN where they were not.
         scores (`torch.Tensor` of shape `(D, E)`, *optional*): expected of each pair; None where the probabilities are
             the scores, since each domain has an expert of its own and there are no outcomes.
-        outcomes (`torch.Tensor` of shape `(D, E)`, *optional*): how many there are of each pair; None without any.
+        outcomes (`torch.Tensor` of shape `(D, E)`, *optional*): how many there are of each pair, old ones counted less
+            where the router has a half-life; None without any.
         unpriced (`frozenset[str]`): experts without a cost.
         untimed (`frozenset[str]`): experts whose seconds were not measured.
     """
@@ -183,18 +184,21 @@ class Panel(NamedTuple):
     untimed: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, specs: Sequence[ExpertSpec], domains: Sequence[str], ledger: Ledger) -> Panel:
+    def of(
+        cls, specs: Sequence[ExpertSpec], domains: Sequence[str], ledger: Ledger, half_life: float | None = None
+    ) -> Panel:
         """The panel of a router.
 
         Args:
             specs (`Sequence[ExpertSpec]`): of the experts, sorted by name.
             domains (`Sequence[str]`): sorted.
             ledger ([`Ledger`]): of outcomes.
+            half_life (`float`, *optional*): days after which these count half.
         """
         experts = [spec["name"] for spec in specs]
         serves = np.array([[domain in served(spec) for spec in specs] for domain in domains])
         costs = np.array([spec.get("cost", np.nan) for spec in specs], dtype=np.float64)
-        sums = ledger.sums(domains, experts)
+        sums = ledger.sums(domains, experts, half_life)
         if not sums.any() and list(domains) == experts and np.array_equal(serves, np.eye(len(experts))):
             unpriced = _without(experts, costs)
             tables = torch.from_numpy(serves), torch.from_numpy(costs)

@@ -51,7 +51,8 @@ class Outlook(NamedTuple):
         panel = model.panel
         if panel.outcomes is None:
             return None
-        pairs = expected(model.outcomes.sums(panel.domains, panel.experts), panel.serves.numpy())
+        sums = model.outcomes.sums(panel.domains, panel.experts, model.config.half_life)
+        pairs = expected(sums, panel.serves.numpy())
         cost = np.broadcast_to(panel.costs.numpy(), pairs.score.shape)
         return cls(panel.domains, panel.experts, pairs.score, pairs.error, cost, pairs.n)
 

@@ -36,6 +36,7 @@ rows = st.builds(
     seconds=st.none() | st.floats(0, 1e4),
     tokens=st.none() | st.integers(0, 10**6),
     domain=st.none() | st.sampled_from(DOMAINS),
+    day=st.none() | st.sampled_from(["2025-01-30", "2025-02-01"]),
 )
 
 

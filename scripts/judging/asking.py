@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def judge(
 
     def answer(spec: ExpertSpec, question: Question) -> dict[str, Any]:
         """A row: of an outcome, or with `error`."""
-        row: dict[str, Any] = {"text": question.text, "expert": spec["name"]}
+        day = datetime.now(timezone.utc).date().isoformat()
+        row: dict[str, Any] = {"text": question.text, "expert": spec["name"], "day": day}
         started = time.perf_counter()
         try:
             said = ask(spec["name"], question.text)

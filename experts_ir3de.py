@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -24,6 +24,21 @@ from .remote_experts_ir3de import RemoteModel
 from .specs_ir3de import BaseSpec, ExpertSpec, check_strangers_spec, has_source, in_bytes, is_remote
 
 T = TypeVar("T")
+
+
+class Reply(NamedTuple):
+    """
+    What an expert answered to one prompt.
+
+    Args:
+        text (`str`): the answer.
+        read (`int`, *optional*): tokens of the prompt as the expert reads it; None where a server does not say.
+        written (`int`, *optional*): tokens of the answer, likewise.
+    """
+
+    text: str
+    read: int | None
+    written: int | None
 
 
 class ExpertError(RuntimeError):
@@ -216,6 +231,31 @@ class ExpertPool:
             return answers
         except Exception as error:
             return [error] * len(prompts)
+
+    def ask(self, name: str, prompt: Prompt, **options: Any) -> Reply:
+        """Answers one prompt, and counts its tokens: by the expert's own tokenizer, or as its server says.
+
+        Args:
+            name (`str`): of the expert.
+            prompt (`str | list[dict]`): text or chat.
+            options (*optional*): as in [`ExpertPool.generate`], of a single answer.
+
+        Raises:
+            Exception: whatever kept the expert from answering.
+        """
+        spec = self.spec(name)
+        if is_remote(spec):
+            remote = RemoteModel(spec, self._retries)
+            [answer] = remote.generate([prompt], 1, _with_defaults(spec, options))
+            read, written = remote.usage or (None, None)
+        else:
+            [answer] = self.generate(name, [prompt], 1, **options)
+        if isinstance(answer, Exception):
+            raise answer
+        if not is_remote(spec):
+            source = self.source(name)
+            read, written = source.length(spec, prompt), source.tokens(str(answer))
+        return Reply(str(answer), read, written)
 
     def stream(self, name: str, prompt: Prompt, **options: Any) -> Iterator[str]:
         """Answers a prompt piece by piece; closing the iterator stops the generation.

@@ -228,6 +228,10 @@ class LocalSource:
             text = self.tokenizer.apply_chat_template(text, tools=tools, add_generation_prompt=True, tokenize=False)
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
+    def tokens(self, text: str) -> int:
+        """Tokens of a text that is not read as a prompt, such as an answer."""
+        return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
 
 class _Reading(NamedTuple):
     """What a chat template takes: a system message, and two messages of one role that follow each other."""

@@ -19,6 +19,7 @@ from .transport_ir3de import BoundedClient, most_bytes
 
 TIMEOUT = 60.0  # seconds, where neither spec nor caller says
 _AT_ONCE = 8  # requests to one expert, where the caller gives no batch_size
+_MOST_TOKENS = 1 << 30  # that a server may claim to have read or written
 _LONGEST_WAIT = 20.0  # seconds between two attempts, whatever Retry-After says
 
 # Names of `generate` -> names of chat and of text requests. What is in neither goes as it is to servers that know it.
@@ -45,6 +46,8 @@ class RemoteModel:
         self._token = _token(spec)
         # Why the last streamed answer of a server of plain text ended and how many tokens it took, if it said so.
         self.ending: TextGenerationStreamOutputStreamDetails | None = None
+        # Tokens of the prompt and of the answer, as the server counted them for its last answer, if it did.
+        self.usage: tuple[int, int] | None = None
 
     def generate(self, prompts: Sequence[Prompt], batch_size: int | None, options: Options) -> list[Any]:
         """Answers prompts, several at once, each with its texts or with the exception that kept it from being answered.
@@ -127,6 +130,7 @@ class RemoteModel:
             return [str(client.text_generation(as_text(prompt, self._spec.get("system_prompt")), **parameters))]
         chat = as_chat(prompt, self._spec.get("system_prompt"))
         answer = client.chat_completion(chat, model=self._spec.get("model"), **parameters)
+        self.usage = _usage(answer)
         texts = [choice.message.content for choice in answer.choices]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ConnectionError("the server's answer holds no text")
@@ -196,6 +200,14 @@ class RemoteModel:
         if self._token and self._token in str(error):
             return RuntimeError(str(error).replace(self._token, "***"))
         return error
+
+
+def _usage(answer: Any) -> tuple[int, int] | None:
+    """Tokens of prompt and answer in a server's answer; None where they are missing or no such numbers."""
+    counts = [getattr(answer.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
+    if all(isinstance(count, int) and 0 <= count <= _MOST_TOKENS for count in counts):
+        return counts[0], counts[1]  # type: ignore[return-value]
+    return None
 
 
 def _wait_before_retry(error: Exception, attempt: int) -> float | None:

@@ -7,7 +7,6 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.metrics.normalised import NormalisedScores, normalised_scores
+from ir3de.scripts.metrics.tasks import TaskOptions, evaluate_tasks, score, task_manager
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,24 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class TaskOptions:
-    """
-    How tasks are evaluated.
-
-    Args:
-        limit (`int`, *optional*): items of each task.
-        num_fewshot (`int`, *optional*): examples in each prompt, by default the task's own number.
-        batch_size (`int`): prompts that an expert answers at once.
-        allow_code (`bool`): run code that experts write.
-    """
-
-    limit: int | None
-    num_fewshot: int | None
-    batch_size: int
-    allow_code: bool
-
-
 class Figures(NormalisedScores):
     """What `results.json` holds: the `tasks` of each domain, the `limit` of items, and by domain the `errors` too."""
 
@@ -91,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--task and --metric name domains without an expert: {unknown}. Experts: {names}.")
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
-    manager = _task_manager(args.include_path, [task for listed in tasks.values() for task in listed.split(",")])
+    manager = task_manager(args.include_path, [task for listed in tasks.values() for task in listed.split(",")])
     routed: dict[str, float] = {}
     own: dict[str, float] = {}
     errors: dict[str, str] = {}
@@ -139,72 +121,6 @@ def _load(router: str, experts: str | None) -> IR3DEModel:
         if model.config.expert_names != names:
             raise ValueError(f"{experts} must list the experts {names}, got {model.config.expert_names}.")
     return model
-
-
-def _task_manager(folder: str | None, tasks: list[str]) -> Any:
-    """What knows the tasks; the thousands that come with lm-eval are read only where the folder's are not enough."""
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as error:
-        raise ImportError(f"Tasks need lm-eval ({error}): `pip install ir3de[evaluation]`.") from error
-    manager = TaskManager(include_path=folder, include_defaults=folder is None)
-    return manager if set(tasks) <= set(manager.all_tasks) else TaskManager(include_path=folder)
-
-
-def evaluate_tasks(
-    pipe: IR3DERoutingPipeline, expert: str | None, tasks: list[str], manager: Any, options: TaskOptions
-) -> dict[str, Any]:
-    """Evaluates tasks with lm-eval.
-
-    Args:
-        pipe ([`IR3DERoutingPipeline`]): that answers.
-        expert (`str`, *optional*): that answers everything, instead of the one that is routed to.
-        tasks (`list[str]`): names of tasks.
-        manager (`TaskManager`): that knows them.
-        options ([`TaskOptions`]): how.
-
-    Returns:
-        `dict`: the part of lm-eval's results that is kept.
-    """
-    from lm_eval import simple_evaluate
-
-    from ir3de.scripts.routers.harness import RoutedLM
-
-    found = simple_evaluate(
-        model=RoutedLM(pipe, expert, options.batch_size),
-        tasks=tasks,
-        num_fewshot=options.num_fewshot,
-        limit=options.limit,
-        task_manager=manager,
-        confirm_run_unsafe_code=options.allow_code,
-        bootstrap_iters=0,
-    )
-    kept = ("results", "versions", "n-samples", "group_subtasks", "samples")
-    return {key: found[key] for key in kept if key in found}
-
-
-def score(results: Mapping[str, Any], metric: str | None) -> float:
-    """The mean over tasks of a metric, by default each task's first.
-
-    Raises:
-        ValueError: a task does not have the metric.
-    """
-    values = []
-    groups = {name for name, members in results.get("group_subtasks", {}).items() if members}
-    for task, figures in results["results"].items():
-        if task in groups:
-            continue
-        numbers = {}
-        for key, value in figures.items():  # a metric's key is its name, a comma and a filter of answers
-            if isinstance(value, (int, float)) and "," in key and "_stderr," not in key:
-                numbers[key] = value
-        name = metric or next(iter(numbers), None)
-        if name not in numbers:
-            raise ValueError(
-                f"{task} has no metric {name!r}, but {', '.join(numbers) or 'none'}: choose with --metric."
-            )
-        values.append(float(numbers[name]))
-    return sum(values) / len(values)
 
 
 def describe(figures: Figures) -> str:

@@ -1,6 +1,7 @@
 """Asking experts and scoring what they say: every way, failures, nonsense, and going on after a stop."""
 
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 
 from ir3de import IR3DEModel
+from ir3de.experts_ir3de import ExpertPool
 from ir3de.outcome_rows_ir3de import read_outcomes
 from ir3de.scripts import cli
 from ir3de.scripts.judging.asking import answered, failures_of, judge
 from ir3de.scripts.judging.questions import Question, read_questions
+from ir3de.scripts.judging.replies import Replied, reading
 from ir3de.scripts.judging.scoring import Nonsense, asking, check_patterns, score_in, scorer_of
+from ir3de.scripts.metrics.perplexity import negative_log_likelihoods
 
 from . import tiny
 
@@ -83,9 +87,9 @@ class Experts:
         self.asked: list[tuple[str, str]] = []
         self.now, self.most, self.lock = 0, 0, threading.Lock()
 
-    def ask(self, name: str, prompt: str) -> str:
+    def ask(self, name: str, question: Question) -> Replied:
         with self.lock:
-            self.asked.append((name, prompt))
+            self.asked.append((name, question.text))
             self.now += 1
             self.most = max(self.most, self.now)
         time.sleep(0.005)
@@ -93,7 +97,8 @@ class Experts:
             self.now -= 1
         if name == "broken":
             raise RuntimeError("no route to host")
-        return "It is 42." if name == "good" else "41"
+        text = "It is 42." if name == "good" else "41"
+        return Replied(len(question.text.split()), len(text.split()), text)
 
 
 SPECS: Any = [
@@ -105,7 +110,7 @@ SPECS: Any = [
 
 def run(experts: Experts, output: Path, questions: list[Question], at_once: int = 3) -> Any:
     """Judges by containment."""
-    return judge(questions, SPECS, experts.ask, scorer_of("contains"), lambda t: len(t.split()), output, at_once)
+    return judge(questions, SPECS, experts.ask, scorer_of("contains"), output, at_once)
 
 
 def test_answers_are_scored_measured_and_asked_once(tmp_path: Path) -> None:
@@ -132,7 +137,7 @@ def test_answers_are_scored_measured_and_asked_once(tmp_path: Path) -> None:
 def test_nonsense_of_a_judge_is_kept_apart_and_asked_again(tmp_path: Path) -> None:
     output, said = tmp_path / "judged.jsonl", iter(["What a question!", "score: 1"])
     score = asking(lambda text: next(said), "{prompt} {answer}")
-    results = [judge([SUM], SPECS[:1], Experts().ask, score, len, output, 1) for _ in range(2)]
+    results = [judge([SUM], SPECS[:1], Experts().ask, score, output, 1) for _ in range(2)]
     assert [result.nonsense for result in results] == [1, 0]
     assert [result.answers for result in results] == [0, 1]
     assert "the judge said none" in results[0].describe()
@@ -178,3 +183,58 @@ def test_a_routers_own_experts_are_judged_and_the_outcomes_added(
     assert set(IR3DEModel.from_pretrained(tmp_path / "router").config.judged or ()) == {"code", "law", "math"}
     assert cli.main([*options, "--by", "judge"]) == 2
     assert "--judge-endpoint" in capsys.readouterr().err
+
+
+def test_the_score_of_reading_is_one_over_the_perplexity(tmp_path: Path) -> None:
+    expert = tiny.expert(tmp_path / "math", 0, chat=False)
+    pool = ExpertPool(tiny.router({"math": {"model": expert}}).config)
+    local = pool.load("math")
+    tokenizer: Any = local.pipe.tokenizer
+    text, answer = "prove the prime", "is a proof"
+    whole = tokenizer(f"{text} {answer}")["input_ids"]
+    given = tokenizer(text)["input_ids"]
+    nats = [negative_log_likelihoods(local.model, [ids])[0] for ids in (whole, given)]
+    ask = reading(pool, lambda text: len(text.split()))
+    replied = ask("math", Question(text, (answer, "another")))
+    assert replied.score == pytest.approx(math.exp(-(nats[0] - nats[1]) / 3), rel=1e-5)
+    assert (replied.read, replied.written, replied.text) == (len(whole), 0, None)
+    alone = ask("math", Question(text))
+    assert alone.score == pytest.approx(math.exp(-nats[1] / 2), rel=1e-5)
+    with pytest.raises(ValueError, match="no token"):
+        ask("math", Question("prove"))
+
+
+def test_experts_are_judged_by_perplexity(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experts = {
+        name: {"model": tiny.expert(tmp_path / name, seed, chat=True)} for seed, name in enumerate(["law", "math"])
+    }
+    experts["code"] = {"endpoint": "http://127.0.0.1:9/v1", "model": "m"}
+    tiny.router(experts).save_pretrained(tmp_path / "router")
+    data, output = tmp_path / "questions.jsonl", tmp_path / "judged.jsonl"
+    data.write_text('{"text": "prove the prime", "domain": "math"}\n', encoding="utf-8")
+    options = ["judge", str(tmp_path / "router"), "--output", str(output), "--by", "perplexity"]
+    assert cli.main([*options, "--data", str(data)]) == 2
+    assert "its likelihoods cannot be read" in capsys.readouterr().err
+    assert cli.main([*options, "--data", str(data), "--experts", "law,math"]) == 0
+    rows = [outcome for outcomes in read_outcomes(output) for outcome in outcomes]
+    assert {(row.expert, row.tokens, row.domain) for row in rows} == {("law", 3, "math"), ("math", 3, "math")}
+    assert all(0 < row.score < 1 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--by", "exact"], "needs --data"),
+        (["--by", "gsm8k", "--data", "x"], "brings its own"),
+        (["--by", "perplexity", "--data", "DATA", "--experts", "maths"], "Did you mean 'math'?"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(
+    more: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.router().save_pretrained(tmp_path / "router")
+    data = tmp_path / "questions.jsonl"
+    data.write_text('{"text": "prove the prime"}\n', encoding="utf-8")
+    given = [str(data) if each == "DATA" else each for each in more]
+    assert cli.main(["judge", str(tmp_path / "router"), "--output", str(tmp_path / "o"), *given]) == 2
+    assert message in capsys.readouterr().err

@@ -444,3 +444,24 @@ def test_a_provider_without_a_token_says_where_to_get_one(monkeypatch: pytest.Mo
         with pytest.raises(ExpertError, match="hf auth login"):
             pipe({"provider": "groq", "model": "org/judge"})(LAW, on_error="raise")
     assert not seen
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ({"prompt_tokens": 11, "completion_tokens": 7, "total_tokens": 18}, (11, 7)),
+        ({"prompt_tokens": "many", "completion_tokens": -1, "total_tokens": 0}, (None, None)),
+        (None, (None, None)),
+    ],
+)
+def test_a_server_counts_its_tokens_itself(usage: dict[str, Any] | None, counted: tuple[int | None, ...]) -> None:
+    body = {**json.loads(completion("a proof")), **({"usage": usage} if usage else {})}
+    with serve(lambda handler, _: send(handler, 200, json.dumps(body).encode())) as server:
+        reply = pipe({"endpoint": server.url, "model": "m"}).experts.ask("law", LAW, max_new_tokens=3)
+    assert (reply.text, reply.read, reply.written) == ("a proof", *counted)
+
+
+def test_an_expert_that_fails_when_asked_raises() -> None:
+    spec = {"endpoint": f"http://127.0.0.1:{free_port()}/v1", "model": "m"}
+    with pytest.raises(Exception, match="onnect"):
+        pipe(spec, expert_kwargs={"retries": 0}).experts.ask("law", LAW)

@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 
 from ir3de import IR3DERoutingPipeline
-from ir3de.scripts import cli, tasks
+from ir3de.outcome_rows_ir3de import read_outcomes
+from ir3de.scripts import cli
+from ir3de.scripts.judging.tasks import tasks_of
 from ir3de.scripts.metrics.perplexity import negative_log_likelihoods
+from ir3de.scripts.metrics.tasks import score
 
 from . import tiny
 
@@ -138,15 +141,45 @@ def test_the_command_compares_routing_with_the_own_expert(
     assert "A trial with 3 items a task: no results." in capsys.readouterr().out
 
 
+def test_experts_are_judged_by_a_task(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    experts = router(tmp_path / "experts")
+    experts.save_pretrained(tmp_path / "router")
+    output = tmp_path / "judged.jsonl"
+    options = ["judge", str(tmp_path / "router"), "--output", str(output), "--include-path", str(folder)]
+    assert cli.main([*options, "--by", "local_choose", "--limit", "2", "--experts", "law,math"]) == 0
+    assert "4 answers were scored; 0 were known" in capsys.readouterr().out
+    assert cli.main([*options, "--by", "local_choose"]) == 0
+    assert "23 answers were scored; 4 were known" in capsys.readouterr().out
+    rows = [outcome for outcomes in read_outcomes(output) for outcome in outcomes]
+    assert {row.text for row in rows} == set(PROMPTS)
+    alone = simple_evaluate(
+        model=RoutedLM(experts, "law"),
+        tasks=["local_choose"],
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        bootstrap_iters=0,
+    )
+    accuracy = alone["results"]["local_choose"]["acc,none"]
+    assert sum(row.score for row in rows if row.expert == "law") / len(PROMPTS) == pytest.approx(accuracy)
+    tokenizer: Any = experts.experts.load("law").pipe.tokenizer
+    words = {row.text: row.tokens for row in rows}
+    assert words[PROMPTS[0]] == 3 * (len(tokenizer(PROMPTS[0])["input_ids"]) + 1)  # read with each of three choices
+    assert cli.main(["outcomes", str(tmp_path / "router"), str(output)]) == 0
+    assert cli.main([*options, "--by", "local_generate", "--limit", "1"]) == 1
+    failed = json.loads(Path(f"{output}.failed").read_text().splitlines()[0])
+    assert "no score from 0 to 1" in failed["error"]
+    with pytest.raises(ValueError, match="nor a task that lm-eval knows"):
+        tasks_of("no_such_task", TaskManager(include_path=str(folder), include_defaults=False))
+
+
 def test_metrics_are_found_by_name() -> None:
     results = {
         "results": {"all": {"acc,none": 9.0}, "a": {"acc,none": 0.5, "acc_norm,none": 0.7, "acc_stderr,none": 0.1}},
         "group_subtasks": {"all": ["a"], "a": []},
     }
-    assert tasks.score(results, None) == 0.5
-    assert tasks.score(results, "acc_norm,none") == 0.7
+    assert score(results, None) == 0.5
+    assert score(results, "acc_norm,none") == 0.7
     with pytest.raises(ValueError, match="has no metric 'f1,none', but acc,none, acc_norm,none"):
-        tasks.score(results, "f1,none")
+        score(results, "f1,none")
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from ir3de.scripts.judging.questions import Question
+from ir3de.scripts.judging.replies import Ask
 from ir3de.scripts.judging.scoring import Nonsense, Scorer
 from ir3de.scripts.reports.progress import Steps
 from ir3de.specs_ir3de import ExpertSpec
 
-Ask = Callable[[str, str], str]  # an expert's name and a prompt to its answer
+Row = dict[str, Any]  # of an outcome, or with `error`
 
 
 @dataclass
@@ -64,8 +65,7 @@ def judge(
     questions: Sequence[Question],
     experts: Sequence[ExpertSpec],
     ask: Ask,
-    score: Scorer,
-    count_tokens: Callable[[str], int],
+    score: Scorer | None,
     output: Path,
     at_once: int = 8,
 ) -> Judged:
@@ -75,48 +75,65 @@ def judge(
         questions (`Sequence[Question]`): to ask.
         experts (`Sequence[ExpertSpec]`): whom to ask.
         ask (`Callable`): how; it raises where an expert fails.
-        score (`Callable`): how good an answer is.
-        count_tokens (`Callable`): tokens of a text.
+        score (`Callable`, *optional*): how good an answer is; None where replies come with scores.
         output (`Path`): JSON Lines of outcomes, made if missing, else gone on with.
         at_once (`int`): answers that are waited for at a time.
 
     Raises:
         ValueError: the output is not of outcomes.
     """
-    known, result = answered(output), Judged()
+    known = answered(output)
     jobs = [(spec, question) for question in questions for spec in experts]
     rest = [(spec, question) for spec, question in jobs if (spec["name"], question.text) not in known]
-    result.known = len(jobs) - len(rest)
-    failures = failures_of(output)
-    failures.unlink(missing_ok=True)
 
-    def answer(spec: ExpertSpec, question: Question) -> dict[str, Any]:
-        """A row: of an outcome, or with `error`."""
-        day = datetime.now(timezone.utc).date().isoformat()
-        row: dict[str, Any] = {"text": question.text, "expert": spec["name"], "day": day}
+    def row_of(spec: ExpertSpec, question: Question) -> Row:
+        """What comes of a job."""
+        row: Row = {"text": question.text, "expert": spec["name"]}
         started = time.perf_counter()
         try:
-            said = ask(spec["name"], question.text)
+            replied = ask(spec["name"], question)
         except Exception as error:  # of whatever kind: the rest goes on
-            return {**row, "error": f"{type(error).__name__}: {error}"[:500]}
-        row["seconds"] = round(time.perf_counter() - started, 6)
-        read, written = count_tokens(question.text), count_tokens(said)
-        row["tokens"] = read + written
-        if price := spec.get("price"):
-            row["cost"] = (read * price["input"] + written * price["output"]) / 1e6
-        elif "cost" in spec:
-            row["cost"] = spec["cost"]
+            return {**row, "error": _told(error)}
+        row |= measured(spec, time.perf_counter() - started, replied.read, replied.written)
         if question.domain is not None:
             row["domain"] = question.domain
+        if replied.text is None or score is None:
+            return {**row, "score": replied.score}
+        row["answer"] = replied.text
         try:
-            return {**row, "score": score(question, said), "answer": said}
+            return {**row, "score": score(question, replied.text)}
         except Nonsense as error:
-            return {**row, "answer": said, "error": str(error), "nonsense": True}
+            return {**row, "error": str(error), "nonsense": True}
         except Exception as error:  # the judge failed
-            return {**row, "answer": said, "error": f"{type(error).__name__}: {error}"[:500]}
+            return {**row, "error": _told(error)}
 
-    with Steps("Judging", "answers", len(rest)) as steps, output.open("a", encoding="utf-8") as file:
-        for row in _several(answer, rest, at_once):
+    return write_down(_several(row_of, rest, at_once), len(rest), len(jobs) - len(rest), output)
+
+
+def measured(spec: ExpertSpec, seconds: float, read: int, written: int) -> Row:
+    """When an answer was had, what it took, and what it cost by the expert's spec."""
+    day = datetime.now(timezone.utc).date().isoformat()
+    row: Row = {"day": day, "seconds": round(seconds, 6), "tokens": read + written}
+    if price := spec.get("price"):
+        row["cost"] = (read * price["input"] + written * price["output"]) / 1e6
+    elif "cost" in spec:
+        row["cost"] = spec["cost"]
+    return row
+
+
+def write_down(rows: Iterable[Row], number: int, known: int, output: Path) -> Judged:
+    """Appends rows to a file as they come, those with `error` to the one beside it.
+
+    Args:
+        rows (`Iterable[dict]`): as they are made.
+        number (`int`): of them, for the progress.
+        known (`int`): answers that the file has already.
+        output (`Path`): JSON Lines.
+    """
+    result, failures = Judged(known=known), failures_of(output)
+    failures.unlink(missing_ok=True)
+    with Steps("Judging", "answers", number) as steps, output.open("a", encoding="utf-8") as file:
+        for row in rows:
             if "error" in row:
                 result.nonsense += "nonsense" in row
                 result.failed.update([] if "nonsense" in row else [row["expert"]])
@@ -156,10 +173,10 @@ def answered(output: Path) -> set[tuple[str, str]]:
 
 
 def _several(
-    work: Callable[[ExpertSpec, Question], dict[str, Any]], jobs: Iterable[tuple[ExpertSpec, Question]], at_once: int
-) -> Iterator[dict[str, Any]]:
+    work: Callable[[ExpertSpec, Question], Row], jobs: Iterable[tuple[ExpertSpec, Question]], at_once: int
+) -> Iterator[Row]:
     """What comes of jobs, as it comes; only so many are begun at a time."""
-    waiting: set[Future[dict[str, Any]]] = set()
+    waiting: set[Future[Row]] = set()
     with ThreadPoolExecutor(at_once) as pool:
         for job in jobs:
             waiting.add(pool.submit(work, *job))
@@ -167,6 +184,10 @@ def _several(
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (each.result() for each in done)
         yield from (each.result() for each in waiting)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:500]
 
 
 def _append(path: Path, row: Mapping[str, Any]) -> None:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 
 from ir3de.scripts.judging.questions import Question
+from ir3de.scripts.judging.ways import WAYS
 
 Scorer = Callable[[Question, str], float]
 
-WAYS = ("exact", "contains", "regex", "numbers", "judge")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 _SCORE = re.compile(r"score\W{0,5}(\d+(?:\.\d+)?)(?:\s*/\s*(\d+))?", re.IGNORECASE)
 _CLOSE = 1e-6  # relative, within which two numbers are equal

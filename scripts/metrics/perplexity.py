@@ -89,21 +89,26 @@ class _Column:
 
 
 @torch.inference_mode()
-def negative_log_likelihoods(model: Any, batch: Sequence[Sequence[int]]) -> list[float]:
-    """The sum over a text's tokens after its first of -ln p(token | tokens before it); padding never counts.
+def negative_log_likelihoods(
+    model: Any, batch: Sequence[Sequence[int]], given: Sequence[int] | None = None
+) -> list[float]:
+    """The sum over a text's tokens after those given of -ln p(token | tokens before it); padding never counts.
 
     Args:
         model (`PreTrainedModel`): a causal LM.
         batch (`Sequence[Sequence[int]]`): token ids, at least two a text.
+        given (`Sequence[int]`, *optional*): how many tokens of each text are given, at least one; by default one.
 
     Returns:
         `list[float]`: nats, a number a text.
     """
     shape = len(batch), max(map(len, batch))
     input_ids, labels = torch.zeros(shape, dtype=torch.long), torch.full(shape, _IGNORED)
+    mask = torch.zeros(shape, dtype=torch.long)
     for row, ids in enumerate(batch):  # padded on the right, which a causal LM does not see
         input_ids[row, : len(ids)] = labels[row, : len(ids)] = torch.tensor(ids)
-    mask = (labels != _IGNORED).long()
+        labels[row, : 1 if given is None else given[row]] = _IGNORED
+        mask[row, : len(ids)] = 1
     logits = model(input_ids=input_ids.to(model.device), attention_mask=mask.to(model.device)).logits[:, :-1]
     targets = labels[:, 1:].to(logits.device)
     losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=_IGNORED, reduction="none")

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     message = f"Merge {', '.join(names)}" if args.pr is None else f"Merge pull request {args.pr}"
     place = apply_edit(TargetRouter(args.router, args.output, args.create_pr), edit, message)
     if args.pr is not None and args.output is None:
-        comment = f"Its statistics were merged: {place}"
+        comment = f"It was merged: {place}"
         HfApi().change_discussion_status(args.router, args.pr, "closed", comment=comment)
     print(f"{message}: {place}")
     return 0

@@ -1,4 +1,4 @@
-"""`ir3de publish`: sends a statistics file to a router on the Hub, or makes a Space of the app."""
+"""`ir3de publish`: sends a statistics file or outcomes to a router on the Hub, or makes a Space of the app."""
 
 from __future__ import annotations
 
@@ -19,6 +19,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de publish`."""
     parser.add_argument("file", nargs="?", help="statistics of one domain, by `ir3de collect`")
     parser.add_argument("--router", metavar="DIR_OR_ID", help="Hub id (or folder) of the router")
+    parser.add_argument(
+        "--outcomes",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="as for `ir3de outcomes`; repeatable",
+    )
     parser.add_argument("--name", help="of the domain; default: the name of the file")
     add_spec_arguments(parser)
     parser.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
@@ -34,18 +41,28 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.publishing.space import publish_space
     from ir3de.scripts.publishing.targets import apply_edit
 
-    if bool(args.file) == bool(args.space) or (args.file and not args.router):
-        raise ValueError("Give either a statistics file and its --router, or --space.")
+    contributes = bool(args.file or args.outcomes)
+    if contributes == bool(args.space) or (contributes and not args.router):
+        raise ValueError("Give a statistics file or --outcomes, and their --router; or give --space.")
     if args.space:
         if args.samples:
             print(f"The text of {args.samples} goes to {args.space} too: whoever can read the Space reads it.")
         print(publish_space(args.space, args.router, args.revision, args.samples, args.private))
         return 0
-    name = args.name or name_of_file(Path(args.file).stem)
+    name = args.name or (name_of_file(Path(args.file).stem) if args.file else "")
     spec = expert_spec(name, args.model, args.model_revision, args.system_prompt, args.cost)
+    if not args.file and len(spec) > 1:
+        raise ValueError("--name, --model and the like describe a domain and its expert: give its statistics too.")
 
     def edit(model: IR3DEModel) -> None:
-        """Adds the contribution, to a domain that is there or as a new one."""
+        """Adds the contributions."""
+        if args.file:
+            add_statistics(model)
+        for file in args.outcomes:  # each is a contribution of its own
+            model.add_outcomes(file)
+
+    def add_statistics(model: IR3DEModel) -> None:
+        """Adds to a domain that is there, or a new one."""
         if name not in model.config.expert_names:
             model.add_expert(spec, statistics=args.file, own=True)
         elif len(spec) == 1:
@@ -56,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
                 " domain, or choose another --name."
             )
 
-    message = f"Contribute to {name}"
+    message = f"Contribute to {name}" if args.file else "Contribute outcomes"
     target = TargetRouter(args.router, create_pr=args.create_pr)
     print(f"{message}: {apply_edit(target, edit, message)}")
     return 0

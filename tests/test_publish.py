@@ -13,6 +13,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, constants
 from ir3de import IR3DEModel
 from ir3de.edits_ir3de import experts_of
 from ir3de.names_ir3de import file_name
+from ir3de.outcomes_ir3de import ONE, Ledger
 from ir3de.scripts import cli
 from ir3de.scripts.publishing import targets as edit
 from ir3de.token_router_ir3de import FeatureMap
@@ -181,13 +182,64 @@ def test_a_proposal_reaches_the_second_opinion_too(repo: str, law: str, monkeypa
     assert merged.statistics.keys() == theirs.second_opinion.statistics.keys()
 
 
+def _judged(path: Path, scores: dict[str, float], n: int, domain: str = "math", seed: int = 0) -> str:
+    """A file of outcomes in a domain."""
+    texts = [f"{text} {index}" for index, text in enumerate(tiny.sentences(domain, n, seed=seed))]
+    rows = [json.dumps({"text": text, "scores": scores, "domain": domain}) for text in texts]
+    path.write_text("\n".join(rows), encoding="utf-8")
+    return str(path)
+
+
+def test_a_stranger_proposes_outcomes_and_the_owner_merges(
+    repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = _judged(tmp_path / "first.jsonl", {"code": 0.5, "math": 0.75}, 8)
+    assert cli.main(["publish", "--outcomes", first, "--router", repo]) == 0
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", OTHER_TOKEN)
+        second = _judged(tmp_path / "second.jsonl", {"code": 1.0, "math": 0.0}, 40, seed=1)
+        assert cli.main(["publish", "--outcomes", second, "--router", repo, "--create-pr"]) == 0
+    third = _judged(tmp_path / "third.jsonl", {"math": 0.75}, 4, seed=2)
+    assert cli.main(["publish", "--outcomes", third, "--router", repo]) == 0  # main moves on meanwhile
+    capsys.readouterr()
+    assert cli.main(["merge", repo, "--pr", "1", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "outcomes of code: 8 > 48 judged, mean score 0.500 > 0.917  <-- moves by more than 5 points" in shown
+    assert "outcomes of math: 12 > 52 judged, mean score 0.750 > 0.173  <-- moves" in shown
+    assert "best in math: math > code  <-- another expert" in shown
+    assert IR3DEModel.from_pretrained(repo).outcomes.sums(["math"], ["math"])[0, 0, 0] == 12 * ONE
+    assert cli.main(["merge", repo, "--pr", "1"]) == 0
+    merged = IR3DEModel.from_pretrained(repo).outcomes
+    assert {name: len(parts) for name, parts in merged.contributions.items()} == {"code": 2, "math": 3}
+    assert cli.main(["merge", repo, "--pr", "1"]) == 2
+    assert "nothing to merge" in capsys.readouterr().err
+    assert cli.main(["publish", "--outcomes", first, "--router", repo, "--model", "org/x"]) == 2
+    assert "give its statistics too" in capsys.readouterr().err
+
+
+def test_a_proposal_cannot_change_outcomes_that_are_there(repo: str, tmp_path: Path) -> None:
+    owner = IR3DEModel.from_pretrained(repo)
+    owner.add_outcomes(_judged(tmp_path / "first.jsonl", {"math": 0.75}, 8))
+    owner.push_to_hub(repo)
+    before = owner.outcomes.sums(["math"], ["math"])
+    [(key, part)] = owner.outcomes.contributions["math"].items()
+    forged = Ledger({"math": {key: part._replace(sums=part.sums * 9)}})
+    forged.save(tmp_path)
+    add = CommitOperationAdd("outcomes/math.safetensors", str(tmp_path / "math.safetensors"))
+    HfApi().create_commit(repo, [add], commit_message="mine", create_pr=True, token=OTHER_TOKEN)
+    assert cli.main(["merge", repo, "--pr", "1"]) == 2
+    assert (IR3DEModel.from_pretrained(repo).outcomes.sums(["math"], ["math"]) == before).all()
+
+
 def _part(tmp_path: Path, name: str) -> list[str]:
     tiny.statistics(tiny.sentences(name, 6, seed=9)).save(tmp_path / f"{name}.safetensors")
     return [str(tmp_path / f"{name}.safetensors")]
 
 
 HOSTILE = {
-    "not about statistics": ({"notes.txt": b"hello"}, "proposes no statistics"),
+    "broken outcomes": ({"outcomes/math.safetensors": b"\x00" * 99}, "not an outcomes file"),
+    "outcomes of nobody": ({"outcomes/maths.safetensors": b"x"}, "Did you mean 'math'?"),
+    "not about statistics": ({"notes.txt": b"hello"}, "proposes no statistics or outcomes"),
     "a pickle": ({"statistics/law.safetensors": b"\x80\x04\x95" + b"x" * 99}, "not a statistics file"),
     "a name that no expert may have": ({"statistics/.hidden.safetensors": b"x"}, "is the file name of no expert"),
     "no config": ({"statistics/law.safetensors": None, "config.json": b"[]"}, "no readable experts"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,27 +12,29 @@ from typing import Any
 import torch
 from huggingface_hub import HfApi
 
-from ir3de.atomic_save_ir3de import SECOND_FOLDER, STATISTICS_FOLDER
+from ir3de.atomic_save_ir3de import OUTCOMES_FOLDER, SECOND_FOLDER, STATISTICS_FOLDER
 from ir3de.edits_ir3de import prompt_length, pull, read_statistics
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.names_ir3de import name_of_file
-from ir3de.outcomes_ir3de import Ledger
+from ir3de.outcomes_ir3de import ONE, Ledger, read_contributions
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
-from ir3de.specs_ir3de import ExpertSpec
+from ir3de.specs_ir3de import ExpertSpec, nearest_name
 from ir3de.statistics_ir3de import DomainStatistics, FeatureSpace
 
 _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
 _MOST_CONFIG = 1 << 20
-_MUCH = 0.05  # of a domain's recall
+_MUCH = 0.05  # of a domain's recall, or of an expert's mean score
+_MARK = "  <-- moves by more than 5 points"
 
 
 class Proposal:
     """
-    The experts that a pull request proposes: statistics files that are new or changed, and specs of new experts.
+    What a pull request proposes: files of statistics and of outcomes that are new or changed, and specs of new experts.
 
-    Where the router has a second opinion, the same of that too. Nothing else is read, and no code of it runs.
+    Where the router has a second opinion, the same of that too. Nothing else is read, and no code of it runs. Of
+    outcomes those count that the router does not have: a proposal cannot change what is there.
 
     Args:
         repo_id (`str`): of the router.
@@ -44,8 +46,8 @@ class Proposal:
         head (`str`): the commit that all is read at, whatever is pushed meanwhile.
 
     Raises:
-        ValueError: its head is another, it proposes no statistics, or they are too large, malformed or of another
-            feature space.
+        ValueError: its head is another, it proposes neither statistics nor outcomes, or they are too large, malformed,
+            of another feature space, or of an expert that is unknown.
         OSError: there is no such pull request.
     """
 
@@ -59,35 +61,65 @@ class Proposal:
         specs = _read_specs(HfApi().hf_hub_download(repo_id, "config.json", revision=self.head))
         known = [*specs, *model.config.domain_names]  # for files that do not tell whose they are
         self.statistics = _proposed(repo_id, number, self.head, STATISTICS_FOLDER, model.space, known)
-        if not self.statistics:
-            raise ValueError(f"Pull request {number} of {repo_id} proposes no statistics: there is nothing to merge.")
-        self.outcomes = Ledger()  # those of a pull request stay behind
+        self.outcomes = _proposed_outcomes(repo_id, number, self.head, model, specs)
+        if not self.statistics and not self.outcomes:
+            raise ValueError(
+                f"Pull request {number} of {repo_id} proposes no statistics or outcomes: there is nothing to merge."
+            )
         self.second_opinion = None
         if model.second_opinion is not None:
             folder = f"{SECOND_FOLDER}/{STATISTICS_FOLDER}"
             second = _proposed(repo_id, number, self.head, folder, model.second_opinion.space, known)
             self.second_opinion = SimpleNamespace(statistics=second)
-        self.config = SimpleNamespace(experts=[specs.get(name, {"name": name}) for name in self.statistics])
+        named = {**dict.fromkeys(self.statistics), **dict.fromkeys(self.outcomes.contributions)}
+        self.config = SimpleNamespace(experts=[specs.get(name, {"name": name}) for name in named])
 
 
 def _proposed(
     repo_id: str, number: int, revision: str, folder: str, space: FeatureSpace, known: Collection[str]
 ) -> dict[str, DomainStatistics]:
     """The statistics in a folder that are new or changed in a pull request, by domain."""
-    here = _statistics_files(repo_id, "main", folder)
-    new = {path: info for path, info in _statistics_files(repo_id, revision, folder).items() if here.get(path) != info}
-    total = sum(size for _, size in new.values())
-    if total > _MOST_BYTES:
-        raise ValueError(f"Pull request {number} has {total:,} bytes of statistics, more than {_MOST_BYTES:,}.")
-    paths = {name_of_file(Path(path).stem, known): path for path in new}
+    paths = _changed(repo_id, number, revision, folder, known)
     return {
         name: read_statistics(HfApi().hf_hub_download(repo_id, path, revision=revision), name, space)
         for name, path in paths.items()
     }
 
 
-def _statistics_files(repo_id: str, revision: str, folder: str) -> dict[str, tuple[str, int]]:
-    """Content id and size of the statistics files in a folder of a revision, by path."""
+def _proposed_outcomes(
+    repo_id: str, number: int, revision: str, model: IR3DEModel, specs: Mapping[str, ExpertSpec]
+) -> Ledger:
+    """The outcomes of a pull request that a router does not have."""
+    known = [*specs, *model.config.expert_names]
+    found = {}
+    for name, path in _changed(repo_id, number, revision, OUTCOMES_FOLDER, known).items():
+        if name not in known:
+            raise ValueError(
+                f"Pull request {number} of {repo_id} brings outcomes of {name!r}, which is no expert of the router or"
+                f" of the pull request.{nearest_name(name, known)}"
+            )
+        here = model.outcomes.contributions.get(name, {})
+        parts = read_contributions(HfApi().hf_hub_download(repo_id, path, revision=revision))
+        found[name] = {key: part for key, part in parts.items() if key not in here}
+    return Ledger(found)
+
+
+def _changed(repo_id: str, number: int, revision: str, folder: str, known: Collection[str]) -> dict[str, str]:
+    """The files in a folder that are new or changed in a pull request, by the name that each is of.
+
+    Raises:
+        ValueError: they are too large together.
+    """
+    here = _files(repo_id, "main", folder)
+    new = {path: info for path, info in _files(repo_id, revision, folder).items() if here.get(path) != info}
+    total = sum(size for _, size in new.values())
+    if total > _MOST_BYTES:
+        raise ValueError(f"Pull request {number} has {total:,} bytes of {folder}, more than {_MOST_BYTES:,}.")
+    return {name_of_file(Path(path).stem, known): path for path in new}
+
+
+def _files(repo_id: str, revision: str, folder: str) -> dict[str, tuple[str, int]]:
+    """Content id and size of the safetensors files in a folder of a revision, by path."""
     info = HfApi().model_info(repo_id, revision=revision, files_metadata=True)
     return {
         file.rfilename: (str(file.blob_id), int(file.size or 0))
@@ -113,7 +145,7 @@ class Snapshot:
     What a comparison needs to know of a router.
 
     Args:
-        W (`dict[str, torch.Tensor]`): each expert's column.
+        W (`dict[str, torch.Tensor]`): each domain's column.
         pull (`dict[str, float]`): each domain's share of A's trace.
         length (`dict[str, float]`): mean squared length of each domain's prompt rows.
         specs (`dict[str, ExpertSpec]`): of each expert.
@@ -121,6 +153,8 @@ class Snapshot:
         prompts (`dict[str, int]`): of each domain, in its statistics.
         recalls (`dict[str, float]`): of the domains that there are labelled prompts of, 0 to 1.
         summary (`str`): of these prompts; empty where there are none.
+        judged (`dict[str, tuple[float, float]]`): number and mean score of the outcomes of each expert that has some.
+        best (`dict[str, str]`): who is expected to score most in each domain, where there are outcomes.
     """
 
     W: dict[str, torch.Tensor]
@@ -131,6 +165,8 @@ class Snapshot:
     prompts: dict[str, int]
     recalls: dict[str, float]
     summary: str
+    judged: dict[str, tuple[float, float]]
+    best: dict[str, str]
 
     @classmethod
     def of(cls, model: IR3DEModel, rows: Sequence[Row]) -> Snapshot:
@@ -149,7 +185,7 @@ class Snapshot:
             recalls = {name: of_domain["recall"] for name, of_domain in figures["domains"].items()}
             summary = f"macro accuracy {figures['macro_accuracy']:.2%} of {figures['prompts']:,} prompts"
         return cls(
-            W=dict(zip(names, router.weight.detach().double().clone(), strict=True)),
+            W=dict(zip(model.config.domain_names, router.weight.detach().double().clone(), strict=True)),
             pull=pull(model.statistics, model.config.balance),
             length={name: prompt_length(domain) for name, domain in model.statistics.items()},
             specs={spec["name"]: spec for spec in model.config.specs},
@@ -157,14 +193,31 @@ class Snapshot:
             prompts={name: domain.rows("prompts") for name, domain in model.statistics.items()},
             recalls=recalls,
             summary=summary,
+            judged=_judged(model),
+            best=_best(model),
         )
+
+
+def _judged(model: IR3DEModel) -> dict[str, tuple[float, float]]:
+    names = sorted(model.outcomes.contributions)
+    totals = model.outcomes.sums(sorted(model.outcomes.domains), names).sum(axis=0)
+    return {name: (float(n) / ONE, float(score / n)) for name, (n, score) in zip(names, totals[:, :2], strict=True)}
+
+
+def _best(model: IR3DEModel) -> dict[str, str]:
+    panel = model.panel
+    if panel.scores is None or panel.outcomes is None:
+        return {}
+    columns = panel.scores.argmax(dim=1).tolist()
+    return {name: panel.experts[column] for name, column in zip(panel.domains, columns, strict=True)}
 
 
 def compare(before: Snapshot, after: Snapshot) -> str:
     """Two snapshots side by side: contributions, prompts, pull, mean squared length of prompt rows, how far W moved,
-    recall where there are data, and who will answer. A domain whose recall moves by more than 5 points is marked.
+    recall where there are data, and who will answer; then each expert's outcomes, and who is best where. What moves by
+    more than 5 points is marked, and a domain that another expert answers.
     """
-    head = f"{'expert':<24}{'contributions':>16}{'prompts':>20}{'pull %':>16}{'length':>16}{'W moves %':>11}"
+    head = f"{'domain':<24}{'contributions':>16}{'prompts':>20}{'pull %':>16}{'length':>16}{'W moves %':>11}"
     lines = [f"{head}{'recall %':>18}"]
     for name in sorted(before.W.keys() | after.W.keys()):
         contributions = _change(before.contributions.get(name), after.contributions.get(name), "{}")
@@ -176,15 +229,33 @@ def compare(before: Snapshot, after: Snapshot) -> str:
         marked = abs(after.recalls.get(name, 0) - before.recalls.get(name, after.recalls.get(name, 0))) > _MUCH
         lines.append(
             f"{name:<24}{contributions:>16}{prompts:>20}{share:>16}{length:>16}{moved:>11}{recall:>18}"
-            f"{'  <-- moves by more than 5 points' if marked else ''}"
+            f"{_MARK if marked else ''}"
         )
     for name, spec in sorted(after.specs.items()):
         if before.specs.get(name) != spec:
             lines.append(f"who answers for {name}: {json.dumps(spec, sort_keys=True)}")  # ASCII, in one line
+    lines += _outcomes_compared(before, after)
     for title, side in (("before", before), ("after", after)):
         if side.summary:
             lines.append(f"{title}: {side.summary}")
     return "\n".join(lines)
+
+
+def _outcomes_compared(before: Snapshot, after: Snapshot) -> list[str]:
+    """What is new in the outcomes, a line an expert, and a line a domain that another expert is best in."""
+    lines = []
+    for name in sorted(before.judged.keys() | after.judged.keys()):
+        old, new = before.judged.get(name), after.judged.get(name)
+        if old != new:
+            number = _change(old and old[0], new and new[0], "{:,.0f}")
+            score = _change(old and old[1], new and new[1], "{:.3f}")
+            marked = old is not None and new is not None and abs(new[1] - old[1]) > _MUCH
+            lines.append(f"outcomes of {name}: {number} judged, mean score {score}{_MARK if marked else ''}")
+    for domain in sorted(after.best):
+        old_best, new_best = before.best.get(domain), after.best[domain]
+        if old_best != new_best:
+            lines.append(f"best in {domain}: {old_best or '-'} > {new_best}  <-- another expert")
+    return lines
 
 
 def _moved(old: torch.Tensor | None, new: torch.Tensor | None) -> str:

@@ -36,14 +36,14 @@ def run(args: argparse.Namespace) -> int:
 
     def edit(model: IR3DEModel) -> None:
         """Adds the expert, or puts it in the place of another."""
-        texts = read_texts(RowSource.from_args(args), args.name) if args.data else None
+        texts = read_texts(RowSource.of(**vars(args)), args.name) if args.data else None
         if args.replace:
             model.replace_expert(args.replace, spec, texts=texts, statistics=args.statistics, own=args.own)
         else:
             model.add_expert(spec, texts=texts, statistics=args.statistics, own=args.own)
         opinion = model.second_opinion
         if args.data and opinion is not None and args.name not in opinion.statistics:
-            introduce(opinion, args.name, list(read_texts(RowSource.from_args(args), args.name)))
+            introduce(opinion, args.name, list(read_texts(RowSource.of(**vars(args)), args.name)))
 
     message = f"Replace {args.replace} by {args.name}" if args.replace else f"Add {args.name}"
     place = apply_edit(TargetRouter(args.router, args.output, args.create_pr), edit, message)

@@ -8,24 +8,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from tqdm.auto import tqdm
+from typing import TYPE_CHECKING, Any
 
 from ir3de.scripts.command import command
-from ir3de.scripts.data.sources import load_quickstart_source, load_source
-from ir3de.scripts.data.splits import DataOptions, DataSet, read_data_set
-from ir3de.scripts.reports.comparison import Results, Settings, compare, describe_data, measure_few_shot
-from ir3de.scripts.reports.machine import describe_machine, versions
-from ir3de.scripts.reports.report import write_report
-from ir3de.scripts.routers.base import Factory, Options, choose_routers
-from ir3de.scripts.routers.baselines import BASELINES
-from ir3de.scripts.routers.encoders import default_encoder, shared_encoder
-from ir3de.scripts.routers.ours import CHAIN, FEATURE_MAP_ROUTERS, ours
-from ir3de.scripts.routers.peers import PEERS
 
-ON_REQUEST = ("modem", CHAIN, *FEATURE_MAP_ROUTERS, *PEERS)  # slow, part of another, or another project's
+if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
+    import torch
+
+    from ir3de.scripts.data.splits import DataSet
+    from ir3de.scripts.reports.comparison import Results, Settings
+    from ir3de.scripts.routers.base import Factory, Options
 
 
 @dataclass(frozen=True)
@@ -91,6 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Reads the data, makes sure that every router can be had, and compares them."""
+    import torch
+
+    from ir3de.scripts.data.sources import load_quickstart_source, load_source
+    from ir3de.scripts.data.splits import DataOptions, read_data_set
+    from ir3de.scripts.reports.comparison import describe_data
+    from ir3de.scripts.reports.machine import describe_machine, versions
+    from ir3de.scripts.reports.report import write_report
+    from ir3de.scripts.routers.base import Options, choose_routers
+    from ir3de.scripts.routers.encoders import default_encoder
+
     if bool(args.data) == bool(args.outcomes):
         raise ValueError("Give labelled prompts with --data, or judged ones with --outcomes.")
     if args.embeddings:
@@ -107,9 +109,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("Two --data have the same name: name them apart, or join their files with a comma.")
     for d in data:
         _tell_what_is_left_out(d)
-    known: dict[str, Factory] = {**ours(tokenizer, embeddings), **BASELINES, **PEERS}
-    names = args.routers.split(",") if args.routers else [name for name in known if name not in ON_REQUEST]
-    routers = choose_routers(known, names)
+    known, usual = _known_routers(tokenizer, embeddings)
+    routers = choose_routers(known, args.routers.split(",") if args.routers else usual)
     options = Options(args.encoder or default_encoder(), args.modem_encoder, args.max_train_per_domain or None)
     for make in routers.values():  # what is missing shows before anything is measured
         make(options)
@@ -132,6 +133,17 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _known_routers(tokenizer: Any, embeddings: torch.Tensor) -> tuple[dict[str, Factory], list[str]]:
+    """All routers by name, and the names of those that are compared unless a person names others."""
+    from ir3de.scripts.routers.baselines import BASELINES
+    from ir3de.scripts.routers.ours import CHAIN, FEATURE_MAP_ROUTERS, ours
+    from ir3de.scripts.routers.peers import PEERS
+
+    known: dict[str, Factory] = {**ours(tokenizer, embeddings), **BASELINES, **PEERS}
+    on_request = {"modem", CHAIN, *FEATURE_MAP_ROUTERS, *PEERS}  # slow, part of another, or another project's
+    return known, [name for name in known if name not in on_request]
+
+
 def compare_by_outcomes(
     files: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, encoder: str | None, output: Path
 ) -> str:
@@ -139,6 +151,7 @@ def compare_by_outcomes(
     from ir3de.scripts.data.judged import read_judged
     from ir3de.scripts.reports.outcomes import compare_outcomes, discovered, write_outcomes_report
     from ir3de.scripts.routers.by_outcomes import DomainsByOutcomes, baselines
+    from ir3de.scripts.routers.encoders import default_encoder, shared_encoder
 
     data = [read_judged(file) for file in files]
     others = baselines(shared_encoder(encoder or default_encoder()))
@@ -171,6 +184,10 @@ def compare_all(
         tokenizer (`PreTrainedTokenizerBase`): whose work is the yardstick of what a route costs.
         output (`Path`): folder for `results.json`.
     """
+    from tqdm.auto import tqdm
+
+    from ir3de.scripts.reports.comparison import compare, measure_few_shot
+
     number = len(data) * len(routers) * (1 + len(few.shots) * few.seeds)
     with tqdm(total=number, desc="Comparing", disable=None) as progress:
         for d in data:

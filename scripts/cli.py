@@ -6,6 +6,8 @@ import argparse
 import importlib
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -47,33 +49,32 @@ def main(arguments: list[str] | None = None) -> int:
             _import(name).add_arguments(of_command)
     args = parser.parse_args(arguments)
     ir3de.register()
-    return _run(args)
+    return _run(args.command, partial(_import(args.command).run, args), getattr(args, "router", None))
 
 
-def _run(args: argparse.Namespace) -> int:
-    """Runs the subcommand that was asked for."""
+def _run(name: str, command: Callable[[], int], router: str | None) -> int:
+    """Runs the subcommand that was asked for; `router` is the one it was given, if any."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        return int(_import(args.command).run(args))
+        return command()
     except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"ir3de {args.command}: {_missing_router(args, error)}{error}", file=sys.stderr)
+        print(f"ir3de {name}: {_missing_router(router, error)}{error}", file=sys.stderr)
         return 2
     except HTTPError as error:  # those that say something of a repository are OSErrors too
-        print(f"ir3de {args.command}: the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
+        print(f"ir3de {name}: the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
 
 
-def _missing_router(args: argparse.Namespace, error: Exception) -> str:
+def _missing_router(router: str | None, error: Exception) -> str:
     """What goes before an error of a router that is no folder: of a mistyped one the libraries say that the Hub cannot
     be reached, or that the name is none for the Hub.
     """
     from huggingface_hub.errors import HFValidationError
 
-    router = getattr(args, "router", None)
-    if not isinstance(router, str) or os.path.exists(router):
+    if router is None or os.path.exists(router):
         return ""
     unreached = isinstance(error, OSError) and "huggingface.co" in str(error)
     if not unreached and not isinstance(error, HFValidationError) and "Repo id must" not in str(error):

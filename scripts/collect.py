@@ -14,7 +14,6 @@ from pathlib import Path
 from ir3de.names_ir3de import file_name
 from ir3de.scripts.command import command
 from ir3de.scripts.data.rows import RowSource, add_text_arguments
-from ir3de.scripts.fitting.private import add_privacy_arguments
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of datatrove's executor, such as partition=cpu and time=02:00:00 for Slurm; repeatable",
     )
     parser.add_argument("--device", default="cpu", help="where prompts' rows are summed, such as cuda")
-    add_privacy_arguments(parser)
+    parser.add_argument("--epsilon", type=float, help="make the statistics differentially private for each prompt")
+    parser.add_argument("--delta", type=float, default=1e-6, help="of the private mode (default: 1e-6)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     output = Path(args.output or (f"{file_name(args.name)}.safetensors" if args.name else "statistics"))
     collection = Collection(
         router=args.router,
-        source=RowSource.from_args(args),
+        source=RowSource.of(**vars(args)),
         name=args.name,
         output=output,
         folder=Path(args.tasks_folder or f"{output}.tasks"),

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any, TypeVar
+
+Values = TypeVar("Values")
 
 
 def command(
@@ -21,3 +25,9 @@ def command(
         return run(parser.parse_args(arguments))
 
     return main
+
+
+def values_of(kind: type[Values], options: Mapping[str, Any]) -> Values:
+    """A dataclass of those options that bear the names of its fields; a command's others are passed over."""
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in options.items() if name in names})

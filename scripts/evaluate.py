@@ -5,55 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-
-from ir3de.card_ir3de import CARD_NAME, state
-from ir3de.configuration_ir3de import IR3DEConfig
-from ir3de.experts_ir3de import describe_error
-from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.command import command
-from ir3de.scripts.data.duplicates import overlap
-from ir3de.scripts.data.experts import read_experts
-from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows, read_texts
-from ir3de.scripts.data.selection import Selection, of_experts, to_score
-from ir3de.scripts.fitting.search import NUM_VOTES
-from ir3de.scripts.metrics.accuracy import (
-    accuracy_over_k,
-    describe,
-    one_hot,
-    outside_figures,
-    routing_accuracy,
-    second_accuracy,
-)
-from ir3de.scripts.metrics.normalised import Losses
-from ir3de.scripts.metrics.perplexity import score_experts
-from ir3de.scripts.reports.evaluation import RESULTS, Results, Settings, write_card, write_report
-from ir3de.scripts.reports.machine import describe_machine, versions
-from ir3de.scripts.reports.rows import (
-    AVERAGE,
-    DEFAULT,
-    TableRow,
-    describe_routes,
-    describe_row,
-    fixed_rows,
-    trained_rows,
-)
-from ir3de.scripts.routers.average import average_experts
-from ir3de.scripts.routers.base import Factory, Options, choose_routers
-from ir3de.scripts.routers.baselines import BASELINES
-from ir3de.scripts.routers.encoders import default_encoder
-from ir3de.scripts.routers.ours import ours
-from ir3de.specs_ir3de import ExpertSpec
+from ir3de.scripts.data.rows import RowSource, add_data_arguments
 
-ROUTER = "this router"
+if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
+    from ir3de.scripts.measuring.evaluation import Evaluation
+    from ir3de.scripts.reports.evaluation import Results
+
+ROUTERS = (
+    *("knn-1", "knn-5", "knn-10", "modem", "bow-mlp", "tfidf"),
+    *("ir3de-top-k", "ir3de-all", "ir3de-avg", "ir3de-prompt"),
+)
 LEAST = {"prompts": 1, "max_tokens": 2, "max_train_per_domain": 0, "seeds": 1}
 USUAL = {"prompts": 60, "max_tokens": 128, "max_train_per_domain": 300, "seeds": 3}
 QUICK = {"prompts": 10, "max_tokens": 64, "max_train_per_domain": 10, "seeds": 1}
@@ -81,12 +48,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     experts.add_argument("--prompts", type=int, help="that experts read, a domain (default: 60)")
     experts.add_argument("--max-tokens", type=int, help="of a prompt, for modem too (default: 128)")
-    experts.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the experts")
+    experts.add_argument("--device", help="of the experts (default: a GPU if there is one)")
     others = parser.add_argument_group("other routers, fitted to training data")
     others.add_argument("--train", action="append", metavar="FILE_OR_ID", help="as --data; repeatable")
     others.add_argument("--train-where", action="append", default=[], metavar="KEY=VALUE", help="as --where")
     others.add_argument("--train-split", default="train", help="split of a Hub data set (default: train)")
-    others.add_argument("--routers", metavar="NAMES", help=f"comma-separated; default: {','.join(DEFAULT)}")
+    others.add_argument("--routers", metavar="NAMES", help=f"comma-separated; default: {','.join(ROUTERS)}")
     others.add_argument("--encoder", help="Hub id or folder of a sentence encoder; default: all-MiniLM-L6-v2")
     others.add_argument("--modem-encoder", help="that modem fine-tunes; default: DeBERTa-v3 on a GPU, else --encoder")
     others.add_argument(
@@ -98,187 +65,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Reading:
-    """
-    How experts read the data.
-
-    Args:
-        experts (`str`): file with a list of experts, instead of the router's own; or empty.
-        prompts (`int`): a domain.
-        max_tokens (`int`): of a prompt.
-    """
-
-    experts: str
-    prompts: int
-    max_tokens: int
-
-
-@dataclass(frozen=True)
-class Training:
-    """
-    How other routers are fitted.
-
-    Args:
-        source ([`RowSource`]): the training data.
-        routers (`tuple[str, ...]`): names of the routers.
-        options ([`Options`]): of the routers.
-        seeds (`int`): of those whose routes depend on one.
-    """
-
-    source: RowSource
-    routers: tuple[str, ...]
-    options: Options
-    seeds: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """
-    What is evaluated.
-
-    Args:
-        router (`str`): folder or Hub id.
-        source ([`RowSource`]): the data.
-        variant (`str`, *optional*): instead of the router's own.
-        num_votes (`int`, *optional*): instead of the router's own.
-        output (`Path`, *optional*): folder for the results; without one only the routing accuracy is printed.
-        reading ([`Reading`], *optional*): where experts read the data.
-        training ([`Training`], *optional*): where other routers are fitted.
-        card (`bool`): whether the router's card gets the figures.
-        quick (`bool`): whether the sizes are those of `QUICK`.
-        device (`str`): of the experts.
-        outside ([`RowSource`], *optional*): prompts of none of the domains.
-    """
-
-    router: str
-    source: RowSource
-    variant: str | None
-    num_votes: int | None
-    output: Path | None
-    reading: Reading | None
-    training: Training | None
-    card: bool
-    quick: bool
-    device: str
-    outside: RowSource | None = None
-
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> Evaluation:
-        """What the options say.
-
-        Raises:
-            ValueError: a size is too small, or the options do not go together.
-        """
-        sizes = dict(QUICK if args.quick else USUAL)
-        for key in LEAST:  # what is given by hand holds, in a trial too
-            if getattr(args, key) is not None:
-                sizes[key] = getattr(args, key)
-        for key, least in LEAST.items():
-            if sizes[key] < least:
-                raise ValueError(f"--{key.replace('_', '-')} must be at least {least}, got {sizes[key]}.")
-        source = RowSource.from_args(args)
-        reading, training = None, None
-        if args.experts is not None:
-            reading = Reading(args.experts, sizes["prompts"], sizes["max_tokens"])
-        if args.train:
-            data = replace(source, sources=tuple(args.train), where=tuple(args.train_where), split=args.train_split)
-            names = tuple(args.routers.split(",")) if args.routers else DEFAULT
-            options = Options(
-                args.encoder or default_encoder(),
-                args.modem_encoder,
-                max_train=sizes["max_train_per_domain"] or None,
-                max_tokens=sizes["max_tokens"],
-            )
-            training = Training(data, names, options, sizes["seeds"])
-        made = cls(
-            args.router,
-            source,
-            args.variant,
-            args.num_votes,
-            Path(args.output) if args.output else None,
-            reading,
-            training,
-            args.card,
-            args.quick,
-            args.device,
-            replace(source, sources=tuple(args.outside), where=(), any_domain=True) if args.outside else None,
-        )
-        made.check()
-        return made
-
-    def check(self) -> None:
-        """Raises ValueError where the options do not go together."""
-        if self.output is None and (self.reading or self.training or self.card):
-            raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
-        if not self.card:
-            return
-        if self.quick:
-            raise ValueError("--quick is a trial, and --card writes what is measured for good: leave one of them out.")
-        if self.variant or self.num_votes is not None or (self.reading and self.reading.experts):
-            raise ValueError(
-                "--card writes what the router does as it is: leave out --variant, --num-votes and the list of"
-                " --experts."
-            )
-        if not Path(self.router, CARD_NAME).is_file():
-            raise ValueError(
-                f"--card writes into the {CARD_NAME} of a router's folder, and {self.router} has none: download the"
-                " router, evaluate the folder and upload it again (`hf upload`)."
-            )
-
-    @property
-    def choice(self) -> dict[str, Any]:
-        """The options of a call that are instead of the router's own."""
-        given = {"variant": self.variant, "num_votes": self.num_votes}
-        return {key: value for key, value in given.items() if value is not None}
-
-
 def run(args: argparse.Namespace) -> int:
     """Evaluates; the exit code is 1 where an expert or another router failed."""
-    asked = Evaluation.from_args(args)
-    started = time.monotonic()
-    model = IR3DEModel.from_pretrained(asked.router)
-    router = IR3DERoutingPipeline(model, device="cpu")
-    specs = _specs(asked, model.config)
-    selection, train, notes = _select(asked, model)
-    routers = _routers(asked.training, model) if asked.training else {}
-    outside = list(read_texts(asked.outside, "--outside")) if asked.outside else []
-    for note in notes:
+    import torch
+
+    from ir3de.scripts.measuring.evaluation import Evaluation, Reading, Training
+    from ir3de.scripts.routers.base import Options
+    from ir3de.scripts.routers.encoders import default_encoder
+
+    sizes = _sizes(args.quick, {name: getattr(args, name) for name in LEAST})
+    source = RowSource.of(**vars(args))
+    reading, training, outside = None, None, None
+    if args.experts is not None:
+        reading = Reading(args.experts, sizes["prompts"], sizes["max_tokens"])
+    if args.train:
+        data = replace(source, sources=tuple(args.train), where=tuple(args.train_where), split=args.train_split)
+        options = Options(
+            args.encoder or default_encoder(),
+            args.modem_encoder,
+            max_train=sizes["max_train_per_domain"] or None,
+            max_tokens=sizes["max_tokens"],
+        )
+        names = tuple(args.routers.split(",")) if args.routers else ROUTERS
+        training = Training(data, names, options, sizes["seeds"])
+    if args.outside:
+        outside = replace(source, sources=tuple(args.outside), where=(), any_domain=True)
+    asked = Evaluation(
+        router=args.router,
+        source=source,
+        variant=args.variant,
+        num_votes=args.num_votes,
+        output=Path(args.output) if args.output else None,
+        reading=reading,
+        training=training,
+        card=args.card,
+        quick=args.quick,
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        outside=outside,
+    )
+    return _evaluate(asked, args.json)
+
+
+def _evaluate(asked: Evaluation, as_json: bool) -> int:
+    """Measures, writes and prints."""
+    from ir3de.scripts.measuring.evaluation import measure_costs, measure_routing, prepare, write_results
+    from ir3de.scripts.metrics.accuracy import describe
+    from ir3de.scripts.reports.evaluation import RESULTS
+
+    prepared = prepare(asked)
+    for note in prepared.notes:
         print(note, file=sys.stderr)
-    routing = routing_accuracy(router, selection.rows, **asked.choice)
-    if model.second_opinion is not None:
-        try:
-            routing["with_second_opinion"] = second_accuracy(model, selection.rows, **asked.choice)
-        except (ImportError, OSError) as error:
-            print(f"The second opinion is not measured: {error}", file=sys.stderr)
-    if outside:
-        routing["outside"] = outside_figures(router, selection.rows, outside)
+    routing = measure_routing(asked, prepared)
     if asked.output is None:
-        print(json.dumps(routing, indent=2) if args.json else describe(routing))
+        print(json.dumps(routing, indent=2) if as_json else describe(routing))
         return 0
-    results: Results = {
-        "settings": _settings(asked, model.config, train),
-        "notes": notes,
-        "routing": routing,
-        "failures": {},
-        "over_k": accuracy_over_k(router, selection.rows, NUM_VOTES),
-        "rows": [],
-        "seconds": 0.0,
-    }
-    asked.output.mkdir(parents=True, exist_ok=True)
-    losses = _losses(asked, asked.output, specs, selection, results["failures"])
-    if asked.reading:
-        results["rows"] += _fixed_rows(losses, model.config.expert_names, results["failures"])
-    if asked.training and train:
-        trained = _trained_rows(asked.training, asked.output, routers, losses, train, selection)
-        results["rows"] += trained
-        results["over_k"] = _over_k(trained) or results["over_k"]
-    results["rows"].append(_own_row(asked, router, losses, selection, results["settings"]["variant"]))
-    results["seconds"] = time.monotonic() - started
-    table = write_report(results, asked.output)
-    print((asked.output / RESULTS).read_text(encoding="utf-8") if args.json else table)
-    if asked.card:
-        write_card(Path(asked.router), results, state(model.config, model.statistics))
+    results = measure_costs(asked, prepared, routing, asked.output)
+    table = write_results(asked, prepared, results, asked.output)
+    print((asked.output / RESULTS).read_text(encoding="utf-8") if as_json else table)
     return _tell_failures(results)
 
 
@@ -293,135 +136,18 @@ def _tell_failures(results: Results) -> int:
     return 1 if failed else 0
 
 
-def _specs(asked: Evaluation, config: IR3DEConfig) -> list[ExpertSpec]:
-    """The experts that read the data: the router's own, or those of a list, which must have the same names."""
-    if asked.reading is None or not asked.reading.experts:
-        return list(config.experts or [])
-    listed = IR3DEConfig(experts=read_experts(asked.reading.experts))
-    if listed.expert_names != config.expert_names:
-        raise ValueError(
-            f"{asked.reading.experts} lists {listed.expert_names}, and the router sends prompts to"
-            f" {config.expert_names}: list an expert for each of these names."
-        )
-    return list(listed.experts or [])
+def _sizes(quick: bool, given: Mapping[str, int | None]) -> dict[str, int]:
+    """The sizes of the evaluation; what is given by hand holds, in a trial too.
 
-
-def _select(asked: Evaluation, model: IR3DEModel) -> tuple[Selection, Selection | None, list[str]]:
-    """The rows to evaluate on, those to fit other routers to, and what is left out of both."""
-    names = model.config.expert_names
-    selection = of_experts(read_rows(asked.source), names)
-    if asked.reading:
-        selection = to_score(selection, model.tokenizer, asked.reading.prompts, asked.reading.max_tokens)
-    notes = selection.notes()
-    if asked.training is None:
-        return selection, None, notes
-    train = of_experts(read_rows(asked.training.source), names, "training data")
-    of_train = train.notes("the routers that are fitted to these never choose its expert")
-    notes += [f"Training data: {note}" for note in of_train]
-    return selection, train, [*notes, *overlap(train.rows, selection.rows)]
-
-
-def _routers(training: Training, model: IR3DEModel) -> dict[str, Factory]:
-    known: dict[str, Factory] = {**ours(model.tokenizer, model.embed_tokens.weight.detach()), **BASELINES}
-    return choose_routers(known, training.routers)
-
-
-def _losses(
-    asked: Evaluation, output: Path, specs: Sequence[ExpertSpec], selection: Selection, failures: dict[str, str]
-) -> Losses:
-    """What the prompts cost the experts and the average of their weights; only the columns where no expert reads."""
-    domains, texts = [row.domain for row in selection.rows], [row.text for row in selection.rows]
-    if asked.reading is None:
-        shape = len(texts), len(specs)
-        return Losses(domains, [spec["name"] for spec in specs], np.full(shape, np.nan), np.zeros(shape, dtype=int))
-    columns = list(specs)
-    try:
-        columns.append(average_experts(output / AVERAGE, specs, AVERAGE))
-    except Exception as error:  # the experts themselves go on
-        failures[AVERAGE] = describe_error(error)
-    scores = score_experts(output / "scores", texts, columns, device=torch.device(asked.device))
-    failures.update(scores.failures)
-    return Losses(domains, [spec["name"] for spec in columns], scores.nats, scores.tokens, scores.seconds)
-
-
-def _fixed_rows(losses: Losses, names: Sequence[str], failures: Mapping[str, str]) -> list[TableRow]:
-    """The rows without a router; those of experts that failed say so."""
-    rows = []
-    for name, p in fixed_rows(losses, names).items():
-        expert = name.removeprefix("only ")
-        failed = f"failed: {failures[expert]}" if expert in failures else None
-        rows.append(describe_row(name, losses, p, failed, losses.seconds.get(expert)))
-    if AVERAGE not in losses.experts:
-        rows.append({"row": AVERAGE, "error": failures[AVERAGE]})
-    return rows
-
-
-def _trained_rows(
-    training: Training,
-    output: Path,
-    routers: Mapping[str, Factory],
-    losses: Losses,
-    train: Selection,
-    selection: Selection,
-) -> list[TableRow]:
-    """The rows of routers that are fitted to training data."""
-    file = output / "routes.json"
-    trained = trained_rows(file, routers, training.options, training.seeds, train.rows, selection.rows)
-    return [describe_routes(name, losses, routes) for name, routes in trained.items()]
-
-
-def _over_k(trained: Sequence[TableRow]) -> dict[str, float]:
-    """Accuracy over k of the top-k that was fitted here, and of the other variants, each with its own choice; empty
-    where top-k was not fitted.
+    Raises:
+        ValueError: one is too small.
     """
-    votes: dict[str, float] = {}
-    others: dict[str, float] = {}
-    for row in trained:
-        over_k = row.get("over_k", {})
-        votes |= {k: accuracy for k, accuracy in over_k.items() if k.isdigit()}
-        if row["row"].startswith("ir3de-") and not over_k and not row.get("error"):
-            others[row["row"].removeprefix("ir3de-")] = row["accuracy"]
-    return votes | others if votes else {}
-
-
-def _own_row(
-    asked: Evaluation, router: IR3DERoutingPipeline, losses: Losses, selection: Selection, variant: str
-) -> TableRow:
-    """The row of the router itself."""
-    started = time.monotonic()
-    texts = [row.text for row in selection.rows]
-    records = router(texts, generate=False, on_error="raise", min_score=0, top_n=1, **asked.choice)
-    routes = [record["expert"] for record in records]
-    seconds = time.monotonic() - started
-    return describe_row(ROUTER, losses, one_hot(losses.experts, routes), variant, seconds)
-
-
-def _settings(asked: Evaluation, config: IR3DEConfig, train: Selection | None) -> Settings:
-    """What the report says of the run."""
-    variant = asked.variant or config.variant
-    votes = f", k {asked.num_votes or config.num_votes}" if variant == "top-k" else ""
-    settings: Settings = {
-        "router": Path(asked.router).name if Path(asked.router).is_dir() else asked.router,
-        "variant": f"{variant}, {config.feature_map}{votes}",
-        "experts": config.expert_names,
-        "data": asked.source.names,
-        "where": list(asked.source.where),
-    }
-    if asked.reading:
-        settings["prompts"], settings["max_tokens"] = asked.reading.prompts, asked.reading.max_tokens
-    if asked.training and train:
-        settings["train"] = list(asked.training.source.sources)
-        settings["train_where"] = list(asked.training.source.where)
-        settings["train_rows"] = len(train.rows)
-        settings["seeds"] = asked.training.seeds
-        settings["max_train_per_domain"] = asked.training.options.max_train or 0
-        settings["modem_tokens"] = asked.training.options.max_tokens
-    settings["quick"] = asked.quick
-    settings["threads"] = torch.get_num_threads()
-    settings["device"] = asked.device
-    settings["machine"] = describe_machine()
-    settings["packages"] = versions("torch", "transformers", "peft", "scikit-learn", "sentence-transformers")
-    return settings
+    sizes = dict(QUICK if quick else USUAL)
+    sizes |= {name: size for name, size in given.items() if size is not None}
+    for name, least in LEAST.items():
+        if sizes[name] < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {sizes[name]}.")
+    return sizes
 
 
 main = command("evaluate", __doc__, add_arguments, run)

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import command, values_of
 from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, check_domain_names, read_rows, read_texts
 from ir3de.scripts.data.validation import Validation
 from ir3de.scripts.fitting.options import FEW, FitOptions, add_choice_arguments, add_minimum_arguments
 
-if TYPE_CHECKING:  # both load torch, which nobody who asks for help waits for
+if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
+    from ir3de.samples_ir3de import Sample
     from ir3de.scripts.fitting.fit import Fitted
     from ir3de.second_opinion_ir3de import SecondOpinion
 
@@ -68,19 +69,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fits a router and saves it."""
     from ir3de.configuration_ir3de import IR3DEConfig
-    from ir3de.samples_ir3de import SAMPLES_NAME, read_samples
+    from ir3de.samples_ir3de import read_samples
     from ir3de.scripts.data.experts import read_experts
     from ir3de.scripts.data.sources import gguf_of, load_source, public_name
     from ir3de.scripts.fitting.fit import fit_rows
 
-    options, source, duplicates = FitOptions.from_args(args), RowSource.from_args(args), Duplicates()
+    _check_together(args.data, args.outcomes, args.discover, args.second)
+    options, source, duplicates = values_of(FitOptions, vars(args)), RowSource.of(**vars(args)), Duplicates()
     options.check_minimums()
+    number = _number_of_domains(args.discover)
     outside, validation = _outside(source, args.outside or ()), _validation(source, args.validation or ())
     source = replace(source, group_column=args.group_column)
     samples = read_samples(args.samples) if args.samples else None
     gguf_file = args.gguf_file or gguf_of(args.embeddings)
-    number = _number_of_domains(args.discover)
-    _check_together(args)
     specs = read_experts(args.experts) if args.experts else []
     apart = any("domains" in spec for spec in specs)  # whether there are domains is known once the data are read
     config = IR3DEConfig(
@@ -93,9 +94,9 @@ def run(args: argparse.Namespace) -> int:
     )
     check_domain_names(source)
     tokenizer, embeddings = load_source(args.embeddings, args.revision, gguf_file)
-    rows = duplicates.watch(read_rows(source)) if args.data else None
     opinion = _second(args.second)
     kept: list[Row] = []
+    rows = duplicates.watch(read_rows(source)) if args.data else None
     if opinion is not None and rows is not None:
         rows = _keeping(rows, kept)
     if args.outcomes:
@@ -118,26 +119,36 @@ def run(args: argparse.Namespace) -> int:
         _fit_second(opinion, fitted, kept)
     elif min(map(len, fitted.held_out.values())) < FEW:
         print(f"With few rows try --second, or `ir3de second {args.output}`: it measures what a second opinion gives.")
-    if samples is not None:
-        fitted.model.samples = samples
-    fitted.model.save_pretrained(args.output)
-    skipped = f" ({fitted.skipped} rows without a token were left out)" if fitted.skipped else ""
-    domains = f" and {len(config.domain_names)} domains" if config.domains else ""
-    print(f"Saved a router of {len(config.expert_names)} experts{domains} to {args.output}{skipped}.")
-    if samples:
-        print(f"Its {SAMPLES_NAME} holds the text of {len(samples):,} prompts: whoever can read the router reads them.")
-    print(f'Try it: ir3de route {args.output} "a prompt"')
+    _save(fitted, samples, args.output)
     return 0
 
 
-def _check_together(args: argparse.Namespace) -> None:
+def _check_together(
+    data: Sequence[str] | None, outcomes: Sequence[str], discover: str | None, with_second: bool
+) -> None:
     """Raises ValueError where options do not go together."""
-    if not args.data and not args.outcomes:
+    if not data and not outcomes:
         raise ValueError("Give labelled text with --data, or outcomes with --outcomes.")
-    if args.discover and (args.data or not args.outcomes):
+    if discover and (data or not outcomes):
         raise ValueError("--discover makes domains of the prompts of --outcomes, so it goes with these and no --data.")
-    if args.second and (args.outcomes or not args.data):
+    if with_second and (outcomes or not data):
         raise ValueError("--second takes the rows of --data alone: with --outcomes, make one with `ir3de second`.")
+
+
+def _save(fitted: Fitted, samples: list[Sample] | None, output: str) -> None:
+    """Saves the router, and says what is in it and what it is for."""
+    from ir3de.samples_ir3de import SAMPLES_NAME
+
+    model, config = fitted.model, fitted.model.config
+    if samples is not None:
+        model.samples = samples
+    model.save_pretrained(output)
+    skipped = f" ({fitted.skipped} rows without a token were left out)" if fitted.skipped else ""
+    domains = f" and {len(config.domain_names)} domains" if config.domains else ""
+    print(f"Saved a router of {len(config.expert_names)} experts{domains} to {output}{skipped}.")
+    if samples:
+        print(f"Its {SAMPLES_NAME} holds the text of {len(samples):,} prompts: whoever can read the router reads them.")
+    print(f'Try it: ir3de route {output} "a prompt"')
 
 
 def _keeping(rows: Iterable[Row], kept: list[Row]) -> Iterator[Row]:

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     args.data = [*args.sources, *(args.data or [])]
     if not args.data:
         raise ValueError("Name the data: ir3de inspect train.csv")
-    seen = inspect(replace(RowSource.from_args(args), skip_bad_rows=True))
+    seen = inspect(replace(RowSource.of(**vars(args)), skip_bad_rows=True))
     print(describe(seen))
     print(estimate({name: domain.rows for name, domain in seen.domains.items()}, seen.characters).describe())
     return 0

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from ir3de.scripts.command import command
 from ir3de.scripts.judging.ways import PERPLEXITY, WAYS
 from ir3de.scripts.metrics.tasks import TaskOptions
-from ir3de.specs_ir3de import nearest_name
 
 if TYPE_CHECKING:
     from ir3de.pipeline_ir3de import IR3DERoutingPipeline
@@ -78,36 +77,6 @@ class JudgeOptions:
     metric: str | None
     include_path: str | None
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> JudgeOptions:
-        """What the options say.
-
-        Raises:
-            ValueError: they do not go together.
-        """
-        if args.at_once < 1:
-            raise ValueError(f"--at-once must be at least 1, got {args.at_once}.")
-        if args.by in WAYS and not args.data:
-            raise ValueError(f"--by {args.by} needs --data FILE.")
-        if args.by not in WAYS and args.data:
-            raise ValueError(f"--by {args.by!r} is none of {', '.join(WAYS)}; a task of lm-eval brings its own --data.")
-        server = (args.judge_endpoint, args.judge_model, args.rubric)
-        if args.by == "judge" and not all(server):
-            raise ValueError("--by judge needs --judge-endpoint, --judge-model and --rubric.")
-        return cls(
-            args.router,
-            args.by,
-            Path(args.output),
-            args.data,
-            tuple(args.experts.split(",")) if args.experts else (),
-            args.at_once,
-            args.max_new_tokens,
-            server if args.by == "judge" else None,
-            TaskOptions(args.limit, args.num_fewshot, args.at_once, args.allow_code),
-            args.metric,
-            args.include_path,
-        )
-
 
 def run(args: argparse.Namespace) -> int:
     """Asks and scores."""
@@ -115,7 +84,21 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.pipeline_ir3de import IR3DERoutingPipeline
     from ir3de.scripts.judging.asking import failures_of
 
-    options = JudgeOptions.from_args(args)
+    server = (args.judge_endpoint, args.judge_model, args.rubric)
+    _check_together(args.by, args.data, args.at_once, server)
+    options = JudgeOptions(
+        router=args.router,
+        by=args.by,
+        output=Path(args.output),
+        data=args.data,
+        experts=tuple(args.experts.split(",")) if args.experts else (),
+        at_once=args.at_once,
+        max_new_tokens=args.max_new_tokens,
+        judge=server if args.by == "judge" else None,
+        task=TaskOptions(args.limit, args.num_fewshot, args.at_once, args.allow_code),
+        metric=args.metric,
+        include_path=args.include_path,
+    )
     questions, score = _questions(options) if options.data else ([], None)
     pipe = IR3DERoutingPipeline(IR3DEModel.from_pretrained(options.router))
     names = _names(options.experts, pipe)
@@ -127,8 +110,22 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result.answers or result.known else 1
 
 
+def _check_together(by: str, data: str | None, at_once: int, server: Sequence[str | None]) -> None:
+    """Raises ValueError where options do not go together."""
+    if at_once < 1:
+        raise ValueError(f"--at-once must be at least 1, got {at_once}.")
+    if by in WAYS and not data:
+        raise ValueError(f"--by {by} needs --data FILE.")
+    if by not in WAYS and data:
+        raise ValueError(f"--by {by!r} is none of {', '.join(WAYS)}; a task of lm-eval brings its own --data.")
+    if by == "judge" and not all(server):
+        raise ValueError("--by judge needs --judge-endpoint, --judge-model and --rubric.")
+
+
 def _names(given: Sequence[str], pipe: IR3DERoutingPipeline) -> list[str]:
     """The experts that are judged."""
+    from ir3de.specs_ir3de import nearest_name
+
     known = pipe.model.config.expert_names
     for name in given:
         if name not in known:

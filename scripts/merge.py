@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     if bool(args.source) == (args.pr is not None):
         raise ValueError("Give either sources to merge or --pr N.")
-    rows = list(read_rows(RowSource.from_args(args))) if args.data else []
+    rows = list(read_rows(RowSource.of(**vars(args)))) if args.data else []
 
     def edit(model: IR3DEModel) -> None:
         """Merges, and prints before and after."""

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
     if args.refit != bool(args.data):
         raise ValueError("Give --refit and --data together, to make the embedded statistics anew, or neither.")
     if args.refit:
-        source = RowSource.from_args(args)
+        source = RowSource.of(**vars(args))
         print(refit(read_rows(source), source.hub_ids or None).describe())
     print(build(args.output))
     return 0

@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--max-train-per-domain must be at least 0, got {args.max_train_per_domain}.")
     model = IR3DEModel.from_pretrained(args.router)
     names = model.config.expert_names
-    source = RowSource.from_args(args)
+    source = RowSource.of(**vars(args))
     train = rows_to_fit(read_rows(source), names, args.max_train_per_domain or None)
     rows, notes = train.rows, train.notes()
     other = bool(args.test_data or args.test_where)  # rows than those to fit on

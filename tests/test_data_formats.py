@@ -297,7 +297,7 @@ def test_names_are_tidied_renamed_and_checked_before_anything_else(tmp_path: Pat
     check_domain_names(fixed)
     assert len(list(read_rows(fixed, Report()))) == 7
     with pytest.raises(ValueError, match="--rename takes OLD=NEW, got 'x'"):
-        RowSource.from_args(_parsed("--data", "a", "--rename", "x"))
+        RowSource.of(**vars(_parsed("--data", "a", "--rename", "x")))
 
 
 def _parsed(*arguments: str) -> argparse.Namespace:

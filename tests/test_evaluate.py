@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import shutil
@@ -21,7 +20,7 @@ from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.scripts import cli
 from ir3de.scripts.cli import main
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.evaluate import Evaluation, add_arguments
+from ir3de.scripts.evaluate import LEAST, QUICK, _sizes
 from ir3de.scripts.fitting.search import NUM_VOTES
 from ir3de.scripts.metrics import perplexity
 from ir3de.scripts.metrics.accuracy import expected_accuracy, one_hot, routing_accuracy, second_accuracy
@@ -386,19 +385,12 @@ def test_adapters_are_averaged_exactly(tmp_path: Path) -> None:
 
 
 def test_an_option_given_by_hand_holds_in_a_trial_too() -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    given = ["router", "--data", "rows.jsonl", "--output", "out", "--experts"]
-
-    def sizes(*more: str) -> tuple[int, int]:
-        """Prompts and tokens that experts read."""
-        reading = Evaluation.from_args(parser.parse_args([*given, *more])).reading
-        assert reading is not None
-        return reading.prompts, reading.max_tokens
-
-    assert sizes() == (60, 128)
-    assert sizes("--quick") == (10, 64)
-    assert sizes("--quick", "--prompts", "25") == (25, 64)
+    given: dict[str, int | None] = dict.fromkeys(LEAST)
+    assert _sizes(False, given)["prompts"] == 60
+    assert _sizes(True, given)["prompts"] == 10
+    assert _sizes(True, given | {"prompts": 25}) == {**QUICK, "prompts": 25}
+    with pytest.raises(ValueError, match="--max-tokens must be at least 2, got 1"):
+        _sizes(True, given | {"max_tokens": 1})
 
 
 def test_the_second_opinion_is_measured_beside_the_router() -> None:

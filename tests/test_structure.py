@@ -1,6 +1,10 @@
-"""The direction of imports: a command imports from rooms, a room from rooms and the root, the root from the root."""
+"""The direction of imports: a command imports from rooms, a room from rooms and the root, the root from the root.
+
+And the parsed options stay in `run(args)`, which makes typed values of them.
+"""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +18,7 @@ SCRIPTS = ROOT / "scripts"
 PLUMBING = {"__init__", "cli", "command"}  # what commands share of the command line itself
 COMMANDS = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem not in PLUMBING)
 ROOMS = sorted(path.name for path in SCRIPTS.iterdir() if (path / "__init__.py").is_file())
+OURS = {"gateway", "scripts", "space", "app.py", "__init__.py"} | {path.name for path in ROOT.glob("*_ir3de.py")}
 TRAVELLERS = sorted(ROOT.glob("*_ir3de.py"))
 
 
@@ -60,6 +65,32 @@ def test_what_travels_imports_what_travels(path: Path) -> None:
     outside = {name for name in imported(path) if name.split(".")[0] == "ir3de"} - {"ir3de"}
     siblings = {f"ir3de.{other.stem}" for other in TRAVELLERS}
     assert {name for name in outside if not any(f"{name}.".startswith(f"{s}.") for s in siblings)} == set()
+
+
+def takers_of_options(source: str) -> set[str]:
+    """The functions that take an `argparse.Namespace`, whatever they do with it."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            parameters = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            named = [ast.unparse(each.annotation) for each in parameters if each.annotation]
+            if any(re.search(r"\bNamespace\b", name) and not name.startswith("Callable") for name in named):
+                found.add(node.name)
+    return found
+
+
+def test_only_run_takes_the_parsed_options() -> None:
+    files = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] in OURS]
+    assert len(files) > 150
+    takers = {path: takers_of_options(path.read_text(encoding="utf-8")) for path in files}
+    assert {str(path.relative_to(ROOT)) for path, names in takers.items() if names - {"run"}} == set()
+    assert sum(names == {"run"} for names in takers.values()) == len(COMMANDS) - 1, "all but the demo, which has none"
+
+
+def test_the_scan_sees_who_takes_options() -> None:
+    for kind in ("argparse.Namespace", "Namespace", "'argparse.Namespace'", "Namespace | None"):
+        assert takers_of_options(f"class A:\n    def of(cls, args: {kind}): ...") == {"of"}, kind
+    assert takers_of_options("def f(run: Callable[[argparse.Namespace], int]): ...") == set()
 
 
 def test_the_scan_sees_each_kind_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

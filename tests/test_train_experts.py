@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from ir3de import IR3DERoutingPipeline
-from ir3de.scripts import cli, train_experts
+from ir3de.scripts import cli
+from ir3de.scripts.fitting import adapters
 
 from . import tiny
 
@@ -34,13 +35,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
 
 
 def test_each_adapter_is_best_in_its_own_domain(trained: tuple[str, Path, Path]) -> None:
-    table = json.loads((trained[2] / train_experts.PERPLEXITY).read_text())
+    table = json.loads((trained[2] / adapters.PERPLEXITY).read_text())
     assert list(table) == ["base", *tiny.DOMAINS]
     for domain in tiny.DOMAINS:
         column = {name: row[domain] for name, row in table.items()}
         assert min(column, key=column.__getitem__) == domain
         assert column[domain] < 0.92 * column["base"]
-    assert "| law |" in train_experts.describe(table)
+    assert "| law |" in adapters.describe(table)
 
 
 def test_an_adapter_is_small_names_its_base_and_answers(trained: tuple[str, Path, Path]) -> None:
@@ -77,7 +78,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
 ) -> None:
     base, data, output = trained
     steps: list[int] = []
-    step = train_experts.Trainer.training_step
+    step = adapters.Trainer.training_step
 
     def cut_off(self: Any, *args: Any, **kwargs: Any) -> Any:
         steps.append(1)
@@ -85,7 +86,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_checkpoint(
             raise OSError("the power is out")
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(train_experts.Trainer, "training_step", cut_off)
+    monkeypatch.setattr(adapters.Trainer, "training_step", cut_off)
     assert train(base, data, tmp_path / "out") == 2
     assert not (tmp_path / "out" / "code" / "adapter_config.json").exists()
     assert train(base, data, tmp_path / "out") == 0

@@ -243,18 +243,33 @@ def table(results: Sequence[Result]) -> str:
     return markdown_table(head, rows, numbers=len(head) - 1)
 
 
-def build(args: argparse.Namespace) -> tuple[IR3DEModel, dict[str, Prompts]]:
-    """The router, and honest prompts that it was not fitted on."""
-    tokenizer, E = load_quickstart_source() if args.embeddings is None else load_source(args.embeddings)
-    source = RowSource.from_args(args)
-    train = by_domain(read_rows(source))
-    test = by_domain(read_rows(replace(source, where=tuple(args.test_where))))
+class Made(NamedTuple):
+    """
+    The router that is tried.
+
+    Args:
+        embeddings (`str`, *optional*): Hub id or folder of a causal LM; by default SmolLM2-135M-Instruct.
+        variant (`str`): one of `VARIANTS`.
+        lexical_weight (`float`): of naive Bayes in prompt rows.
+    """
+
+    embeddings: str | None
+    variant: str
+    lexical_weight: float
+
+
+def build(
+    made: Made, train_source: RowSource, test_source: RowSource, most: int
+) -> tuple[IR3DEModel, dict[str, Prompts]]:
+    """The router, and honest prompts that it was not fitted on, so many a domain at most."""
+    tokenizer, E = load_quickstart_source() if made.embeddings is None else load_source(made.embeddings)
+    train, test = by_domain(read_rows(train_source)), by_domain(read_rows(test_source))
     config = IR3DEConfig(
         experts=[{"name": name} for name in sorted(train)],
-        variant=args.variant,
+        variant=made.variant,
         feature_map="unit",
         token_noise=0.3,
-        lexical_weight=args.lexical_weight,
+        lexical_weight=made.lexical_weight,
     )
     model = IR3DEModel.from_embeddings(config, E, tokenizer)
     statistics = {}
@@ -263,7 +278,7 @@ def build(args: argparse.Namespace) -> tuple[IR3DEModel, dict[str, Prompts]]:
         collector.add(model.tokenize(texts))
         statistics[name] = collector.statistics
     model.fit(statistics)
-    return model, {name: model.tokenize(test[name][: args.most]) for name in train}
+    return model, {name: model.tokenize(test[name][:most]) for name in train}
 
 
 def main() -> int:
@@ -278,7 +293,9 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=500, help="contributions to try (default: 500)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    model, prompts = build(args)
+    source = RowSource.of(**vars(args))
+    test_source = replace(source, where=tuple(args.test_where))
+    model, prompts = build(Made(args.embeddings, args.variant, args.lexical_weight), source, test_source, args.most)
     print(f"macro accuracy {mean_recall(recalls(model, prompts)):.2%} of {len(prompts)} domains", flush=True)
     print(f"honest domains that join\n{table(honest(model, prompts))}", flush=True)
     results = try_all(model, Maker(model.statistics, args.seed).make(args.number), prompts)

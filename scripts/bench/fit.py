@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.scripts.command import values_of
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 from ir3de.scripts.data.sources import load_quickstart_source
 from ir3de.scripts.data.spool import Spool
@@ -31,10 +32,11 @@ def main() -> int:
     add_choice_arguments(parser)
     parser.add_argument("--tokens", type=float, nargs="+", default=[1e6, 1e7], help="sizes; rows repeat to reach them")
     args = parser.parse_args()
+    source, options = RowSource.of(**vars(args)), values_of(FitOptions, vars(args))
     print("    tokens  tokenizing s   fit s  ratio  peak memory MB")
     for tokens in args.tokens:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(pool.apply(measure, (RowSource.from_args(args), FitOptions.from_args(args), int(tokens))), flush=True)
+            print(pool.apply(measure, (source, options, int(tokens))), flush=True)
     return 0
 
 

@@ -51,7 +51,7 @@ def main() -> int:
         tokenizer, E = load_quickstart_source()
     else:
         tokenizer, E = load_source(args.embeddings, gguf_file=args.gguf_file)
-    source = RowSource.from_args(args)
+    source = RowSource.of(**vars(args))
     train = by_domain(read_rows(source))
     test = by_domain(read_rows(replace(source, where=tuple(args.test_where))))
     results: dict[str, Any] = {"prompts": {}, "accuracy": {}}

@@ -52,17 +52,28 @@ class RowSource:
     group_column: str | None = None
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> RowSource:
-        """What the options of `add_data_arguments` or `add_text_arguments` name."""
+    def of(
+        cls,
+        data: Sequence[Any] | None,
+        where: Sequence[str],
+        rename: Sequence[str],
+        text_column: str | None,
+        domain_column: str | None,
+        split: str,
+        skip_bad_rows: bool,
+        any_domain: bool = False,
+        **others: object,
+    ) -> RowSource:
+        """What the options of `add_data_arguments` or `add_text_arguments` name; a command's others are passed over."""
         return cls(
-            tuple(args.data or ()),
-            args.text_column,
-            args.domain_column,
-            args.split,
-            tuple(args.where),
-            getattr(args, "any_domain", False),
-            args.skip_bad_rows,
-            tuple(_renamed(pair) for pair in args.rename),
+            sources=tuple(data or ()),
+            where=tuple(where),
+            rename=tuple(_renamed(pair) for pair in rename),
+            text_column=text_column,
+            domain_column=domain_column,
+            split=split,
+            skip_bad_rows=skip_bad_rows,
+            any_domain=any_domain,
         )
 
     def parts(self) -> list[Part]:
@@ -163,7 +174,7 @@ def counted(counts: Mapping[str, int]) -> str:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds the options that name labelled data; [`RowSource.from_args`] takes them."""
+    """Adds the options that name labelled data; [`RowSource.of`] takes them."""
     parser.add_argument(
         "--data",
         action="append",
@@ -189,7 +200,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, required: bool = True) -
 
 
 def add_text_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Adds the options that name text of one domain; [`RowSource.from_args`] takes them."""
+    """Adds the options that name text of one domain; [`RowSource.of`] takes them."""
     add_data_arguments(parser, required)
     parser.add_argument(
         "--any-domain", action="store_true", help="take every row, whatever domain it says it is of, as of this one"

@@ -53,27 +53,6 @@ class FitOptions:
     min_familiarity: float | None = None
     fallback: str | None = None
 
-    @classmethod
-    def from_args(cls, args: argparse.Namespace) -> FitOptions:
-        """What the options of `add_choice_arguments` say."""
-        return cls(
-            variant=args.variant,
-            feature_map=args.feature_map,
-            num_features=args.num_features,
-            num_votes=args.num_votes,
-            regularization=args.regularization,
-            token_noise=args.token_noise,
-            lexical_weight=args.lexical_weight,
-            standard_errors=args.standard_errors,
-            balance=not args.no_balance,
-            bias=not args.no_bias,
-            normalize_columns=args.normalize_columns,
-            max_length=args.max_length,
-            min_score=args.min_score,
-            min_familiarity=args.min_familiarity,
-            fallback=args.fallback,
-        )
-
     def config_fields(self) -> dict[str, Any]:
         """The fields of the config that are set by hand; giving them to the config checks them before any work."""
         lambda_field = "prompt_regularization" if self.variant == "prompt" else "regularization"
@@ -148,7 +127,9 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
         help="of its distance to the best choice, that a simpler choice may be behind; 0 suits prompts from the data's"
         " own sources (default: 1)",
     )
-    parser.add_argument("--no-balance", action="store_true", help="sum domains as they are: larger ones weigh more")
-    parser.add_argument("--no-bias", action="store_true", help="no column of ones in the token rows")
+    parser.add_argument(
+        "--no-balance", dest="balance", action="store_false", help="sum domains as they are: larger ones weigh more"
+    )
+    parser.add_argument("--no-bias", dest="bias", action="store_false", help="no column of ones in the token rows")
     parser.add_argument("--normalize-columns", action="store_true", help="divide the columns of W by their norms")
     parser.add_argument("--max-length", type=int, default=1024, help="tokens of a prompt that count (default: 1024)")

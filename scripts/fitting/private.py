@@ -12,7 +12,6 @@ that sum is exact, and no last bits are left to tell noise from sums.
 
 from __future__ import annotations
 
-import argparse
 import math
 import secrets
 import warnings
@@ -26,12 +25,6 @@ from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector, check_
 SHARE = 1 << 20  # a prompt's counts sum to this, in whole numbers so that they add exactly
 SENSITIVITY = 2 * math.sqrt(2)
 GRID = 2.0**-16  # to which sums and noise are rounded
-
-
-def add_privacy_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options of the private mode."""
-    parser.add_argument("--epsilon", type=float, help="make the statistics differentially private for each prompt")
-    parser.add_argument("--delta", type=float, default=1e-6, help="of the private mode (default: 1e-6)")
 
 
 def check_privacy(epsilon: float, delta: float, feature_map: str) -> None:

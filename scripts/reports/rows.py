@@ -24,10 +24,6 @@ from ir3de.scripts.routers.base import Factory, Options
 from ir3de.scripts.routers.ours import IR3DERouter
 
 AVERAGE = "average-of-weights"
-DEFAULT = (
-    *("knn-1", "knn-5", "knn-10", "modem", "bow-mlp", "tfidf"),
-    *("ir3de-top-k", "ir3de-all", "ir3de-avg", "ir3de-prompt"),
-)
 ONE_SEED = ("tfidf", "modem")  # the one has no seed, the other is too slow for several
 
 

@@ -16,7 +16,7 @@ from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import FeatureMap
 
 _MOST_WHOLE = 2**63 - 1  # of torch
-_OPTIONAL = ("domains", "judged", "half_life")  # left out of config.json where there is nothing to say
+_OPTIONAL = ("domains", "judged", "half_life", "explore_loss")  # left out of config.json where there is nothing to say
 _HALF_LIVES = (1e-2, 1e6)  # days
 # Above these float32 would make W or the features infinite, or the same for all domains.
 _MOST = {
@@ -94,6 +94,8 @@ class IR3DEConfig(PreTrainedConfig):
             was fitted on, measured on held-out prompts: see [`FamiliarityScale`].
         min_familiarity (`float`): the share of held-out prompts that were less familiar, 0 to 1; prompts that are less
             familiar than that go to the fallback too.
+        explore_loss (`float`, *optional*): what a choice may be expected to lose, in score, for learning of others than
+            the best expert; by default nothing. See [`Policy`].
         evaluation (`dict`, *optional*): what was measured when the router was fitted.
         measured_on (`str`, *optional*): names the set of contributions that `evaluation` and `calibration` were
             measured with, where edits have changed it since.
@@ -144,6 +146,7 @@ class IR3DEConfig(PreTrainedConfig):
     fallback_expert: str | None = None
     familiarity: dict[str, list[float]] | None = None
     min_familiarity: float | int = 0
+    explore_loss: float | int | None = None
     evaluation: dict[str, Any] | None = None
     measured_on: str | None = None
     datasets: list[str] | None = None
@@ -253,7 +256,9 @@ class IR3DEConfig(PreTrainedConfig):
             raise ValueError(f"`feature_seed` must be a whole number of at most 63 bits, got {self.feature_seed!r}.")
 
     def _check_numbers(self) -> None:
-        """Raises ValueError where a number of the fit is out of range."""
+        """Raises ValueError where a number is out of range."""
+        if self.explore_loss is not None and (not is_number(self.explore_loss) or not 0 <= self.explore_loss <= 1):
+            raise ValueError(f"`explore_loss` is a score, between 0 and 1; got {self.explore_loss!r}.")
         for field in ("regularization", "prompt_regularization", "length_scale"):
             value = getattr(self, field)
             if field == "prompt_regularization" and value is None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, compress, islice
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from transformers import AutoModel, Pipeline, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -84,6 +85,7 @@ class IR3DERoutingPipeline(Pipeline):
         budget = {"max_loaded_experts": max_loaded_experts, "max_memory": max_memory}
         self.experts = ExpertPool(model.config, **{"device": self.device, **budget, **(expert_kwargs or {})})
         self.second_opinion = second_opinion
+        self.draw = np.random.default_rng()  # of what explores; one of your own seed makes it the same each time
         if preload:
             self.experts.preload(model.config.expert_names if preload is True else preload)
 
@@ -143,6 +145,8 @@ class IR3DERoutingPipeline(Pipeline):
             fallback_expert (`str`, *optional*): instead of the config's.
             second_below (`float`, *optional*, defaults to 0.9): below this score the second opinion is asked, if the
                 pipeline has one; the score is then of both.
+            explore_loss (`float`, *optional*): instead of the config's, whose default is 0: what a choice may be
+                expected to lose, of score less weighted cost, for learning of others than the best. Needs outcomes.
             route_on (`str`, *optional*, defaults to `"last"`): of a chat, its last user message, or with
                 `"conversation"` all of them.
             stickiness (`float`, *optional*, defaults to 0): a chat's expert changes only when another leads by it.
@@ -156,7 +160,8 @@ class IR3DERoutingPipeline(Pipeline):
             `dict`, or of a list a list and of other iterables an iterator, in their order: `expert`; its `score`;
             `ranking`, every expert with its score, best first; `generated_text`; where the router tells it
             `familiarity`, the share of held-out prompts that were less familiar; `fallback` where score or familiarity
-            was below the minimum, and `expert` is then the fallback or `None`; `second_opinion` where that was asked;
+            was below the minimum, and `expert` is then the fallback or `None`; `explored` where another than the best
+            was chosen to learn of it; `second_opinion` where that was asked;
             where experts failed, `failures`, each with `expert` and `error`, and then `expert` is the one that
             answered, or where none did the chosen one, and `generated_text` is `None`; where one prompt of several is
             empty or not text, or its expert only routes, the `reason` why nobody was asked; and with `explain`
@@ -356,7 +361,7 @@ class IR3DERoutingPipeline(Pipeline):
         if chosen.min_familiarity and familiarity is None:
             raise ValueError("`min_familiarity` needs a router that tells familiarity: `ir3de fit` makes such routers.")
         explain = outputs["pieces"] is not None
-        records = chosen.decide(p, panel, turns, explain)
+        records = chosen.decide(p, panel, turns, explain, self.draw)
         last_turns = [end - 1 for end in accumulate(turns)]
         for record, turn in zip(records, last_turns, strict=True):
             if asked[turn]:
@@ -380,6 +385,7 @@ class IR3DERoutingPipeline(Pipeline):
             "min_score": config.min_score,
             "min_familiarity": config.min_familiarity,
             "fallback_expert": config.fallback_expert,
+            "explore_loss": config.explore_loss or 0.0,
         }
         if self.second_opinion is not None:
             made["second_below"] = BELOW

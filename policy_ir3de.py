@@ -6,6 +6,10 @@ With p(d | x) of the domains, and what each expert is expected to score, to cost
     choose the e with the largest q(e | x) - cost_weight c(e | x) - latency_weight s(e | x)
 
 Where each domain has an expert of its own and there are no outcomes, q(e | x) = p(own domain | x): the paper's choice.
+
+A call may *explore*, so that outcomes come of others than the best alone: among experts that are expected to lose at
+most `explore_loss`, what each is worth is drawn from a normal distribution about what is expected, as wide as its
+standard error, and the largest is taken (Thompson sampling).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import numpy as np
 import torch
 
 from .outcomes_ir3de import Ledger, expected
-from .specs_ir3de import ExpertSpec, served
+from .specs_ir3de import ExpertSpec, has_source, served
 
 _DOMAINS_TOLD = 5  # in a record, unless it is to explain
 
@@ -133,6 +137,7 @@ class Record(_Choice, total=False):
         domains (`list[DomainScore]`): what was recognised, the likeliest few; where domains and experts differ or there
             are outcomes. Where the call was to explain, all of them.
         pairs (`list[PairRecord]`): where the call was to explain and `domains` are told, what decided for the expert.
+        explored (`bool`): true where another than the best was chosen, to learn of it.
         second_opinion (`bool`): true where that was asked.
         tokens (`list[TokenRecord]`): where the call was to explain.
         support (`float`): likewise, the sum of the tokens' contributions.
@@ -146,6 +151,7 @@ class Record(_Choice, total=False):
     familiarity: float
     domains: list[DomainScore]
     pairs: list[PairRecord]
+    explored: bool
     second_opinion: bool
     tokens: list[TokenRecord]
     support: float
@@ -169,6 +175,9 @@ class Panel(NamedTuple):
             the scores, since each domain has an expert of its own and there are no outcomes.
         outcomes (`torch.Tensor` of shape `(D, E)`, *optional*): how many there are of each pair, old ones counted less
             where the router has a half-life; None without any.
+        errors (`torch.Tensor` of shape `(D, E)`, *optional*): standard errors of the scores; of an expert without
+            outcomes the largest of all. None without any.
+        mute (`frozenset[str]`): experts that only route, where others answer.
         unpriced (`frozenset[str]`): experts without a cost.
         untimed (`frozenset[str]`): experts whose seconds were not measured.
     """
@@ -180,6 +189,8 @@ class Panel(NamedTuple):
     seconds: torch.Tensor | None = None
     scores: torch.Tensor | None = None
     outcomes: torch.Tensor | None = None
+    errors: torch.Tensor | None = None
+    mute: frozenset[str] = frozenset()
     unpriced: frozenset[str] = frozenset()
     untimed: frozenset[str] = frozenset()
 
@@ -215,6 +226,7 @@ class Panel(NamedTuple):
             return torch.from_numpy(np.ascontiguousarray(values[..., order]))
 
         timed = not np.isnan(pairs.seconds).all()
+        mute = frozenset(spec["name"] for spec in specs if not has_source(spec))
         return cls(
             domains=domains,
             experts=[experts[column] for column in order],
@@ -223,6 +235,8 @@ class Panel(NamedTuple):
             seconds=table(pairs.seconds) if timed else None,
             scores=table(pairs.score),
             outcomes=table(pairs.n) if sums.any() else None,
+            errors=table(np.where(np.isnan(pairs.error), np.nanmax(pairs.error), pairs.error)) if sums.any() else None,
+            mute=mute if len(mute) < len(experts) else frozenset(),
             unpriced=_without(experts, costs),
             untimed=_without(experts, pairs.seconds),
         )
@@ -253,6 +267,7 @@ class Panel(NamedTuple):
             seconds=part(self.seconds),
             scores=part(self.scores),
             outcomes=part(self.outcomes),
+            errors=part(self.errors),
         )
         return panel, rows
 
@@ -277,6 +292,8 @@ class Policy(NamedTuple):
         stickiness (`float`): by how much another expert must lead to take over a conversation.
         top_n (`int`, *optional*): how many experts the ranking lists; all by default.
         second_below (`float`): below it a second opinion is asked; by default never.
+        explore_loss (`float`): what a choice may be expected to lose, of score less weighted cost, for learning of
+            others than the best; by default nothing.
     """
 
     experts: Sequence[str] | None = None
@@ -288,6 +305,7 @@ class Policy(NamedTuple):
     stickiness: float = 0.0
     top_n: int | None = None
     second_below: float = 0.0
+    explore_loss: float = 0.0
 
     def check(self, panel: Panel) -> None:
         """Checks the policy against a router's experts.
@@ -301,12 +319,14 @@ class Policy(NamedTuple):
         for name in (*(self.experts or ()), *([] if self.fallback_expert is None else [self.fallback_expert])):
             if name not in panel.experts:
                 raise ValueError(f"There is no expert {name!r}; this router's experts are {sorted(panel.experts)}.")
-        for field in ("min_score", "min_familiarity", "second_below", "cost_weight", "latency_weight", "stickiness"):
+        shares = ("min_score", "min_familiarity", "second_below", "explore_loss")
+        for field in (*shares, "cost_weight", "latency_weight", "stickiness"):
             if not isinstance(getattr(self, field), Real):
                 raise ValueError(f"`{field}` must be a number, got {getattr(self, field)!r}.")
-        for field in ("min_score", "min_familiarity", "second_below"):
+        for field in shares:
             if not 0 <= getattr(self, field) <= 1:
-                raise ValueError(f"`{field}` is a probability, between 0 and 1; got {getattr(self, field)!r}.")
+                what = "a score" if field == "explore_loss" else "a probability"
+                raise ValueError(f"`{field}` is {what}, between 0 and 1; got {getattr(self, field)!r}.")
         for field in ("cost_weight", "latency_weight", "stickiness"):
             if not 0 <= getattr(self, field) < math.inf:  # infinity times a cost of 0 is no number
                 raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
@@ -322,7 +342,14 @@ class Policy(NamedTuple):
                 f"`latency_weight` needs outcomes that tell the seconds of every expert; {missing} have none."
             )
 
-    def decide(self, p: torch.Tensor, panel: Panel, turns: Sequence[int], explain: bool = False) -> list[Record]:
+    def decide(
+        self,
+        p: torch.Tensor,
+        panel: Panel,
+        turns: Sequence[int],
+        explain: bool = False,
+        draw: np.random.Generator | None = None,
+    ) -> list[Record]:
         """Chooses an expert for each prompt.
 
         Args:
@@ -330,6 +357,8 @@ class Policy(NamedTuple):
             panel ([`Panel`]): of the domains and experts.
             turns (`Sequence[int]`): rows of each prompt; more than one only where stickiness needs the turns before.
             explain (`bool`): tell all domains, and which pairs decided.
+            draw (`np.random.Generator`, *optional*): what explores; without it, or where a conversation's turns before
+                count, none does.
 
         Returns:
             `list[Record]`: for each prompt `expert`, its `score`, the `ranking`, `fallback` where the score was below
@@ -348,6 +377,8 @@ class Policy(NamedTuple):
         if len(p) == len(turns):
             rows = zip(order.tolist(), scores.gather(1, order).tolist(), strict=True)
             records = [self._record(panel.experts, ranks[0], values[0], ranks, values) for ranks, values in rows]
+            if self.explore_loss > 0 and draw is not None and panel.errors is not None:
+                best = self._explore(records, best, worth.numpy(), scores.numpy(), _error_of(p, panel), panel, draw)
         else:
             best = self._follow(worth, best, turns)
             last = torch.tensor(turns).cumsum(0) - 1
@@ -372,6 +403,7 @@ class Policy(NamedTuple):
         record["familiarity"] = familiarity
         if familiarity < self.min_familiarity:
             record["expert"], record["fallback"] = self.fallback_expert, True
+            record.pop("explored", None)
 
     def candidates(self, record: Record) -> list[Ranked]:
         """Who may answer, one after the other where those before fail: the chosen expert, those of the ranking that
@@ -409,11 +441,55 @@ class Policy(NamedTuple):
             start += number
         return chosen
 
+    def _explore(
+        self,
+        records: list[Record],
+        best: list[int],
+        worth: Any,
+        scores: Any,
+        error: Any,
+        panel: Panel,
+        draw: np.random.Generator,
+    ) -> list[int]:
+        """Sends some prompts to others than the best, and says so in their records; who answers each then."""
+        may = (scores >= self.min_score) & np.array([name not in panel.mute for name in panel.experts])
+        found = explored(worth, error, self.explore_loss, may, draw).tolist()
+        chosen = [old if "fallback" in record else new for record, old, new in zip(records, best, found, strict=True)]
+        for row, (record, expert) in enumerate(zip(records, chosen, strict=True)):
+            if expert != best[row]:
+                record["expert"], record["score"] = panel.experts[expert], float(scores[row, expert])
+                record["explored"] = True
+        return chosen
+
     def _record(self, names: Sequence[str], chosen: int, score: float, ranks: list[int], scores: list[float]) -> Record:
         ranking: list[Ranked] = [{"expert": names[i], "score": value} for i, value in zip(ranks, scores, strict=True)]
         if score < self.min_score:
             return {"expert": self.fallback_expert, "score": score, "ranking": ranking, "fallback": True}
         return {"expert": names[chosen], "score": score, "ranking": ranking}
+
+
+def explored(worth: Any, error: Any, explore_loss: float, may: Any, draw: np.random.Generator) -> Any:
+    """Choices by Thompson sampling among experts that are expected to lose little.
+
+    Args:
+        worth (`np.ndarray` of shape `(N, E)`): expected score, less weighted cost and seconds.
+        error (`np.ndarray` of shape `(N, E)`): its standard error.
+        explore_loss (`float`): how much less than the best an expert may be worth.
+        may (`np.ndarray` of shape `(N, E)` or `(E,)`): who may be chosen beside the best.
+        draw (`np.random.Generator`): of the samples.
+
+    Returns:
+        `np.ndarray` of shape `(N,)`: indices of experts; the best where nobody else may.
+    """
+    lead = worth.max(axis=1, keepdims=True) - worth
+    drawn = worth + error * draw.standard_normal(worth.shape)
+    return np.where(((lead <= explore_loss) & may) | (lead == 0), drawn, -np.inf).argmax(axis=1)
+
+
+def _error_of(p: torch.Tensor, panel: Panel) -> Any:
+    """Standard errors of what experts are expected to score, `(rows, E)`: those of the pairs are independent."""
+    assert panel.errors is not None
+    return np.sqrt((p.numpy() ** 2) @ (panel.errors.numpy() ** 2))
 
 
 def _by_domain(p: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -40,6 +40,7 @@ _DETAILS = (
     "score",
     "ranking",
     "fallback",
+    "explored",
     "familiarity",
     "second_opinion",
     "domains",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 MEASURES = ("cost", "seconds", "tokens")  # that an outcome may have beside its score
 _MANY = {"score": "scores", "cost": "costs", "seconds": "seconds", "tokens": "tokens"}  # of a row of several experts
-_LARGEST = 1 << 30  # of a cost, of seconds, of tokens of a single outcome
+LARGEST = 1 << 30  # of a cost, of seconds, of tokens of a single outcome
 _FAR = 1 << 62  # beyond which a whole number is no float
 
 
@@ -54,8 +54,8 @@ class Outcome(NamedTuple):
             raise ValueError(f"the score of {self.expert!r} must be a number from 0 to 1, got {self.score!r}")
         for name in MEASURES:
             value = getattr(self, name)
-            if value is not None and (not _is_number(value) or not 0 <= value <= _LARGEST):
-                raise ValueError(f"`{name}` of {self.expert!r} must be a number from 0 to {_LARGEST:,}, got {value!r}")
+            if value is not None and (not _is_number(value) or not 0 <= value <= LARGEST):
+                raise ValueError(f"`{name}` of {self.expert!r} must be a number from 0 to {LARGEST:,}, got {value!r}")
         if self.day is not None:
             check_day(self.day)
 

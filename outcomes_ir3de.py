@@ -299,13 +299,30 @@ def shared(p: Any) -> Any:
 
 def _sum_up(outcomes: Sequence[Outcome], weights: Any, expert: str) -> Any:
     """Sums of one expert's outcomes, of shape `(D, 9)`, from weights of shape `(B, D)`."""
-    score = np.array([outcome.score for outcome in outcomes], dtype=np.float64)
+    values = np.array([outcome[2:6] for outcome in outcomes], dtype=np.float64)  # None becomes NaN
+    return sum_up(weights, values, expert)
+
+
+def sum_up(weights: Any, values: Any, expert: str) -> Any:
+    """Sums of one expert's outcomes.
+
+    Args:
+        weights (`np.ndarray` of shape `(B, D)`): units in which each counts, int64.
+        values (`np.ndarray` of shape `(B, 4)`): score, cost, seconds and tokens of each; NaN where one is not known.
+        expert (`str`): for messages.
+
+    Returns:
+        `np.ndarray` of shape `(D, 9)`, int64: of `COLUMNS`, in units.
+
+    Raises:
+        OverflowError: a sum would grow beyond what is counted exactly.
+    """
+    score = values[:, 0]
     parts = [weights, _times(weights, score), _times(weights, score * score)]
-    for name in MEASURES:
-        values = np.array([getattr(outcome, name) for outcome in outcomes], dtype=np.float64)  # None becomes NaN
-        known = ~np.isnan(values)
+    for name, column in zip(MEASURES, values[:, 1:].T, strict=True):
+        known = ~np.isnan(column)
         unit = COST_ONE // ONE if name == "cost" else 1
-        parts += [weights * known[:, None], _times(weights, np.where(known, values, 0) * unit)]
+        parts += [weights * known[:, None], _times(weights, np.where(known, column, 0) * unit)]
     if max(float(part.sum(dtype=np.float64)) for part in parts) > _MOST:
         raise _overflow(expert)
     return np.stack([part.sum(axis=0) for part in parts], axis=1)

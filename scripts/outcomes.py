@@ -26,6 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="only rows whose `split` is this")
     parser.add_argument("--remove", action="store_true", help="take back what was added from these files")
     parser.add_argument(
+        "--from-store",
+        metavar="FILE_OR_URL",
+        help="instead of files: the scores that `ir3de serve --store` keeps; what this store gave before is replaced",
+    )
+    parser.add_argument(
+        "--take-back",
+        action="append",
+        default=[],
+        metavar="WHICH",
+        help="remove answers from the store first, with all that was said of them: id=..., key=HASH, replica=...,"
+        " since=...,until=... (times of UTC; several joined by commas must all hold)",
+    )
+    parser.add_argument("--texts", metavar="FILE", help="the file of `serve --keep-text`, for --take-back")
+    parser.add_argument("--dry-run", action="store_true", help="of --from-store: show what would be, change no router")
+    parser.add_argument(
         "--half-life",
         metavar="DAYS",
         help="days after which outcomes count half, against the newest; `none` for never. Those without a `day` are as"
@@ -42,6 +57,12 @@ def run(args: argparse.Namespace) -> int:
 
     target = TargetRouter(args.router, args.output, args.create_pr)
     half_life = _half_life(args.half_life)
+    if args.from_store is not None:
+        if args.files or args.remove or args.split or args.half_life is not None:
+            raise ValueError("--from-store goes without files, --remove, --split and --half-life.")
+        return _bring(target, args.from_store, args.take_back, args.texts, args.dry_run)
+    if args.take_back or args.texts or args.dry_run:
+        raise ValueError("--take-back, --texts and --dry-run go with --from-store.")
     if args.remove and not args.files:
         raise ValueError("--remove needs the files whose outcomes are to leave.")
     if not args.files and args.half_life is None:
@@ -68,6 +89,36 @@ def run(args: argparse.Namespace) -> int:
     place = apply_edit(target, edit, message)
     print("\n\n".join(shown))
     print(f"{message}: {place}")
+    return 0
+
+
+def _bring(target: TargetRouter, store: str, back: list[str], texts: str | None, dry_run: bool) -> int:
+    """Gives a router the outcomes of a store, and prints the table before anything is written."""
+    try:
+        from ir3de.scripts.publishing.from_store import bring, read_store
+        from ir3de.traffic.removal import Which
+    except ImportError as error:
+        raise ImportError(f"A store needs further packages ({error}): `pip install ir3de[traffic]`.") from error
+    from ir3de.modeling_ir3de import IR3DEModel
+    from ir3de.scripts.publishing.targets import apply_edit
+
+    if back and dry_run:
+        raise ValueError("--take-back removes for good: leave --dry-run away.")
+    made, gone = read_store(store, [Which.read(text) for text in back], texts)
+    if back:
+        print(f"{gone:,} answers were taken back from {store}.")
+    brought = bring(IR3DEModel.from_pretrained(target.router), made)
+    print(f"{brought.table}\n\n{brought.said}")
+    if dry_run or (not brought.changed and target.output is None):
+        print("The router is as before.")
+        return 0
+    message = "Add outcomes of traffic"
+
+    def edit(model: IR3DEModel) -> None:
+        """The same on the router as it is by now."""
+        bring(model, made)
+
+    print(f"{message}: {apply_edit(target, edit, message)}")
     return 0
 
 

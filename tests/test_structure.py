@@ -93,6 +93,13 @@ def test_the_scan_sees_who_takes_options() -> None:
     assert takers_of_options("def f(run: Callable[[argparse.Namespace], int]): ...") == set()
 
 
+@pytest.mark.parametrize("path", sorted(ROOT.joinpath("traffic").glob("*.py")), ids=lambda path: path.stem)
+def test_the_store_knows_nothing_of_who_serves(path: Path) -> None:
+    ours = {name for name in imported(path) if name.startswith("ir3de.")}
+    allowed = ("ir3de.traffic", *(f"ir3de.{other.stem}" for other in TRAVELLERS))
+    assert {name for name in ours if not name.startswith(allowed)} == set()
+
+
 def test_the_scan_sees_each_kind_of_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
     (tmp_path / "scripts").mkdir()

@@ -1,0 +1,115 @@
+"""What a store costs: scores that are taken, and a ledger that is remade from many of them."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ir3de.outcomes_ir3de import shared
+from ir3de.traffic.remade import remade
+from ir3de.traffic.store import Answer, Given, Store
+from ir3de.traffic.writer import Writer
+
+_AT_ONCE = 20_000  # rows that are written in one transaction
+_DAY = 86_400.0
+
+
+class Timed:
+    """The time of a block of code: of the clock, and of the processor, all threads of this process together."""
+
+    def __enter__(self) -> Timed:
+        self._began = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        wall, cpu = self._began
+        self.wall, self.cpu = time.perf_counter() - wall, time.process_time() - cpu
+
+    def line(self, what: str, number: int) -> str:
+        """As a row of a table, for so many of something."""
+        each = 1000 * self.cpu / number
+        return f"| {what} | {number:,} | {self.cpu:.2f} | {self.wall:.2f} | {each:.3f} |"
+
+
+def fill(store: Store, rows: int, domains: int, experts: int, days: int) -> None:
+    """Writes answers, each with a score, of so many experts over so many days."""
+    draw = np.random.default_rng(0)
+    names = [f"domain {index}" for index in range(domains)]
+    began = time.time() - days * _DAY
+    for start in range(0, rows, _AT_ONCE):
+        number = min(_AT_ONCE, rows - start)
+        weights = shared(draw.dirichlet(np.full(domains, 0.1), number)).tolist()
+        kept = [_answer(start + place, names, row, experts, began, days) for place, row in enumerate(weights)]
+        with store.writing() as connection:
+            store.add_answers(connection, kept)
+            for answer, score in zip(kept, draw.random(number).tolist(), strict=True):
+                store.score(connection, Given(answer.request_id, score))
+
+
+def _answer(number: int, domains: list[str], weights: list[int], experts: int, began: float, days: int) -> Answer:
+    """One of many answers, evenly spread over the days."""
+    name = f"{number:032x}"
+    at = began + (number * 7919 % 100_003) / 100_003 * days * _DAY
+    recognised = dict(zip(domains, weights, strict=True))
+    return Answer(name, name, None, at, "", f"expert {number % experts}", "answered", recognised, 300, 0.002, 1.5)
+
+
+def measured(rows: int, domains: int, experts: int, days: int) -> list[str]:
+    """The table's rows."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "store.sqlite")
+        store = Store(str(path), days=10 * days)
+        with Timed() as filling:
+            fill(store, rows, domains, experts, days)
+        with Timed() as remaking:
+            made = remade(store)
+        assert made.outcomes == rows
+        lines = [filling.line("rows written", rows), remaking.line("rows remade into a ledger", rows)]
+        writer = Writer(store)
+        for what, at_once in (("scores, one after the other", 1), ("scores, 64 at a time", 64)):
+            with Timed() as scoring:
+                number = _score(writer, min(rows, 4096), at_once)
+            lines.append(scoring.line(what, number))
+        writer.close()
+        store.close()
+        size = path.stat().st_size
+    parts = sum(len(of_expert) for of_expert in made.ledger.contributions.values())
+    return [*lines, "", f"{size / rows:.0f} bytes a row in the store; {parts:,} contributions in the ledger."]
+
+
+def _score(writer: Writer, number: int, at_once: int) -> int:
+    """Scores answers anew, each waited for until it is committed, so many at the same time."""
+
+    def work(index: int) -> Callable[[Any], Any]:
+        given = Given(f"{index:032x}", 0.5, key=f"{at_once} {index}")
+        return lambda connection: writer.store.score(connection, given)
+
+    for start in range(0, number, at_once):
+        brought = [writer.do(work(index)) for index in range(start, min(start + at_once, number))]
+        for done in brought:
+            done.result()
+    return number
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measures, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="answers with a score (default: 1000000)")
+    parser.add_argument("--domains", type=int, default=10)
+    parser.add_argument("--experts", type=int, default=10)
+    parser.add_argument("--days", type=int, default=30)
+    args = parser.parse_args(arguments)
+    print("| what | number | processor, s | clock, s | processor, ms each |\n|---|---:|---:|---:|---:|")
+    print("\n".join(measured(args.rows, args.domains, args.experts, args.days)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""From a store of answers and scores to a router's outcomes, and answers taken back from both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import NamedTuple
+
+from ir3de.card_ir3de import outcomes_table
+from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.outcomes_ir3de import Ledger
+from ir3de.traffic.errors import StoreUnavailable
+from ir3de.traffic.remade import Remade, remade
+from ir3de.traffic.removal import Which, take_back
+from ir3de.traffic.store import Store
+from ir3de.traffic.texts import Texts
+
+
+class Brought(NamedTuple):
+    """
+    What became of a router's outcomes.
+
+    Args:
+        table (`str`): domain x expert, as it is now.
+        said (`str`): what joined, what left, and what rests, in words.
+        changed (`bool`): whether anything did.
+    """
+
+    table: str
+    said: str
+    changed: bool
+
+
+def read_store(place: str, back: Sequence[Which] = (), texts: str | None = None) -> tuple[Remade, int]:
+    """What a store is worth, after answers were taken back from it.
+
+    Args:
+        place (`str`): of the store.
+        back (`Sequence[Which]`): which answers to take back.
+        texts (`str`, *optional*): the file of their text, from which they go too.
+
+    Returns:
+        `tuple[Remade, int]`: the outcomes, and how many answers were taken back.
+
+    Raises:
+        ValueError: it is no store, or one of another version.
+        OSError: it cannot be read, or written where answers are to leave.
+    """
+    store = Store(place)
+    try:
+        gone: list[str] = []
+        for which in back:
+            with store.writing() as connection:
+                gone += take_back(connection, which)
+        if gone:
+            store.wipe()
+            if texts is not None:
+                Texts(texts).remove(gone)
+        return remade(store), len(gone)
+    except StoreUnavailable as error:
+        raise StoreUnavailable(f"The store {place} cannot be used now: {error}. The router is as before.") from None
+    finally:
+        store.close()
+
+
+def bring(model: IR3DEModel, made: Remade) -> Brought:
+    """Gives a router the outcomes of a store, in the place of those that the store gave it before.
+
+    Args:
+        model ([`IR3DEModel`]): the router.
+        made ([`Remade`]): the store's outcomes. Those of experts that the router lacks, and of days to come, stay
+            behind; those in domains that it lacks rest in it.
+    """
+    usable, ahead = _until_tomorrow(made.ledger)
+    leaves, joins = made._replace(ledger=usable).changes(model.outcomes, model.config.expert_names)
+    if leaves:
+        model.remove_outcomes(leaves)
+    if joins:
+        model.add_outcomes(joins)
+    said = [f"{made.outcomes:,} outcomes: {_number(joins)} contributions joined, {_number(leaves)} left."]
+    said += _resting("experts", made.ledger.contributions.keys() - {*model.config.expert_names})
+    said += _resting("domains", made.ledger.domains - {*model.config.domain_names})
+    if ahead:
+        said.append(f"Outcomes of days to come stay behind ({', '.join(ahead)}): look at the clock of the server.")
+    table = outcomes_table(model.config, model.outcomes) or "No outcomes are left."
+    return Brought(table, "\n".join(said), bool(leaves or joins))
+
+
+def _until_tomorrow(ledger: Ledger) -> tuple[Ledger, list[str]]:
+    """A ledger without days that have begun nowhere yet, as after a clock that jumped, and these days."""
+    tomorrow = (datetime.now(timezone.utc) + timedelta(days=1)).date().isoformat()
+    kept, ahead = {}, set()
+    for expert, parts in ledger.contributions.items():
+        kept[expert] = {name: part for name, part in parts.items() if (part.day or "") <= tomorrow}
+        ahead |= {str(part.day) for part in parts.values()} - {str(part.day) for part in kept[expert].values()}
+    return Ledger(kept), sorted(ahead)
+
+
+def _resting(what: str, names: Iterable[str]) -> list[str]:
+    """A line on outcomes that do not count in a router."""
+    listed = sorted(names)
+    return [f"Outcomes of {what} that this router lacks do not count: {', '.join(listed)}."] if listed else []
+
+
+def _number(ledger: Ledger) -> int:
+    return sum(len(parts) for parts in ledger.contributions.values())

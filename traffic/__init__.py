@@ -1,0 +1,1 @@
+"""What the gateway's answers were worth: kept beside it, and made into outcomes."""

@@ -1,0 +1,327 @@
+"""A store of what was answered and how good it was: SQLite in a file, or a database that several servers share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, insert, or_, select
+
+from ir3de.outcome_rows_ir3de import Outcome
+
+from .errors import Conflict, Expired, NoAnswer, StoreUnavailable, Unknown
+from .tables import DATABASE_ERRORS, WRITES, about, answers, feedback, open_engine, panels, reason, receipts, signals
+
+DAYS = 30.0  # that scores are taken for an answer
+SCORED = ("answered", "left")  # what became of an answer that somebody has seen, in whole or in part
+_DAY = 86_400.0  # seconds
+
+
+# Statements are made once: making one takes longer than running it.
+_ID: BindParameter[str] = bindparam("the_id")
+_CALLER: BindParameter[str] = bindparam("the_caller")
+_KEY: BindParameter[str] = bindparam("the_key")
+_ANSWER: BindParameter[int] = bindparam("the_answer")
+_FIND = select(answers).where(or_(answers.c.request_id == _ID, answers.c.answer_id == _ID))
+_FIND_ANY = _FIND.order_by(answers.c.number.desc()).limit(1)
+_FIND_OWN = _FIND.where(answers.c.caller == _CALLER).order_by(answers.c.number.desc()).limit(1)
+_FIND_KNOWN = (
+    select(answers, receipts.c.digest)
+    .join(receipts, receipts.c.answer == answers.c.number)
+    .where(receipts.c.caller == _CALLER, receipts.c.key == _KEY)
+)
+_ADD_ANSWERS = insert(answers)
+_ADD_FEEDBACK, _ADD_RECEIPT, _ADD_SIGNAL = insert(feedback), insert(receipts), insert(signals)
+_DROP_FEEDBACK = delete(feedback).where(feedback.c.answer == _ANSWER)
+
+
+class Answer(NamedTuple):
+    """
+    What is kept of an answer.
+
+    Args:
+        uid (`str`): 32 hexadecimal digits, of this answer alone.
+        request_id (`str`): of its request, which the client may have chosen.
+        answer_id (`str`, *optional*): that its server gave it.
+        time (`float`): seconds since 1970.
+        caller (`str`): a hash of the key; empty where everybody may come.
+        expert (`str`): who answered; empty where nobody did.
+        status (`str`): what became of it; one of `SCORED` may be scored.
+        recognised (`dict[str, int]`, *optional*): units in which it counts in each domain, as [`shared`] makes them.
+        tokens (`int`, *optional*): of prompt and answer.
+        cost (`float`, *optional*): in the unit of the router's costs.
+        seconds (`float`, *optional*): that it took.
+    """
+
+    uid: str
+    request_id: str
+    answer_id: str | None
+    time: float
+    caller: str
+    expert: str
+    status: str
+    recognised: dict[str, int] | None
+    tokens: int | None = None
+    cost: float | None = None
+    seconds: float | None = None
+
+
+class Given(NamedTuple):
+    """
+    A score that is given.
+
+    Args:
+        id (`str`): of the answer, or of its request.
+        score (`float`): 0 to 1.
+        caller (`str`): whose it is, as in [`Answer`].
+        key (`str`, *optional*): under which it is taken once.
+        cost, seconds (`float`, *optional*): instead of what was measured.
+        any_caller (`bool`): whether it may be another caller's answer.
+    """
+
+    id: str
+    score: float
+    caller: str = ""
+    key: str | None = None
+    cost: float | None = None
+    seconds: float | None = None
+    any_caller: bool = False
+
+    @property
+    def digest(self) -> str:
+        """Names what is said, to compare it with what was said under the same key."""
+        said = json.dumps([self.id, self.score, self.cost, self.seconds])
+        return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
+
+
+class Signal(NamedTuple):
+    """
+    A sign that an answer was of no use, which nobody gave as a score.
+
+    Args:
+        kind (`str`): what was seen.
+        request_id, uid (`str`): of the answer.
+        units (`int`): that it counts for, of `ONE`.
+        time (`float`): seconds since 1970.
+    """
+
+    kind: str
+    request_id: str
+    uid: str
+    units: int
+    time: float
+
+
+class Store:
+    """
+    A store, opened.
+
+    Args:
+        place (`str`): a file of SQLite, or an address such as `postgresql+psycopg://user@host/name`.
+        replica (`str`, *optional*): the name of this server; by default one that was drawn when the store was made.
+        days (`float`): that scores are taken for an answer.
+
+    Raises:
+        WrongStore: it is no store, or one of another version.
+        StoreUnavailable: it cannot be opened.
+    """
+
+    def __init__(self, place: str, replica: str | None = None, days: float = DAYS) -> None:
+        self._engine = open_engine(place)
+        self.days = days
+        with self.reading() as connection:
+            drawn = connection.scalar(select(about.c.value).where(about.c.name == "replica"))
+        self.replica = replica or str(drawn)
+        self._panels: set[str] = set()
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that writes, committed at the end.
+
+        Raises:
+            StoreUnavailable: the store is full, locked, read-only or away; nothing of the transaction is kept.
+        """
+        try:
+            with self._engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+                yield connection
+        except DATABASE_ERRORS as error:
+            self._panels.clear()
+            raise StoreUnavailable(reason(error)) from error
+        except BaseException:
+            self._panels.clear()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only reads: what others write meanwhile is not seen.
+
+        Raises:
+            StoreUnavailable: the store is locked or away.
+        """
+        try:
+            with self._engine.connect() as connection, connection.begin():
+                yield connection
+        except DATABASE_ERRORS as error:
+            raise StoreUnavailable(reason(error)) from error
+
+    def wipe(self) -> None:
+        """Takes what was removed out of SQLite's log of writes too, unless somebody reads just then."""
+        if self._engine.dialect.name != "sqlite":
+            return
+        raw = self._engine.raw_connection()
+        try:
+            with suppress(Exception):  # busy: the log is emptied when it is next full
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[attr-defined]
+        finally:
+            raw.close()
+
+    def close(self) -> None:
+        """Closes its connections."""
+        self._engine.dispose()
+
+    def add_answers(self, connection: Connection, kept: Sequence[Answer]) -> None:
+        """Keeps answers.
+
+        Args:
+            connection (`Connection`): that writes.
+            kept (`Sequence[Answer]`): in the order in which they were given.
+        """
+        for answer in kept:
+            if answer.recognised:
+                self._add_panel(connection, tuple(answer.recognised))
+        if kept:
+            connection.execute(_ADD_ANSWERS, [self._row(answer) for answer in kept])
+
+    def score(self, connection: Connection, given: Given, now: float | None = None) -> Row[Any]:
+        """Takes a score; a second one for the same answer replaces the first.
+
+        Args:
+            connection (`Connection`): that writes.
+            given ([`Given`]): the score.
+            now (`float`, *optional*): seconds since 1970.
+
+        Returns:
+            `Row`: the answer's.
+
+        Raises:
+            NotScored: it is not taken. The store is as before.
+        """
+        now = time.time() if now is None else now
+        if given.key is not None and (known := self._known(connection, given)) is not None:
+            return known
+        answer = self.find(connection, given.id, None if given.any_caller else given.caller)
+        if now - answer.time > self.days * _DAY:
+            raise Expired(f"This answer is older than {self.days:g} days: scores are taken for that long.")
+        if answer.status not in SCORED:
+            raise NoAnswer(f"There was no answer to score: the request ended as {answer.status!r}.")
+        if answer.panel is None:
+            raise NoAnswer("Nothing was recognised in this request, so that a score has nothing to count for.")
+        cost = answer.cost if given.cost is None else given.cost
+        seconds = answer.seconds if given.seconds is None else given.seconds
+        outcome = Outcome(answer.uid, answer.expert, given.score, cost, seconds, answer.tokens)
+        row = {"answer": answer.number, "time": now, "score": given.score, "cost": cost, "seconds": seconds}
+        connection.execute(_DROP_FEEDBACK, {"the_answer": answer.number})
+        connection.execute(_ADD_FEEDBACK, {**row, "name": name_of(outcome)})
+        if given.key is not None:
+            receipt = {"caller": given.caller, "key": given.key, "answer": answer.number, "digest": given.digest}
+            connection.execute(_ADD_RECEIPT, receipt)
+        return answer
+
+    def add_signal(self, connection: Connection, signal: Signal) -> None:
+        """Notes a sign that an answer was of no use; one of each kind for an answer."""
+        named = (answers.c.request_id == signal.request_id, answers.c.uid == signal.uid)
+        answer = connection.execute(select(answers).where(*named)).first()
+        if answer is None or answer.panel is None or answer.status not in SCORED:
+            return
+        same = (signals.c.answer == answer.number, signals.c.kind == signal.kind)
+        if connection.execute(select(signals.c.number).where(*same)).first() is not None:
+            return
+        text = f"{answer.uid} {signal.kind}"
+        outcome = Outcome(text, answer.expert, 0.0, answer.cost, answer.seconds, answer.tokens)
+        row = {"answer": answer.number, "kind": signal.kind, "units": signal.units, "time": signal.time}
+        connection.execute(_ADD_SIGNAL, {**row, "name": name_of(outcome)})
+
+    def find(self, connection: Connection, id_: str, caller: str | None) -> Row[Any]:
+        """The latest answer of an id, its own or its request's.
+
+        Args:
+            connection (`Connection`): that reads.
+            id_ (`str`): the id.
+            caller (`str`, *optional*): whose it must be; by default anybody's.
+
+        Raises:
+            Unknown: there is none.
+        """
+        if caller is None:
+            answer = connection.execute(_FIND_ANY, {"the_id": id_}).first()
+        else:
+            answer = connection.execute(_FIND_OWN, {"the_id": id_, "the_caller": caller}).first()
+        if answer is None:
+            raise Unknown("There is no such answer here; answers of other keys cannot be scored.")
+        return answer
+
+    @property
+    def replicas(self) -> list[str]:
+        """The names of all servers whose answers are or were here, this one's too."""
+        with self.reading() as connection:
+            known = set(connection.scalars(select(about.c.name).where(about.c.name.like("replica %"))))
+            here = set(connection.scalars(select(answers.c.replica).distinct()))
+        return sorted(here | {name.removeprefix("replica ") for name in known} | {self.replica})
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many answers, scores and signs there are."""
+        named = {"answers": answers, "scores": feedback, "signals": signals}
+        with self.reading() as connection:
+            return {
+                name: int(connection.scalar(select(func.count()).select_from(table)) or 0)
+                for name, table in named.items()
+            }
+
+    def _known(self, connection: Connection, given: Given) -> Row[Any] | None:
+        """The answer that was scored under this key already.
+
+        Raises:
+            Conflict: another score was given under it.
+        """
+        before = connection.execute(_FIND_KNOWN, {"the_caller": given.caller, "the_key": given.key}).first()
+        if before is not None and before.digest != given.digest:
+            raise Conflict("Something else was said under this Idempotency-Key: give each score a key of its own.")
+        return before
+
+    def _add_panel(self, connection: Connection, domains: tuple[str, ...]) -> None:
+        """Notes the domains that weights are of, and who notes answers, once."""
+        name = _panel_name(domains)
+        if name in self._panels:
+            return
+        rows = [(panels, {"name": name, "domains": json.dumps(domains)})]
+        rows.append((about, {"name": f"replica {self.replica}", "value": ""}))
+        for table, row in rows:
+            if connection.execute(select(table.c.name).where(table.c.name == row["name"])).first() is None:
+                connection.execute(insert(table), [row])
+        self._panels.add(name)
+
+    def _row(self, answer: Answer) -> dict[str, Any]:
+        """The row of an answer."""
+        row = answer._asdict()
+        recognised = row.pop("recognised")
+        row["replica"] = self.replica
+        row["panel"] = _panel_name(tuple(recognised)) if recognised else None
+        row["weights"] = np.array([*recognised.values()], dtype="<u4").tobytes() if recognised else None
+        return row
+
+
+def name_of(outcome: Outcome) -> bytes:
+    """What stands for an outcome in the name of the contribution that it is part of: 16 bytes."""
+    return outcome.number.to_bytes(16, "little")
+
+
+@lru_cache(64)
+def _panel_name(domains: tuple[str, ...]) -> str:
+    return hashlib.blake2b(json.dumps(domains).encode(), digest_size=16).hexdigest()

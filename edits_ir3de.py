@@ -403,6 +403,25 @@ def check_days(before: Ledger, after: Ledger) -> None:
         raise ValueError(f"Outcomes are dated {ahead[-1]}, which is yet to come: mend their `day`, or the clock here.")
 
 
+def feedback_of(record: Mapping[str, Any], score: float, cost: float | None, seconds: float | None) -> Ledger:
+    """The ledger of one answer, from the record of its prompt.
+
+    Raises:
+        ValueError: the record does not tell what was recognised, nobody answered, or a number is out of range.
+    """
+    recognised = record.get("recognised")
+    if not recognised:
+        raise ValueError("This record does not tell what was recognised: route the prompt with `recognised=True`.")
+    if record["expert"] is None or record.get("generated_text", "") is None:
+        raise ValueError("Nobody answered this prompt, so there is nothing to score.")
+    today = datetime.now(timezone.utc).date().isoformat()
+    outcome = Outcome(record["id"], record["expert"], score, cost, seconds, day=today)
+    outcome.check()
+    collector = OutcomesCollector([*recognised])
+    collector.add([outcome], np.array([[*recognised.values()]], dtype=np.int64))
+    return collector.ledger
+
+
 def _check_known(outcomes: Iterable[Outcome], experts: Collection[str], domains: Collection[str]) -> None:
     """Raises ValueError where an outcome is of an expert or a domain that the router does not have."""
     for outcome in outcomes:

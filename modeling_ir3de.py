@@ -29,6 +29,7 @@ from .edits_ir3de import (
     count_outcomes,
     edited,
     experts_of,
+    feedback_of,
     read_experts,
     read_statistics,
     statistics_of,
@@ -636,6 +637,12 @@ class IR3DEModel(RouterRepository):
         check_half_life(days)
         Panel.of(self.config.specs, self.config.domain_names, self.outcomes, days)  # sums that are too large show here
         self.config.half_life = days
+
+    def add_feedback(
+        self, record: Mapping[str, Any], score: float, cost: float | None = None, seconds: float | None = None
+    ) -> Ledger:
+        """Adds what the answer of a record was worth; see [`IR3DERoutingPipeline.feedback`]."""
+        return self.add_outcomes(feedback_of(record, score, cost, seconds))
 
     def _counted(self, source: Any, where: Mapping[str, str] | None) -> Ledger:
         """The ledger of a source."""

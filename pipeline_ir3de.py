@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import os
+import uuid
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, compress, islice
@@ -19,6 +20,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .batch_ir3de import Prompts
 from .experts_ir3de import ExpertError, ExpertPool, describe_error
 from .options_ir3de import Options, check_options, generation_options, nearest
+from .outcomes_ir3de import Ledger, shared
 from .policy_ir3de import Policy, Ranked, Record
 from .prompts_ir3de import Prompt, Unanswerable, check_prompt, text_of, token_ids_of, with_prompt
 from .route_selector_ir3de import probabilities
@@ -34,10 +36,10 @@ CUSTOM_PIPELINES = {TASK: {"impl": "pipeline_ir3de.IR3DERoutingPipeline", "pt": 
 _OPTIONS = {
     "preprocess": ("explain", "route_on", "stickiness"),
     "forward": ("explain", "variant", "num_votes"),
-    "postprocess": ("generate", "on_error", *Policy._fields),
+    "postprocess": ("generate", "on_error", "recognised", *Policy._fields),
 }
 _OWN = frozenset(key for keys in _OPTIONS.values() for key in keys)
-ROUTING_OPTIONS = tuple(sorted(_OWN - {"generate", "on_error"}))  # that decide who answers
+ROUTING_OPTIONS = tuple(sorted(_OWN - {"generate", "on_error", "recognised"}))  # that decide who answers
 _ROUTED_AT_ONCE = 1024  # prompts of a generator that are read at a time where nothing is generated
 
 
@@ -153,6 +155,8 @@ class IR3DERoutingPipeline(Pipeline):
             on_error (`str`, *optional*, defaults to `"next"`): where an expert fails, the `"next"` in the ranking that
                 scores at least `min_score` answers, then `fallback_expert`; and one prompt of several for which
                 nobody can be asked has a record that says why. With `"raise"` the error is raised.
+            recognised (`bool`, *optional*, defaults to `False`): add to each record what `feedback` needs: an `id`, and
+                `recognised`, the domains in units that add up to one outcome.
             kwargs (*optional*): options of the expert's text-generation pipeline, such as `max_new_tokens`; `seed`;
                 `timeout`, the seconds that an expert may take; `truncation`, to cut the beginning of what is too long.
 
@@ -343,6 +347,7 @@ class IR3DERoutingPipeline(Pipeline):
         outputs: dict[str, Any],
         generate: bool = True,
         on_error: str = "next",
+        recognised: bool = False,
         batch_size: int | None = None,
         generation: Options | None = None,
         **policy: Any,
@@ -363,6 +368,8 @@ class IR3DERoutingPipeline(Pipeline):
         explain = outputs["pieces"] is not None
         records = chosen.decide(p, panel, turns, explain, self.draw)
         last_turns = [end - 1 for end in accumulate(turns)]
+        if recognised:
+            _add_recognised(records, p[last_turns], config.domain_names)
         for record, turn in zip(records, last_turns, strict=True):
             if asked[turn]:
                 record["second_opinion"] = True
@@ -373,6 +380,24 @@ class IR3DERoutingPipeline(Pipeline):
         if generate:
             self._answer(records, outputs["prompts"], chosen, on_error, batch_size, generation or {})
         return records
+
+    def feedback(self, record: Record, score: float, cost: float | None = None, seconds: float | None = None) -> Ledger:
+        """Tells the router how good the answer of a record was; it counts from the next call on, in memory.
+
+        Args:
+            record (`dict`): of a call with `recognised=True`.
+            score (`float`): 0 to 1.
+            cost (`float`, *optional*): of the answer, in the unit of the router's costs.
+            seconds (`float`, *optional*): that it took.
+
+        Returns:
+            [`Ledger`]: what was added; `model.remove_outcomes` takes it back, bit for bit.
+
+        Raises:
+            ValueError: the record does not tell what was recognised, nobody answered, a number is out of range, or this
+                was said already. The router is as before.
+        """
+        return self.model.add_feedback(record, score, cost, seconds)  # type: ignore[no-any-return]
 
     def policy(self, options: Options) -> Policy:
         """How a call chooses: as its options say, and where they do not, as the router's config does.
@@ -482,6 +507,13 @@ class IR3DERoutingPipeline(Pipeline):
         """Uploads the router as [`IR3DEModel.push_to_hub`] does, with the tokenizer from here."""
         self.model.tokenizer = self.tokenizer
         return self.model.push_to_hub(repo_id, **kwargs)
+
+
+def _add_recognised(records: list[Record], p: torch.Tensor, domains: list[str]) -> None:
+    """Adds to each record an id, and as how much of an outcome its answer would count in each domain."""
+    for record, weights in zip(records, shared(p.numpy()).tolist(), strict=True):
+        record["id"] = uuid.uuid4().hex
+        record["recognised"] = dict(zip(domains, weights, strict=True))
 
 
 def _set_expert(record: Record, candidate: Ranked) -> None:

@@ -139,6 +139,8 @@ class Record(_Choice, total=False):
         pairs (`list[PairRecord]`): where the call was to explain and `domains` are told, what decided for the expert.
         explored (`bool`): true where another than the best was chosen, to learn of it.
         second_opinion (`bool`): true where that was asked.
+        id (`str`): of this record alone, where the call was to tell what is `recognised`.
+        recognised (`dict[str, int]`): likewise, units in which an outcome of it counts in each domain.
         tokens (`list[TokenRecord]`): where the call was to explain.
         support (`float`): likewise, the sum of the tokens' contributions.
         failures (`list[Failure]`): experts that were asked and did not answer.
@@ -153,6 +155,8 @@ class Record(_Choice, total=False):
     pairs: list[PairRecord]
     explored: bool
     second_opinion: bool
+    id: str
+    recognised: dict[str, int]
     tokens: list[TokenRecord]
     support: float
     failures: list[Failure]

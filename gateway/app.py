@@ -39,11 +39,26 @@ def api(gateway: Gateway) -> Starlette:
 
 def _routes(gateway: Gateway, pages: _Pages) -> list[Route]:
     return [
+        *_feedback(gateway),
         *(Route(f"/{each.path}", Answer(gateway, each), methods=["POST"]) for each in (CHAT, COMPLETIONS)),
         *(Route(f"/{each.path}", Answer(gateway, each), methods=["POST"]) for each in (RESPONSES, MESSAGES)),
         Route("/models", pages.models),
         Route("/models/{name}", pages.model),
         Route("/{path:path}", Other(gateway)),
+    ]
+
+
+def _feedback(gateway: Gateway) -> list[Route]:
+    """Where scores go, if there is a store for them."""
+    if gateway.traffic is None:
+        return []
+    from .feedback import FeedbackPages  # which needs the package of databases
+
+    pages = FeedbackPages(gateway.traffic, gateway.keys, gateway.settings.limits, gateway.metrics)
+    return [
+        Route("/feedback", pages.give, methods=["POST"]),
+        Route("/feedback", pages.take_many_back, methods=["DELETE"]),
+        Route("/feedback/{id}", pages.take_back, methods=["DELETE"]),
     ]
 
 
@@ -75,7 +90,7 @@ def application(gateway: Gateway, watch: Watch | None = None) -> Starlette:
     middleware = []
     if gateway.settings.cors:
         shown = ["x-ir3de-expert", "x-ir3de-score", "x-ir3de-note", "x-request-id"]
-        allowed: Any = {"allow_origins": list(gateway.settings.cors), "allow_methods": ["GET", "POST"]}
+        allowed: Any = {"allow_origins": list(gateway.settings.cors), "allow_methods": ["GET", "POST", "DELETE"]}
         middleware.append(Middleware(CORSMiddleware, allow_headers=["*"], expose_headers=shown, **allowed))
     return Starlette(routes=routes, middleware=middleware, lifespan=lifespan, exception_handlers=_HANDLERS)
 

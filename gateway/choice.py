@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from .capabilities import capable
@@ -23,11 +24,13 @@ class Choice(NamedTuple):
         record (`dict`): of the pipeline: the chosen `expert`, its `score`, the `ranking`.
         candidates (`list[str]`): those that may answer, the chosen one first.
         before (`str`, *optional*): who answered this conversation before.
+        said (`str`): what was routed on.
     """
 
     record: dict[str, Any]
     candidates: list[str]
     before: str | None = None
+    said: str = ""
 
 
 class Conversations:
@@ -57,10 +60,12 @@ class Chooser:
 
     Args:
         words ([`Words`]): what takes a harness's wrappers off a message.
+        recognises (`bool`): whether records tell what was recognised, as answers that are kept need it.
     """
 
-    def __init__(self, words: Words) -> None:
+    def __init__(self, words: Words, recognises: bool = False) -> None:
         self._words = words
+        self._recognises = recognises
         self.conversations = Conversations()
 
     async def choose(self, ask: Ask, serving: Serving) -> Choice:
@@ -73,6 +78,10 @@ class Chooser:
         Raises:
             GatewayError: none can do what it needs, the router would have nobody answer, or its options are wrong.
         """
+        choice = await self._choose(ask, serving)
+        return await self._with_recognised(choice, ask, serving) if self._recognises else choice
+
+    async def _choose(self, ask: Ask, serving: Serving) -> Choice:
         if ask.model != ROUTER:
             self._check_able([ask.model], ask, serving)
             return _only(ask.model)
@@ -86,6 +95,16 @@ class Chooser:
             options["experts"] = [name for name in allowed if name not in unable]
         record = await self._route(ask, serving, options)
         return self._kept(ask, record, _candidates(record, ask, serving), unable)
+
+    async def _with_recognised(self, choice: Choice, ask: Ask, serving: Serving) -> Choice:
+        """The choice with what was recognised, also where an expert was named and nothing was routed."""
+        prompt = self._prompt(ask, _read(serving))
+        record = choice.record
+        if "recognised" not in record and prompt is not None:
+            with suppress(GatewayError):  # there is nothing to recognise in it
+                record = {**record, "recognised": (await self._route(ask, serving, {}))["recognised"]}
+        said = prompt[-1]["content"] if isinstance(prompt, list) else prompt or ""
+        return choice._replace(record=record, said=said)
 
     def _who_made(self, response: str, serving: Serving) -> str:
         """Who keeps a response that a request goes on from.
@@ -129,10 +148,12 @@ class Chooser:
             GatewayError: there is nothing to route on, or an option is out of range.
         """
         router = serving.router
-        prompt = self._prompt(ask, 32 * router.model.config.max_length)  # characters enough for all tokens that count
+        prompt = self._prompt(ask, _read(serving))
         if prompt is None:
             message = f"`{ask.api.conversation}` holds no text of a user to route on: add one, or name an expert."
             raise GatewayError(400, "nothing_to_route_on", message, ask.api.conversation)
+        if self._recognises:
+            options = {**options, "recognised": True}
         try:
             if router.second_opinion is None:
                 record: dict[str, Any] = router(prompt, generate=False, **options)
@@ -164,6 +185,12 @@ class Chooser:
         score = next((entry["score"] for entry in record["ranking"] if entry["expert"] == before), record["score"])
         record = {**record, "expert": before, "score": score}
         return Choice(record, [before, *(name for name in candidates if name != before)], before)
+
+
+def _read(serving: Serving) -> int:
+    """Characters of a prompt that are enough for all tokens that count."""
+    length: int = serving.router.model.config.max_length
+    return 32 * length
 
 
 def _only(name: str) -> Choice:

@@ -9,10 +9,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ir3de.traffic.signals import Turns
+
 logger = logging.getLogger("ir3de.requests")
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _RESPONSE = re.compile(rb'"id"\s*:\s*"(resp[^"]{1,200})"')
+_ANSWER = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
 _COUNTED = 8192  # bytes at either end of an answer in which its usage is looked for
 _DECODER = json.JSONDecoder()
 
@@ -43,6 +46,11 @@ class Exchange:
     first_byte_seconds: float | None = None
     note: str = ""  # for the client
     response: str = ""  # the id of a response that a server may keep
+    answer: str = ""  # the id that the server gave its answer
+    routed: bool = False  # whether anybody was asked
+    recognised: dict[str, int] | None = None  # units of each domain, where answers are kept
+    said: str = ""  # what was routed on, where text is kept
+    turns: Turns | None = None  # where signs are looked for
     failures: list[tuple[str, str]] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -76,6 +84,12 @@ class Exchange:
         found = _RESPONSE.search(part[:_COUNTED])
         if found:
             self.response = found[1].decode("ascii", "replace")
+
+    def read_answer_id(self, part: bytes) -> None:
+        """Notes the id of an answer: the first that its beginning holds."""
+        found = _ANSWER.search(part[:_COUNTED])
+        if found:
+            self.answer = found[1].decode("utf-8", "replace")
 
     def log(self) -> None:
         """One line of JSON: nothing in it was said by the client or by an expert, but names that the router knows."""

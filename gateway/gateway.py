@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,6 +32,9 @@ from .requests import ROUTER, read_ask, response_key
 from .serving import Serving
 from .settings import Settings
 from .words import Words
+
+if TYPE_CHECKING:
+    from .feedback import Keeping, Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -58,29 +62,42 @@ class Gateway:
         serving ([`Serving`]): the router and its experts; another one may take its place between two requests.
         settings ([`Settings`]): how it serves.
         generate (`Callable`): how experts on this machine generate; a Space borrows hardware for it.
+        keeping ([`Keeping`], *optional*): where answers and their scores are kept.
     """
 
-    def __init__(self, serving: Serving, settings: Settings, generate: Generate = pieces) -> None:
+    def __init__(
+        self, serving: Serving, settings: Settings, generate: Generate = pieces, keeping: Keeping | None = None
+    ) -> None:
         self.serving = serving
         self.settings = settings
         self.metrics = Metrics()
         self.keys = Keys(settings.keys)
         self.started = int(time.time())
-        self.chooser = Chooser(Words(settings.more_wrappers))
+        self.traffic = self._traffic(keeping) if keeping else None
+        self.chooser = Chooser(Words(settings.more_wrappers), recognises=keeping is not None)
         self.forwarder = Forwarder(settings.timeouts)
         workshop = Workshop(settings.limits, generate, self.metrics)
         self.attempts = Attempts(self.forwarder, workshop, settings.patience, settings.breaker, self.metrics)
+
+    def _traffic(self, keeping: Keeping) -> Traffic:
+        from .feedback import Traffic  # which needs the package of databases, and a gateway without a store does not
+
+        return Traffic(keeping, self.metrics, self.keys)
 
     def went_out(self, exchange: Exchange) -> None:
         """Counts and logs a request that is done with."""
         exchange.outcome = exchange.outcome or "left"
         self.keys.spent(exchange.caller, exchange.prompt_tokens + exchange.completion_tokens)
         self.metrics.went_out(exchange)
+        if self.traffic is not None:
+            self.traffic.went(exchange, self.serving)
         exchange.log()
 
     async def close(self) -> None:
-        """Closes the connections to the experts."""
+        """Closes the connections to the experts, and the store once all is written."""
         await self.forwarder.close()
+        if self.traffic is not None:
+            await asyncio.to_thread(self.traffic.close)
 
 
 class Answer:
@@ -121,10 +138,16 @@ class Answer:
             known = [ROUTER, *serving.experts]
             ask = read_ask(self._api, data, headers, gateway.settings.limits, known, exchange.caller)
             exchange.model, exchange.stream = ask.model, ask.stream
+            if gateway.traffic is not None:
+                gateway.traffic.came(exchange, ask, headers)
             began = time.perf_counter()
             choice = await gateway.chooser.choose(ask, serving)
             exchange.route_seconds = time.perf_counter() - began
+            exchange.routed, exchange.said = True, choice.said
+            exchange.recognised = choice.record.get("recognised")
             reply = await gateway.attempts.first_reply(ask, choice, serving, headers, exchange)
+            if gateway.traffic is not None:
+                exchange.read_answer_id(reply.first)
             remember = gateway.chooser.conversations.remember
             if ask.agent:
                 remember(ask.conversation, exchange.expert)

@@ -25,7 +25,7 @@ class Key(NamedTuple):
         sha256 (`str`): of the key, in hexadecimal digits.
         requests_per_minute (`int`, *optional*): that it may send to one worker process.
         tokens_per_minute (`int`, *optional*): of prompts and answers, as the experts count them, likewise.
-        admin (`bool`): whether it may take a router back.
+        admin (`bool`): whether it may take a router back, and score or remove the answers of all.
     """
 
     name: str
@@ -154,6 +154,14 @@ class Keys:
         if not key.admin:
             raise GatewayError(403, "forbidden", "This needs the key of an admin.")
         return key.name
+
+    def hash_of(self, name: str) -> str:
+        """The hash of a key, by its name; empty where there is none of that name."""
+        return next((key.sha256 for key in self._keys if key.name == name), "")
+
+    def is_admin(self, name: str) -> bool:
+        """Whether a key is an admin's."""
+        return any(key.admin for key in self._keys if key.name == name)
 
     def _find(self, headers: Mapping[str, str]) -> Key:
         """The key of a request, in a time that does not tell which keys there are."""

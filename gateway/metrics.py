@@ -45,6 +45,11 @@ class Metrics:
             multiprocess_mode="livesum",
             **made,
         )
+        self._feedback = Counter("ir3de_feedback", "Scores of answers", ["outcome"], **made)
+        self._lost = Counter("ir3de_store_lost", "Pieces that the store could not take", **made)
+        self._waiting = Gauge(
+            "ir3de_store_waiting", "Pieces that wait to be stored", multiprocess_mode="livesum", **made
+        )
         self._swaps = Counter("ir3de_router_swaps", "New revisions of the router", ["outcome"], **made)
 
     def inside_here(self, number: int) -> None:
@@ -83,6 +88,18 @@ class Metrics:
     def swapped(self, outcome: str) -> None:
         """A new revision of the router was taken, refused or taken back."""
         self._swaps.labels(outcome).inc()
+
+    def gave(self, outcome: str) -> None:
+        """A score was taken (`ok`), refused, or the store was unavailable."""
+        self._feedback.labels(outcome).inc()
+
+    def lost(self, number: int) -> None:
+        """So many pieces could not be stored."""
+        self._lost.inc(number)
+
+    def waits(self, number: int) -> None:
+        """So many pieces wait to be stored."""
+        self._waiting.set(number)
 
     def shown(self) -> bytes:
         """All of it as text."""

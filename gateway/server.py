@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import uvicorn
@@ -27,6 +28,12 @@ from .loading import Origin
 from .serving import learn_in_background, served
 from .settings import Settings
 from .watch import Watch, Watched, try_routes
+
+if TYPE_CHECKING:
+    from .feedback import Keeping
+
+if TYPE_CHECKING:
+    from .feedback import Keeping
 
 _VARIABLE = "IR3DE_GATEWAY"  # tells worker processes what to serve
 _KEYS_VARIABLE = "IR3DE_KEYS"  # keys, where no file of them is named
@@ -52,6 +59,11 @@ class Service(NamedTuple):
         wrappers (`list[str]`): further blocks that hold none of a person's words.
         watch (`float`, *optional*): seconds between two looks for a new router.
         samples (`str`, *optional*): JSON Lines that a new router is tried on.
+        store (`str`, *optional*): a file of SQLite, or the address of a database, where answers and scores are kept.
+        replica (`str`, *optional*): the name of this server in the store.
+        keep_text (`str`, *optional*): a file for the text of requests.
+        feedback_days (`float`): that scores are taken for an answer.
+        implicit (`float`): what signs count for that nobody gave as a score, of an outcome.
         log (`bool`): a line a request.
         shared (`str`): a folder that the workers share.
     """
@@ -71,6 +83,11 @@ class Service(NamedTuple):
     wrappers: list[str] = []  # noqa: RUF012
     watch: float | None = None
     samples: str | None = None
+    store: str | None = None
+    replica: str | None = None
+    keep_text: str | None = None
+    feedback_days: float = 30.0
+    implicit: float = 0.0
     log: bool = True
     shared: str = ""
 
@@ -94,6 +111,29 @@ class Service(NamedTuple):
             more_wrappers=tuple(self.wrappers),
         )
 
+    def keeping(self) -> Keeping | None:
+        """The store of its gateway, opened, if it has one.
+
+        Raises:
+            ValueError: it is no store, or one of another version, or a number is out of range.
+            OSError: store or file cannot be opened.
+        """
+        if self.store is None:
+            if self.keep_text or self.implicit or self.replica:
+                raise ValueError("`--keep-text`, `--implicit` and `--replica` need a `--store`.")
+            return None
+        if not 0 <= self.implicit <= 1:
+            raise ValueError(f"`--implicit` must be from 0 to 1, a part of an outcome; got {self.implicit:g}.")
+        if not 0 < self.feedback_days < math.inf:
+            raise ValueError(f"`--feedback-days` must be more than 0, got {self.feedback_days:g}.")
+        from ir3de.traffic.store import Store
+        from ir3de.traffic.texts import Texts
+
+        from .feedback import Keeping
+
+        store = Store(self.store, self.replica, self.feedback_days)
+        return Keeping(store, Texts(self.keep_text) if self.keep_text else None, self.implicit)
+
 
 def run(service: Service) -> None:
     """Serves until the process is told to stop; requests that have begun are answered first.
@@ -112,6 +152,8 @@ def run(service: Service) -> None:
         uvicorn.run(make_application(service), **listening)
         return
     service.settings()  # said here rather than by every worker
+    if keeping := service.keeping():
+        keeping.store.close()
     listening["timeout_worker_healthcheck"] = _WORKER_SECONDS
     with tempfile.TemporaryDirectory(prefix="ir3de-workers-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -148,7 +190,7 @@ def make_application(service: Service) -> Starlette:
     if all(isinstance(expert, RemoteExpert) for expert in serving.experts.values()):
         torch.set_num_threads(1)  # a route is too small a task to share
     learn_in_background(serving)
-    gateway = Gateway(serving, settings)
+    gateway = Gateway(serving, settings, keeping=service.keeping())
     return application(gateway, _watch(service, origin, gateway))
 
 

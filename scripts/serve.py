@@ -23,7 +23,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wrapper", action="append", default=[], metavar="TAG", help="a block of an agent's harness")
     _add_access(parser)
     _add_watch(parser)
+    _add_traffic(parser)
     _add_limits(parser)
+
+
+def _add_traffic(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--store",
+        metavar="FILE_OR_URL",
+        help="keep answers and their scores (POST /v1/feedback) in a file of SQLite, or in a database that several"
+        " servers share, such as postgresql+psycopg://user@host/name",
+    )
+    parser.add_argument("--replica", metavar="NAME", help="name of this server in a store that several share")
+    parser.add_argument("--keep-text", metavar="FILE", help="keep the text of requests too, in this file")
+    days = "take scores of answers for this long (default: 30)"
+    parser.add_argument("--feedback-days", type=float, default=30, metavar="N", help=days)
+    parser.add_argument(
+        "--implicit",
+        type=float,
+        default=0,
+        metavar="WEIGHT",
+        help="count a question that is asked again, and a tool that failed, as this part of a bad score (default: 0)",
+    )
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +117,11 @@ def run(args: argparse.Namespace) -> int:
         wrappers=args.wrapper,
         watch=args.watch,
         samples=args.samples,
+        store=args.store,
+        replica=args.replica,
+        keep_text=args.keep_text,
+        feedback_days=args.feedback_days,
+        implicit=args.implicit,
         log=not args.no_log,
     )
     where = f"http://{service.host}:{service.port}/v1"

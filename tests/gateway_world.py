@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from ir3de import IR3DERoutingPipeline
@@ -102,6 +109,7 @@ def world(
     names: tuple[str, ...] = tuple(tiny.DOMAINS),
     generate: Generate = pieces,
     http: Any = "auto",
+    keeping: Any = None,
     **config: Any,
 ) -> Iterator[World]:
     """A gateway whose experts `names` are behind stand-in servers."""
@@ -110,7 +118,44 @@ def world(
         endpoints = {name: {"endpoint": server.url, "model": f"served-{name}"} for name, server in behind.items()}
         all_specs = {name: {**endpoints.get(name, {}), **(specs or {}).get(name, {})} for name in tiny.DOMAINS}
         router = IR3DERoutingPipeline(tiny.router(all_specs, **config), device="cpu")
-        gateway = Gateway(served(router), settings, generate)
+        gateway = Gateway(served(router), settings, generate, keeping)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
         stack.enter_context(running(application(gateway), listener, http=http))
         yield World(gateway, listener.getsockname()[1], behind)
+
+
+@contextmanager
+def command(router: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`ir3de serve` as a process of its own, and its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    args = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    said = router.parent / "stderr"
+    with said.open("w") as stderr:
+        process = subprocess.Popen(args, stderr=stderr, env=env, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/ready").close()
+                break
+            except OSError:
+                assert process.poll() is None, said.read_text()
+                assert time.monotonic() < end, said.read_text()
+                time.sleep(0.1)
+        yield process, url
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
+        process.wait()
+
+
+def post(url: str, body: Any, **headers: str) -> tuple[int, bytes]:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json", **headers})
+    try:
+        with urllib.request.urlopen(request) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()

@@ -4,13 +4,10 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import re
 import signal
 import socket
 import statistics
-import subprocess
-import sys
 import threading
 import time
 import urllib.error
@@ -38,7 +35,7 @@ from ir3de.scripts.bench.stand_in import Received, StandIn, chat_chunks
 from ir3de.scripts.data.rows import Row
 
 from . import tiny
-from .gateway_world import HASTY, LAW, World, world
+from .gateway_world import HASTY, LAW, World, command, post, world
 
 
 def hashed(key: str) -> str:
@@ -401,43 +398,6 @@ def test_swaps_under_load_fail_and_mix_up_nothing(tmp_path: Path) -> None:
 
 
 # The command.
-
-
-@contextmanager
-def command(router: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`ir3de serve` as a process of its own, and its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    args = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), *options]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    said = router.parent / "stderr"
-    with said.open("w") as stderr:
-        process = subprocess.Popen(args, stderr=stderr, env=env, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/ready").close()
-                break
-            except OSError:
-                assert process.poll() is None, said.read_text()
-                assert time.monotonic() < end, said.read_text()
-                time.sleep(0.1)
-        yield process, url
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too
-        process.wait()
-
-
-def post(url: str, body: Any, **headers: str) -> tuple[int, bytes]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json", **headers})
-    try:
-        with urllib.request.urlopen(request) as response:
-            return response.status, response.read()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read()
 
 
 def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without_cutting_a_stream(

@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     experts.add_argument("--prompts", type=int, help="that experts read, a domain (default: 60)")
     experts.add_argument("--max-tokens", type=int, help="of a prompt, for modem too (default: 128)")
     experts.add_argument("--device", help="of the experts (default: a GPU if there is one)")
+    experts.add_argument(
+        "--outcomes", metavar="FILE", help="a further row: this router with these outcomes, of other text than the data"
+    )
     others = parser.add_argument_group("other routers, fitted to training data")
     others.add_argument("--train", action="append", metavar="FILE_OR_ID", help="as --data; repeatable")
     others.add_argument("--train-where", action="append", default=[], metavar="KEY=VALUE", help="as --where")
@@ -102,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         quick=args.quick,
         device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         outside=outside,
+        outcomes=args.outcomes,
     )
     return _evaluate(asked, args.json)
 

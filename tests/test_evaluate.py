@@ -202,6 +202,26 @@ def test_accuracy_over_k_is_the_router_s_own_without_training_data(world: tuple[
     assert "normalised" not in (tmp_path / "results.md").read_text()
 
 
+def test_the_router_is_measured_with_outcomes_too(
+    world: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = {name: [f"{text} {i}" for i, text in enumerate(tiny.sentences(name, 50, 9))] for name in NAMES}
+    rows = [{"text": t, "domain": d, "scores": {n: float(n == "law") for n in NAMES}} for d in NAMES for t in texts[d]]
+    file = tmp_path / "judged.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    code, results = evaluate(*world, tmp_path / "out", "--outcomes", str(file))
+    measured = {row["row"]: row for row in results["rows"]}
+    assert code == 0
+    assert list(measured)[-2:] == ["this router", "with outcomes"]
+    assert measured["with outcomes"]["normalised"] == measured["only law"]["normalised"]  # outcomes say: always law
+    assert measured["with outcomes"]["choice"] == "450 outcomes of 3 experts"
+    assert measured["this router"]["accuracy"] == 1
+    assert not any("Outcomes:" in note for note in results["notes"])
+    file.write_text(json.dumps({"text": "court", "scores": {"nobody": 1}}), encoding="utf-8")
+    assert evaluate(*world, tmp_path / "none", "--outcomes", str(file)) == (2, {})
+    assert "nobody" in capsys.readouterr().err
+
+
 def test_what_was_dropped_is_counted(evaluated: tuple[Path, dict[str, Any]]) -> None:
     notes = " ".join(evaluated[1]["notes"])
     assert "1 rows of 'art' are dropped" in notes

@@ -16,10 +16,12 @@ from ir3de.card_ir3de import CARD_NAME, state
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.experts_ir3de import describe_error
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.outcome_rows_ir3de import read_outcomes
+from ir3de.outcomes_ir3de import ONE, Ledger
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.duplicates import overlap
 from ir3de.scripts.data.experts import read_experts
-from ir3de.scripts.data.rows import RowSource, read_rows, read_texts
+from ir3de.scripts.data.rows import Row, RowSource, read_rows, read_texts
 from ir3de.scripts.data.selection import Selection, of_experts, to_score
 from ir3de.scripts.fitting.search import NUM_VOTES
 from ir3de.scripts.metrics.accuracy import (
@@ -41,7 +43,7 @@ from ir3de.scripts.routers.baselines import BASELINES
 from ir3de.scripts.routers.ours import ours
 from ir3de.specs_ir3de import ExpertSpec
 
-ROUTER = "this router"
+ROUTER, WITH_OUTCOMES = "this router", "with outcomes"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Evaluation:
         quick (`bool`): whether the sizes are those of `QUICK`.
         device (`str`): of the experts.
         outside ([`RowSource`], *optional*): prompts of none of the domains.
+        outcomes (`str`, *optional*): file of outcomes, for a row of the router with these.
     """
 
     router: str
@@ -108,11 +111,14 @@ class Evaluation:
     quick: bool
     device: str
     outside: RowSource | None = None
+    outcomes: str | None = None
 
     def check(self) -> None:
         """Raises ValueError where the options do not go together."""
-        if self.output is None and (self.reading or self.training or self.card):
-            raise ValueError("--experts, --train and --card need --output DIR, where the results and what is kept go.")
+        if self.output is None and (self.reading or self.training or self.card or self.outcomes):
+            raise ValueError(
+                "--experts, --train, --outcomes and --card need --output DIR, where the results and what is kept go."
+            )
         if not self.card:
             return
         if self.quick:
@@ -149,6 +155,7 @@ class Prepared(NamedTuple):
         outside (`list[str]`): prompts of none of the domains.
         notes (`list[str]`): what a person should know of the data.
         started (`float`): when it began, in seconds of a monotonic clock.
+        outcomes ([`Ledger`], *optional*): to add for a row of its own.
     """
 
     model: IR3DEModel
@@ -160,6 +167,7 @@ class Prepared(NamedTuple):
     outside: list[str]
     notes: list[str]
     started: float
+    outcomes: Ledger | None
 
 
 def prepare(asked: Evaluation) -> Prepared:
@@ -176,7 +184,13 @@ def prepare(asked: Evaluation) -> Prepared:
     selection, train, notes = _select(asked, model)
     routers = _routers(asked.training, model) if asked.training else {}
     outside = list(read_texts(asked.outside, "--outside")) if asked.outside else []
-    return Prepared(model, pipe, specs, selection, train, routers, outside, notes, started)
+    outcomes = None
+    if asked.outcomes:  # what is malformed shows before anything is read
+        outcomes = model.add_outcomes(asked.outcomes)
+        model.remove_outcomes(outcomes)
+        judged = [Row(these[0].text, "") for these in read_outcomes(asked.outcomes)]
+        notes += [f"Outcomes: {note}" for note in overlap(judged, selection.rows)]
+    return Prepared(model, pipe, specs, selection, train, routers, outside, notes, started, outcomes)
 
 
 def measure_routing(asked: Evaluation, prepared: Prepared) -> RoutingFigures:
@@ -220,7 +234,11 @@ def measure_costs(asked: Evaluation, prepared: Prepared, routing: RoutingFigures
         trained = _trained_rows(asked.training, output, prepared.routers, losses, train, selection)
         results["rows"] += trained
         results["over_k"] = _over_k(trained) or results["over_k"]
-    results["rows"].append(_own_row(asked, prepared.pipe, losses, selection, results["settings"]["variant"]))
+    results["rows"].append(_own_row(ROUTER, asked, prepared.pipe, losses, selection, results["settings"]["variant"]))
+    if (added := prepared.outcomes) is not None:
+        model.add_outcomes(added)
+        results["rows"].append(_own_row(WITH_OUTCOMES, asked, prepared.pipe, losses, selection, _told(added)))
+        model.remove_outcomes(added)
     results["seconds"] = time.monotonic() - prepared.started
     return results
 
@@ -324,16 +342,23 @@ def _over_k(trained: Sequence[TableRow]) -> dict[str, float]:
     return votes | others if votes else {}
 
 
+def _told(added: Ledger) -> str:
+    """What was added, in words."""
+    experts = sorted(added.contributions)
+    number = added.sums(sorted(added.domains), experts)[..., 0].sum() / ONE
+    return f"{number:,.0f} outcomes of {len(experts)} experts"
+
+
 def _own_row(
-    asked: Evaluation, router: IR3DERoutingPipeline, losses: Losses, selection: Selection, variant: str
+    name: str, asked: Evaluation, router: IR3DERoutingPipeline, losses: Losses, selection: Selection, variant: str
 ) -> TableRow:
-    """The row of the router itself."""
+    """The row of the router itself, as it is now."""
     started = time.monotonic()
     texts = [row.text for row in selection.rows]
     records = router(texts, generate=False, on_error="raise", min_score=0, top_n=1, **asked.choice)
     routes = [record["expert"] for record in records]
     seconds = time.monotonic() - started
-    return describe_row(ROUTER, losses, one_hot(losses.experts, routes), variant, seconds)
+    return describe_row(name, losses, one_hot(losses.experts, routes), variant, seconds)
 
 
 def _settings(asked: Evaluation, config: IR3DEConfig, train: Selection | None) -> Settings:

@@ -29,7 +29,7 @@ def plot(results: Mapping[str, Any], folder: Path) -> list[str]:
 
 
 def _color(row: str) -> str:
-    if row.startswith(("ir3de", "this router")):
+    if row.startswith(("ir3de", "this router", "with outcomes")):
         return OURS
     return BOUND if row.startswith(("only", "own", "best")) else OTHER
 

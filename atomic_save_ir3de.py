@@ -28,6 +28,7 @@ except ImportError:  # on Windows, where two writers at once must be kept apart 
 
 STATISTICS_FOLDER = "statistics"
 OUTCOMES_FOLDER = "outcomes"
+PICTURES = ("confusion.png", "frontier.png")  # beside the card, which names those that there are
 SECOND_FOLDER = "second"  # a router's second opinion, with a config and statistics of its own
 CONFIG = "config.json"
 _SWITCH, _STATE = ".ir3de-switch", ".ir3de-state-"
@@ -124,13 +125,16 @@ def _switch_to(new: Path, folder: Path) -> None:
 
 
 def _put_into_place(new: Path, folder: Path) -> None:
-    """Copies the new files over the old, and deletes those of domains and experts that are gone."""
+    """Copies the new files over the old, and deletes those of domains, experts and pictures that are gone."""
     for path in sorted(path for path in new.rglob("*") if path.is_file()):
         target = folder / path.relative_to(new)
         target.parent.mkdir(parents=True, exist_ok=True)
         copy = new.with_name(f"{new.name}.copy")  # renamed over the target, so that a link there is replaced
         _link_or_copy(path, copy)
         os.replace(copy, target)
+    for name in PICTURES:
+        if (folder / name).exists() and not (new / name).exists():
+            (folder / name).unlink()
     for part in (folder, folder / SECOND_FOLDER):
         _drop_former(part)
     for each in {path.parent.relative_to(new) for path in new.rglob("*")}:
@@ -159,6 +163,9 @@ def _drop_former(folder: Path) -> None:
         for path in (folder / part).glob("*.safetensors"):
             if path.stem not in set(map(file_name, names)):
                 path.unlink(missing_ok=True)
+    outcomes = folder / OUTCOMES_FOLDER
+    if outcomes.is_dir() and not any(outcomes.iterdir()):
+        outcomes.rmdir()
 
 
 def _check_stays_inside(new: Path, folder: Path) -> None:

@@ -14,12 +14,15 @@ import numpy as np
 import yaml
 from huggingface_hub import EvalResult, ModelCard
 
+from .atomic_save_ir3de import PICTURES
 from .configuration_ir3de import IR3DEConfig
 from .outcomes_ir3de import Ledger, expected
+from .outlook_ir3de import Outlook, plot_frontier
+from .policy_ir3de import Panel
 from .specs_ir3de import ExpertSpec, is_remote, served
 from .statistics_ir3de import DomainStatistics
 
-CARD_NAME, PLOT_NAME = "README.md", "confusion.png"
+CARD_NAME, (PLOT_NAME, FRONTIER_NAME) = "README.md", PICTURES
 BEGIN, END = "<!-- ir3de: generated from here on, edits are overwritten -->", "<!-- ir3de: generated up to here -->"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+", re.ASCII)
 _MOST_SHOWN = 200  # characters of a name that a config gives
@@ -110,7 +113,12 @@ def update_card(
     history = _history(generated, now, change[1] if change else None)
     confusion = (config.evaluation or {}).get("confusion")
     plotted = plot_confusion(path.with_name(PLOT_NAME), confusion) if confusion else False
-    body = "\n".join([_about(config, statistics, plotted, outcomes or Ledger()), _LOAD, _ADD, _STATISTICS, *history])
+    outlook = outlook_of(config, outcomes or Ledger())
+    drawn = plot_frontier(path.with_name(FRONTIER_NAME), outlook) if outlook else False
+    if not drawn and path.with_name(FRONTIER_NAME).exists():
+        path.with_name(FRONTIER_NAME).unlink()
+    about = _about(config, statistics, plotted, outcomes or Ledger(), drawn)
+    body = "\n".join([about, _LOAD, _ADD, _STATISTICS, *history])
     part = f"{BEGIN}\n\n{body.replace('THIS_REPOSITORY', change[0]) if change else body}\n{END}"
     card.text = before + part + after if mark else f"{card.text.rstrip()}\n\n{part}\n"
     card.save(path)
@@ -214,14 +222,21 @@ def _on_hub(source: str | None) -> TypeGuard[str]:
     return source is not None and bool(_HUB_ID.fullmatch(source)) and not Path(source).is_dir()
 
 
-def _about(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics], plotted: bool, outcomes: Ledger) -> str:
+def _about(
+    config: IR3DEConfig, statistics: Mapping[str, DomainStatistics], plotted: bool, outcomes: Ledger, drawn: bool
+) -> str:
     kind = "domain experts" if config.domains is None else "experts"
     intro = (
         f"Routes a prompt to one of {len(config.specs)} {kind} with a linear router over token embeddings,"
         f" fitted in closed form ([IR3DE](https://arxiv.org/abs/2606.06098)): {_method(config)}. Embeddings:"
         f" {_link(config.embedding_model or 'of an unnamed model')} ({config.vocab_size:,} x {config.hidden_size}).\n"
     )
-    parts = [intro, _experts(config, statistics), outcomes_section(config, outcomes), _evaluation(config, plotted)]
+    parts = [
+        intro,
+        _experts(config, statistics),
+        outcomes_section(config, outcomes, drawn),
+        _evaluation(config, plotted),
+    ]
     return "\n".join(part for part in parts if part)
 
 
@@ -266,16 +281,24 @@ def _experts(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics]) ->
     return "\n".join(lines) + "\n"
 
 
-def outcomes_section(config: IR3DEConfig, outcomes: Ledger) -> str:
+def outlook_of(config: IR3DEConfig, outcomes: Ledger) -> Outlook | None:
+    """What outcomes let expect of a router; none without any."""
+    panel = Panel.of(config.specs, config.domain_names, outcomes, config.half_life)
+    return Outlook.of(panel, outcomes, config.half_life)
+
+
+def outcomes_section(config: IR3DEConfig, outcomes: Ledger, drawn: bool = False) -> str:
     """What experts did in each domain, as a section of a card; empty without outcomes.
 
     Args:
         config ([`IR3DEConfig`]): with the domains and the specs.
         outcomes ([`Ledger`]): of the experts.
+        drawn (`bool`): whether the frontier is in a picture beside the card.
     """
     table = outcomes_table(config, outcomes)
     if not table:
         return ""
+    frontier = f"\n![What weighing costs is expected to change]({FRONTIER_NAME})\n" if drawn else ""
     fading = ""
     if config.half_life is not None:
         days = list(outcomes.by_day())
@@ -283,7 +306,7 @@ def outcomes_section(config: IR3DEConfig, outcomes: Ledger) -> str:
         fading = f" Those that are {config.half_life:g} days older than the newest count half.{newest}"
     return (
         "## Outcomes\n\nWhat each expert is expected to score in each domain, 0 to 1, ± 1.96 standard errors; from how"
-        f" many outcomes; and what it is expected to cost, where that was measured.{fading}\n\n{table}\n"
+        f" many outcomes; and what it is expected to cost, where that was measured.{fading}\n\n{table}\n{frontier}"
     )
 
 

@@ -39,6 +39,7 @@ from .familiarity_ir3de import Familiarity, FamiliarityScale, familiarity_table
 from .names_ir3de import file_name  # noqa: F401 (travels with the model, which must name each file)
 from .outcome_rows_ir3de import read_outcomes  # noqa: F401 (likewise)
 from .outcomes_ir3de import Ledger
+from .outlook_ir3de import Outlook  # noqa: F401 (likewise)
 from .policy_ir3de import Panel
 from .prompts_ir3de import token_ids_of
 from .repository_ir3de import RouterRepository

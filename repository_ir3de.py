@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file
 
 from .atomic_save_ir3de import CONFIG, OUTCOMES_FOLDER, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
-from .card_ir3de import CARD_NAME, PLOT_NAME, read_card, update_card
+from .card_ir3de import CARD_NAME, FRONTIER_NAME, PLOT_NAME, read_card, update_card
 from .configuration_ir3de import IR3DEConfig
 from .names_ir3de import file_name
 from .outcomes_ir3de import Ledger
@@ -302,7 +302,7 @@ class RouterRepository(PreTrainedModel):
                 revision=revision,
                 create_pr=create_pr,
                 ignore_patterns=[".cache/*"],
-                delete_patterns=[f"{STATISTICS_FOLDER}/*", f"{OUTCOMES_FOLDER}/*", PLOT_NAME, *second],
+                delete_patterns=[f"{STATISTICS_FOLDER}/*", f"{OUTCOMES_FOLDER}/*", PLOT_NAME, FRONTIER_NAME, *second],
                 parent_commit=parent_commit,
             )
 

@@ -4,92 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from itertools import pairwise
 from typing import NamedTuple
 
 import gradio as gr
 import numpy as np
 
 from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.outcomes_ir3de import expected
-from ir3de.scripts.metrics.frontier import Point, chosen, hull, macro_mean, singles
-from ir3de.scripts.metrics.measures import Array, Integers
+from ir3de.outlook_ir3de import STEPS, Outlook, Point
 from ir3de.space import views
 from ir3de.space.palette import Palette
 from ir3de.space.site import Options, Site, Visitor
 
-STEPS = 100  # of the slider
 _MOST_ROWS, _MOST_COLUMNS = 40, 20  # of the heat map
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 560, 300, 48, 14, 40  # of the picture
 _INTERVAL = 1.96  # standard errors to either side, which hold 95 %
 _NONE = "This router has no outcomes: notes of how well experts answered, which ir3de outcomes adds."
-
-
-class Outlook(NamedTuple):
-    """
-    What a router expects of its E experts in its D domains.
-
-    Args:
-        domains (`Sequence[str]`): D names.
-        experts (`Sequence[str]`): E names, the cheapest first.
-        score (`np.ndarray` of shape `(D, E)`): 0 to 1.
-        error (`np.ndarray` of shape `(D, E)`): standard error of the score; NaN for experts without outcomes.
-        cost (`np.ndarray` of shape `(D, E)`): of an answer; NaN where it is not known.
-        n (`np.ndarray` of shape `(D, E)`): judged answers.
-    """
-
-    domains: Sequence[str]
-    experts: Sequence[str]
-    score: Array
-    error: Array
-    cost: Array
-    n: Array
-
-    @classmethod
-    def of(cls, model: IR3DEModel) -> Outlook | None:
-        """The outlook of a router; none without outcomes."""
-        panel = model.panel
-        if panel.outcomes is None:
-            return None
-        sums = model.outcomes.sums(panel.domains, panel.experts, model.config.half_life)
-        pairs = expected(sums, panel.serves.numpy())
-        cost = np.broadcast_to(panel.costs.numpy(), pairs.score.shape)
-        return cls(panel.domains, panel.experts, pairs.score, pairs.error, cost, pairs.n)
-
-    @property
-    def unpriced(self) -> list[str]:
-        """The experts whose costs are not known."""
-        return [name for name, cost in zip(self.experts, self.cost.T, strict=True) if np.isnan(cost).any()]
-
-    def choice(self, weight: float) -> Integers:
-        """Who answers each domain where it is recognised: columns, of shape `(D,)`."""
-        worth = self.score if weight == 0 else self.score - weight * self.cost
-        choice: Integers = worth.argmax(axis=1)
-        return choice
-
-    def point(self, weight: float) -> Point:
-        """Cost and score that are then expected, each domain as heavy."""
-        choice = self.choice(weight)
-        return Point(macro_mean(chosen(self.cost, choice), self.domains), self._score(choice))
-
-    def _score(self, choice: Integers) -> float:
-        return macro_mean(chosen(self.score, choice), self.domains)
-
-    def turns(self) -> list[float]:
-        """The cost weights at which another expert takes over a domain, in order."""
-        found = set()
-        for score, cost in zip(self.score, self.cost, strict=True):
-            corners = hull([Point(float(c), float(s)) for c, s in zip(cost, score, strict=True)])
-            for left, right in pairwise(corners):
-                found.add((right.score - left.score) / (right.cost - left.cost))
-        return sorted(found)
-
-    def weights(self) -> list[float]:
-        """A cost weight for each step of the slider: none, then from where the first domain turns to past the last."""
-        turns = [] if self.unpriced else self.turns()
-        if not turns:
-            return [0.0] * (STEPS + 1)
-        return [0.0, *map(float, np.geomspace(turns[0] * 0.9, turns[-1] * 1.1, STEPS))]
 
 
 def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
@@ -117,9 +46,13 @@ def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
     gr.on([tab.select, visitor.change], show, [step, visitor], [traded, table], **private)
 
 
+def _outlook(model: IR3DEModel) -> Outlook | None:
+    return Outlook.of(model.panel, model.outcomes, model.config.half_life)
+
+
 def heat_map(site: Site, visitor: Visitor | None) -> str:
     """Domains by experts, darker where the score is higher, as HTML."""
-    outlook, palette = Outlook.of(site.router_of(visitor).model), site.palette_of(visitor)
+    outlook, palette = _outlook(site.router_of(visitor).model), site.palette_of(visitor)
     if outlook is None:
         return ""
     low, high = float(outlook.score.min()), float(outlook.score.max())
@@ -163,15 +96,14 @@ def _cell(outlook: Outlook, row: int, column: int, shade: float, best: bool) -> 
 
 def frontier(site: Site, step: int, visitor: Visitor | None) -> str:
     """Score over cost, where the router is at a step of the slider, and who answers then, as HTML."""
-    outlook, palette = Outlook.of(site.router_of(visitor).model), site.palette_of(visitor)
+    outlook, palette = _outlook(site.router_of(visitor).model), site.palette_of(visitor)
     if outlook is None:
         return views.message(_NONE)
     if unpriced := outlook.unpriced:
         who = ", ".join(unpriced[:3]) + (f" and {len(unpriced) - 3} more" if len(unpriced) > 3 else "")
         return views.message(f"Costs cannot be weighed: there are none of {who}.")
     weight = outlook.weights()[step]
-    here, alone = outlook.point(weight), singles(outlook.score, outlook.cost, outlook.domains)
-    line = hull([outlook.point(each) for each in outlook.weights()])
+    here, alone, line = outlook.point(weight), outlook.singles(), outlook.frontier()
     picture, table = _drawn(outlook, palette, line, alone, here), _answering(outlook, palette, weight)
     told = views.message(_told(outlook, weight, here, alone))
     return f'<h3>Score over cost</h3>{told}<div class="ir-side">{picture}{table}</div>'
@@ -266,7 +198,7 @@ def _drawn(outlook: Outlook, palette: Palette, line: Sequence[Point], alone: Seq
 
 def most_weight(model: IR3DEModel) -> float:
     """The largest cost weight worth setting: 1, or with outcomes that tell costs a round one past the last turn."""
-    outlook = Outlook.of(model)
+    outlook = _outlook(model)
     turns = [] if outlook is None or outlook.unpriced else outlook.turns()
     if not turns:
         return 1.0

@@ -310,7 +310,7 @@ def test_latency_is_measured_now(site: Site, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_outlook_is_that_of_the_ledger(judged: Site) -> None:
-    outlook = outcomes.Outlook.of(judged.router.model)
+    outlook = outcomes._outlook(judged.router.model)
     assert outlook is not None
     assert list(outlook.experts) == ["code", "law", "math"], "the cheapest first"
     assert outlook.n.tolist() == [[40.0] * 3] * 3
@@ -344,7 +344,7 @@ def test_the_heat_map_shows_each_pair(judged: Site) -> None:
     assert shown.count("ir-best") == 3
     assert shown.count("40 judged") == 9
     assert "costs 0.002" in shown
-    outlook = outcomes.Outlook.of(judged.router.model)
+    outlook = outcomes._outlook(judged.router.model)
     assert f"<b>{outlook.score[1, 1]:.2f}</b>" in shown
     assert outcomes.heat_map(make_site({name: {} for name in tiny.DOMAINS}), None) == ""
 

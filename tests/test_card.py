@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de import IR3DEModel
-from ir3de.card_ir3de import BEGIN, CARD_NAME, END, PLOT_NAME, STATE_KEY, state, update_card
+from ir3de.card_ir3de import BEGIN, CARD_NAME, END, FRONTIER_NAME, PLOT_NAME, STATE_KEY, state, update_card
+from ir3de.outlook_ir3de import Outlook
 from ir3de.scripts import cli
 
 from . import tiny
@@ -97,6 +98,38 @@ def test_no_plot_without_a_confusion_matrix_or_matplotlib(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert PLOT_NAME not in card(tiny.router(evaluation=EVALUATION), tmp_path).text
     assert not (tmp_path / PLOT_NAME).exists()
+
+
+def test_the_card_shows_what_weighing_costs_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny.router()
+    costs = dict(zip(tiny.DOMAINS, (1.0, 2.0, 3.0), strict=True))
+    rows = [
+        {"text": f"{d} {e} {i}", "domain": d, "expert": e, "score": float(d == e), "cost": costs[e]}
+        for d in tiny.DOMAINS
+        for e in tiny.DOMAINS
+        for i in range(20)
+    ]
+    added = model.add_outcomes(rows)
+    model.save_pretrained(tmp_path / "router")
+    assert f"]({FRONTIER_NAME})" in (tmp_path / "router" / CARD_NAME).read_text(encoding="utf-8")
+    picture = (tmp_path / "router" / FRONTIER_NAME).read_bytes()
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / FRONTIER_NAME).read_bytes() == picture, "the same outcomes are the same bytes"
+    outlook = Outlook.of(model.panel, model.outcomes)
+    assert outlook is not None
+    line = outlook.frontier()
+    assert line[0] == outlook.singles()[0] == min(outlook.singles()), "the cheapest alone is where it begins"
+    assert line[-1] == outlook.point(0)
+    assert line == sorted(line)
+    assert line[-1].cost == pytest.approx(2, abs=0.2)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    model.save_pretrained(tmp_path / "router")
+    assert FRONTIER_NAME not in (tmp_path / "router" / CARD_NAME).read_text(encoding="utf-8")
+    monkeypatch.undo()
+    model.remove_outcomes(added)
+    model.save_pretrained(tmp_path / "router")
+    assert not (tmp_path / "router" / "outcomes").exists(), "nothing is left of them"
+    assert not (tmp_path / "router" / FRONTIER_NAME).exists()
 
 
 def test_the_history_has_a_line_for_each_change_of_the_experts(tmp_path: Path) -> None:

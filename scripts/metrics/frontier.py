@@ -3,26 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
+from ir3de.outlook_ir3de import Point, hull
 from ir3de.scripts.metrics.measures import Array, Integers
 
 WEIGHTS = 400  # of costs, that a frontier is drawn through
-
-
-class Point(NamedTuple):
-    """
-    Where a way to choose lies.
-
-    Args:
-        cost (`float`): macro mean of what the chosen experts cost.
-        score (`float`): macro mean of what they scored, 0 to 1.
-    """
-
-    cost: float
-    score: float
 
 
 def macro_mean(values: Array, groups: Sequence[str]) -> float:
@@ -69,18 +56,6 @@ def singles(scores: Array, costs: Array, groups: Sequence[str]) -> list[Point]:
     ]
 
 
-def hull(points: Sequence[Point]) -> list[Point]:
-    """The upper hull that never falls: what can be had by mixing points, from the cheapest on, in order of cost."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda each: (each.cost, -each.score)):
-        if kept and point.score <= kept[-1].score:
-            continue
-        while len(kept) > 1 and _slope(kept[-2], kept[-1]) <= _slope(kept[-2], point):
-            kept.pop()
-        kept.append(point)
-    return kept
-
-
 def area(points: Sequence[Point], cheapest: float, dearest: float) -> float:
     """Mean score under the hull, over costs from one to another; below the cheapest point it is 0."""
     corners = hull(points)
@@ -97,7 +72,3 @@ def area(points: Sequence[Point], cheapest: float, dearest: float) -> float:
 def cost_to_match(points: Sequence[Point], score: float) -> float:
     """The least cost of a point with at least this score; NaN where none has it."""
     return min((point.cost for point in points if point.score >= score), default=float("nan"))
-
-
-def _slope(left: Point, right: Point) -> float:
-    return (right.score - left.score) / max(right.cost - left.cost, 1e-300)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ir3de.experts_ir3de import ExpertPool
 from ir3de.scripts.judging.questions import Question
@@ -65,7 +66,7 @@ def reading(pool: ExpertPool, count_tokens: Callable[[str], int]) -> Ask:
         """Reads."""
         spec = pool.spec(name)
         local = pool.load(name)
-        tokenizer = local.pipe.tokenizer
+        tokenizer: Any = local.pipe.tokenizer
         text, given, counted = question.text, 1, count_tokens(question.text) - 1
         if question.expected:
             given = len(tokenizer(question.text, verbose=False)["input_ids"])

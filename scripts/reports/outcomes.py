@@ -11,10 +11,10 @@ import numpy as np
 
 from ir3de.card_ir3de import markdown_table
 from ir3de.outcomes_ir3de import STRENGTH, expected
+from ir3de.outlook_ir3de import Point
 from ir3de.scripts.data.judged import Judged, JudgedData
 from ir3de.scripts.fitting.discovery import discover
 from ir3de.scripts.metrics.frontier import (
-    Point,
     area,
     chosen,
     cost_to_match,

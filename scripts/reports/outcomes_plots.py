@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from ir3de.scripts.metrics.frontier import Point, hull
+from ir3de.outlook_ir3de import Point, hull
 from ir3de.scripts.reports.drawing import save_plot
 
 OURS = "domains x outcomes"

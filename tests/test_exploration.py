@@ -19,7 +19,7 @@ SPECS: list[dict[str, Any]] = [{"name": "good"}, {"name": "near"}, {"name": "poo
 
 
 def panel(specs: list[dict[str, Any]] = SPECS, number: int = 10) -> Panel:
-    """Experts that were right eight, seven and one times of ten everywhere; by so many outcomes a domain, of the second."""
+    """Experts that were right eight, seven and one times of ten everywhere, by so many outcomes of the second."""
     rows = [
         Outcome(f"{name} {domain} {i}", name, float(i % 10 < right), domain=domain)
         for name, right, count in (("good", 8, 4 * number), ("near", 7, number), ("poor", 1, 4 * number))

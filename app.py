@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import gradio as gr
 import psutil  # type: ignore[import-untyped]
@@ -32,6 +32,9 @@ from ir3de.scripts.data.rows import Row, read_file
 from ir3de.scripts.fitting.embedded import build
 from ir3de.space import chat, experts, measured, outcomes, route, views
 from ir3de.space.site import Event, Options, Site
+
+if TYPE_CHECKING:
+    from ir3de.gateway.feedback import Keeping
 
 T = TypeVar("T")
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -171,7 +174,7 @@ def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> object:
     )
     serving = served(site.router)
     learn_in_background(serving)
-    gateway = Gateway(serving, Settings(limits=site.limits), site.generate)
+    gateway = Gateway(serving, Settings(limits=site.limits), site.generate, site.keeping)
     return demo.launch(
         app_kwargs={"routes": [Mount("/v1", gateway_api(gateway))]},
         theme=theme,
@@ -187,7 +190,11 @@ def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> object:
 
 
 def load(
-    router: str | None = None, revision: str | None = None, samples: str | None = None, second_opinion: bool = False
+    router: str | None = None,
+    revision: str | None = None,
+    samples: str | None = None,
+    second_opinion: bool = False,
+    store: str | None = None,
 ) -> Site:
     """Loads a router with its samples.
 
@@ -196,6 +203,7 @@ def load(
         revision (`str`, *optional*): of the router.
         samples (`str`, *optional*): JSON Lines of `text` and `domain`; by default those that travel with the router.
         second_opinion (`bool`): ask the router's second opinion on prompts that it is unsure of.
+        store (`str`, *optional*): a file of SQLite, or the address of a database, where judged answers are kept.
 
     Raises:
         ValueError: an expert of a router on the Hub answers from an address that is not public. The environment
@@ -229,7 +237,16 @@ def load(
         allow_edit,
         "" if router else SMALL,
         lambda _, *order: lent(*order),
+        _keeping(store) if store else None,
     )
+
+
+def _keeping(place: str) -> Keeping:
+    """Where judged answers are kept."""
+    from ir3de.gateway.feedback import Keeping  # which needs the package of databases
+    from ir3de.traffic.store import Store
+
+    return Keeping(Store(place))
 
 
 def _half_of_memory(device: torch.device) -> int:
@@ -256,7 +273,7 @@ def main() -> None:
     logging.set_verbosity_error()  # folders of this machine would be in the log
     logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=main.__doc__)
-    for name in ("router", "revision", "samples"):
+    for name in ("router", "revision", "samples", "store"):
         parser.add_argument(f"--{name}", default=os.environ.get(f"IR3DE_{name.upper()}"))
     asks = os.environ.get("IR3DE_SECOND_OPINION") == "1"
     parser.add_argument("--second-opinion", action="store_true", default=asks)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from ir3de.space import views
+from ir3de.space import thumbs, views
 from ir3de.space.site import Event, Options, RefusedError, Site, Visitor
 
-Turn = dict[str, Any]  # a message; one of an expert with `expert`, `score`, `state` and `note` too
+Turn = dict[str, Any]  # a message; one of an expert with `expert`, `score`, `state` and `note`, at last `record` too
 Turns = list[Turn]
 Shown = tuple[str, Turns, str, str]  # the conversation as HTML and as turns, the message box, a notice
 
@@ -26,6 +26,7 @@ class _Widgets(NamedTuple):
     stop: gr.Button
     retry: gr.Button
     clear: gr.Button
+    judging: thumbs.Thumbs
 
 
 def build(site: Site, visitor: gr.State) -> None:
@@ -45,7 +46,9 @@ def build(site: Site, visitor: gr.State) -> None:
         stop = gr.Button("Stop", min_width=60, interactive=False, elem_id="stop-chat")
         retry = gr.Button("Retry", min_width=60, interactive=False, elem_id="retry")
         clear = gr.Button("Clear", min_width=60, interactive=False, elem_id="clear")
-    _listen(site, visitor, _Widgets(turns, shown, said, notice, send, stop, retry, clear), _choices(site))
+    judging = thumbs.build(site, "chat")
+    _listen(site, visitor, _Widgets(turns, shown, said, notice, send, stop, retry, clear, judging), _choices(site))
+    thumbs.listen(site, visitor, judging)
 
 
 def _choices(site: Site) -> list[gr.components.Component]:
@@ -71,10 +74,11 @@ def _choices(site: Site) -> list[gr.components.Component]:
 def _listen(site: Site, visitor: gr.State, tab: _Widgets, choices: list[gr.components.Component]) -> None:
     """Connects the parts of the tab."""
 
-    def buttons(running: bool, turns: Turns) -> tuple[Options, Options, Options]:
-        """Stop, Retry and Clear: active where they act."""
+    def buttons(running: bool, turns: Turns) -> tuple[Any, ...]:
+        """Stop, Retry, Clear and the thumbs: active where they act."""
         active = (running, bool(turns) and not running, bool(turns))
-        return tuple(gr.update(interactive=each) for each in active)  # type: ignore[return-value]
+        record = turns[-1].get("record") if turns and not running else None
+        return *(gr.update(interactive=each) for each in active), *thumbs.shown(record)
 
     def ask(text: str, turns: Turns, *choice: Any) -> Iterator[tuple[Any, ...]]:
         if not text.strip():
@@ -102,7 +106,7 @@ def _listen(site: Site, visitor: gr.State, tab: _Widgets, choices: list[gr.compo
         return views.conversation(turns, site.palette_of(visitor)), turns, *buttons(False, turns)
 
     private: Options = {"api_visibility": "private", "show_progress": "hidden"}
-    active = [tab.stop, tab.retry, tab.clear]
+    active = [tab.stop, tab.retry, tab.clear, *tab.judging.parts]
     generating: Options = {
         "inputs": [tab.said, tab.turns, *choices, visitor],
         "outputs": [tab.shown, tab.turns, tab.said, tab.notice, *active],
@@ -139,6 +143,8 @@ def replied(
                 raise RefusedError(site.no_answer(visitor, event))
             elif event["event"] == "record":
                 reply = {**reply, "state": ""}
+                if site.may_judge:
+                    reply["record"] = thumbs.record_of(event)
             if "content" in reply:
                 yield views.conversation([*turns, reply], palette), [*turns, reply], "", ""
     except Exception as error:  # which the visitor should not read

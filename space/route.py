@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
@@ -14,9 +14,9 @@ from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.policy_ir3de import Ranked
 from ir3de.scripts.data.rows import Row
-from ir3de.space import views
+from ir3de.space import thumbs, views
 from ir3de.space.outcomes import most_weight
-from ir3de.space.site import Options, RefusedError, Site, Visitor
+from ir3de.space.site import Event, Options, RefusedError, Site, Visitor
 
 _FEWEST, _MOST = 6, 12  # examples
 _LONGEST_EXAMPLE = 160  # characters
@@ -70,6 +70,7 @@ class _Widgets(NamedTuple):
     tokens: gr.HTML
     first: gr.HTML
     second: gr.HTML
+    judging: thumbs.Thumbs
 
 
 def build(site: Site, visitor: gr.State, demo: gr.Blocks) -> None:
@@ -95,11 +96,14 @@ def build(site: Site, visitor: gr.State, demo: gr.Blocks) -> None:
     with gr.Row(elem_id="answers"):
         first = gr.HTML(elem_id="first-answer", label="Answer", min_width=280)
         second = gr.HTML(elem_id="second-answer", label="Second answer", min_width=280)
+    judging = thumbs.build(site, "route")
     if shown:
         rows = [[example] for example in shown]
         gr.Examples(rows, [prompt], label="Examples", examples_per_page=_MOST, elem_id="examples")
     controls = _controls(site)
-    _listen(site, visitor, demo, _Widgets(prompt, ask, compare, stop, ranking, tokens, first, second), controls)
+    tab = _Widgets(prompt, ask, compare, stop, ranking, tokens, first, second, judging)
+    _listen(site, visitor, demo, tab, controls)
+    thumbs.listen(site, visitor, judging)
 
 
 def examples(samples: Sequence[Row]) -> list[str]:
@@ -170,17 +174,18 @@ def _listen(
 
     def answer(text: str, length: int, *choice: Any) -> Iterator[tuple[Any, ...]]:
         *values, visitor = choice
-        yield "", "", active
-        for pane in answered(site, text, length, Controls(*values), visitor):
-            yield pane, "", active
-        yield gr.skip(), gr.skip(), idle
+        records: list[Event | None] = []
+        yield "", "", active, *thumbs.shown(None)
+        for pane in answered(site, text, length, Controls(*values), visitor, records.append):
+            yield pane, "", active, *thumbs.shown(None)
+        yield gr.skip(), gr.skip(), idle, *thumbs.shown(records[-1] if records else None)
 
     def answer_both(text: str, length: int, *choice: Any) -> Iterator[tuple[Any, ...]]:
         *values, visitor = choice
-        yield "", "", active
+        yield "", "", active, *thumbs.shown(None)
         for panes in compared(site, text, length, Controls(*values), visitor):
-            yield *panes, active
-        yield gr.skip(), gr.skip(), idle
+            yield *panes, active, *thumbs.shown(None)
+        yield gr.skip(), gr.skip(), idle, *thumbs.shown(None)
 
     private: Options = {"api_visibility": "private", "show_progress": "hidden"}
     routing = {"fn": show, "inputs": [tab.prompt, *choice], "outputs": [tab.ranking, tab.tokens], "queue": False}
@@ -190,7 +195,7 @@ def _listen(
     variant.change(lambda name: gr.update(interactive=name == "top-k"), variant, k, queue=False, **private)
     generating = {
         "inputs": [tab.prompt, length, *choice],
-        "outputs": [tab.first, tab.second, tab.stop],
+        "outputs": [tab.first, tab.second, tab.stop, *tab.judging.parts],
         "concurrency_id": "answers",
         **private,
     }
@@ -215,12 +220,19 @@ def shown(site: Site, text: str, controls: Controls, visitor: Visitor | None) ->
     return ranking + views.pairs(record, palette), views.tokens(record, palette)
 
 
-def answered(site: Site, text: str, length: int, controls: Controls, visitor: Visitor | None) -> Iterator[str]:
-    """The chosen expert's answer as it grows, as HTML."""
+def answered(
+    site: Site,
+    text: str,
+    length: int,
+    controls: Controls,
+    visitor: Visitor | None,
+    done: Callable[[Event | None], object] | None = None,
+) -> Iterator[str]:
+    """The chosen expert's answer as it grows, as HTML; at its end `done` is told what is needed to judge it."""
     try:
         if text := site.check(text):
             options = controls.options(site.router_of(visitor))
-            yield from pane(site, visitor, text, max_new_tokens=int(length), **options)
+            yield from pane(site, visitor, text, done=done, max_new_tokens=int(length), **options)
         else:
             yield views.message("Type a prompt first.")
     except Exception as error:  # which the visitor should not read
@@ -248,7 +260,14 @@ def compared(
         yield views.message(site.sorry(error), "error"), ""
 
 
-def pane(site: Site, visitor: Visitor | None, text: str, entry: Ranked | None = None, **options: Any) -> Iterator[str]:
+def pane(
+    site: Site,
+    visitor: Visitor | None,
+    text: str,
+    entry: Ranked | None = None,
+    done: Callable[[Event | None], object] | None = None,
+    **options: Any,
+) -> Iterator[str]:
     """An answer as it grows: of the expert that the options choose, or of that of an entry of a ranking."""
     palette = site.palette_of(visitor)
     name, score, said = "", 0.0, ""
@@ -262,5 +281,7 @@ def pane(site: Site, visitor: Visitor | None, text: str, entry: Ranked | None = 
         elif event["generated_text"] is None:
             yield views.message(site.no_answer(visitor, event), "error" if "failures" in event else "hint")
             return
+        if done is not None and event["event"] == "record" and site.may_judge:
+            done(thumbs.record_of(event))
         if name:
             yield views.answer(name, palette, score, said, "" if event["event"] == "record" else "writing")

@@ -9,18 +9,22 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ir3de.gateway.generation import pieces
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.local import Generate
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.outcomes_ir3de import Ledger
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.prompts_ir3de import Prompt
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import RoutingFigures, routing_accuracy
 from ir3de.space.palette import Palette
 from ir3de.specs_ir3de import has_source
+
+if TYPE_CHECKING:
+    from ir3de.gateway.feedback import Keeping
 
 Event = dict[str, Any]  # of a pipeline's stream
 Options = dict[str, Any]  # of one of Gradio's listeners, or of a call of the pipeline
@@ -44,11 +48,13 @@ class Visitor:
         router ([`IR3DERoutingPipeline`]): the present one.
         palette ([`Palette`]): of all experts that the visitor has seen.
         before (`list[IR3DERoutingPipeline]`): those before it, the latest last.
+        scored (`dict[str, list[Ledger]]`): what was added at each score of an answer, by its record's id.
     """
 
     router: IR3DERoutingPipeline
     palette: Palette
     before: list[IR3DERoutingPipeline] = field(default_factory=list)
+    scored: dict[str, list[Ledger]] = field(default_factory=dict)
 
 
 @dataclass
@@ -64,6 +70,7 @@ class Site:
         allow_edit (`bool`): whether visitors may edit copies of their own.
         note (`str`): for the head of the page.
         generate (`Callable`): how the gateway's experts on this machine generate, perhaps on lent hardware too.
+        keeping ([`Keeping`], *optional*): where answers that were judged are kept.
     """
 
     router: IR3DERoutingPipeline
@@ -73,9 +80,15 @@ class Site:
     allow_edit: bool
     note: str = ""
     generate: Generate = pieces
+    keeping: Keeping | None = None
 
     def __post_init__(self) -> None:
         self.palette = Palette().having(_names(self.router))
+
+    @property
+    def may_judge(self) -> bool:
+        """Whether visitors may say how good answers are: into the store, or into a copy of their own."""
+        return self.keeping is not None or self.allow_edit
 
     def router_of(self, visitor: Visitor | None) -> IR3DERoutingPipeline:
         """The visitor's own router, or everybody's."""
@@ -101,7 +114,7 @@ class Site:
             return
         stream = self.stream if visitor is None else visitor.router.stream
         held, shown = "", 0.0
-        with closing(stream(prompt, timeout=self.limits.seconds, **options)) as events:  # type: ignore[type-var]
+        with closing(stream(prompt, timeout=self.limits.seconds, recognised=self.may_judge, **options)) as events:  # type: ignore[type-var]
             for event in events:
                 if event["event"] == "text":
                     held += event["text"]
@@ -141,12 +154,78 @@ class Site:
             here.model.forget_tables()  # it is there to go back to; a visitor keeps statistics, which are shared, and W
         _return_memory()
         before = [*(visitor.before if visitor else []), here][-UNDO_STEPS:]
-        return Visitor(after, self.palette_of(visitor).having(_names(after)), before)
+        scored = {} if visitor is None else visitor.scored
+        return Visitor(after, self.palette_of(visitor).having(_names(after)), before, scored)
+
+    def judged(self, visitor: Visitor | None, record: Event, score: float) -> tuple[Visitor | None, str]:
+        """Takes a score of an answer: into the store, or where there is none, or the visitor has edited a copy of the
+        router, into the visitor's copy. A further one of the same answer takes the place of the first.
+
+        Args:
+            visitor ([`Visitor`], *optional*): who judges.
+            record (`dict`): of the answer, with `id`, `expert` and `recognised`.
+            score (`float`): 0 to 1.
+
+        Returns:
+            `tuple[Visitor, str]`: the visitor from now on, and what to say.
+
+        Raises:
+            RefusedError: there is nowhere for it, or the store cannot take it now.
+        """
+        word = "good" if score > 0.5 else "bad"
+        if visitor is None and self.keeping is not None:
+            self._keep(self.keeping, record, score)
+            return None, f"Noted for the owner: {record['expert']} was {word} here."
+        if not self.allow_edit:
+            raise RefusedError("Nothing is learned here.")
+        scored = {} if visitor is None else dict(visitor.scored)
+
+        def edit(model: IR3DEModel) -> None:
+            """Puts the score in the place of the earlier one that is there; undoing may have changed which."""
+            earlier = scored.get(record["id"], [])
+            for ledger in earlier:
+                with suppress(ValueError):
+                    model.remove_outcomes(ledger)
+            scored[record["id"]] = [*earlier, model.add_feedback(record, score)]
+
+        after = self.edited(visitor, edit)
+        after.scored = scored
+        return after, f"Your copy of the router has learned that {record['expert']} was {word} here."
+
+    def _keep(self, keeping: Keeping, record: Event, score: float) -> None:
+        """Keeps an answer with its score.
+
+        Raises:
+            RefusedError: the store cannot take it now.
+        """
+        from ir3de.traffic.errors import StoreUnavailable, Unknown
+        from ir3de.traffic.store import Answer, Given
+
+        spec = next(spec for spec in self.router.model.config.specs if spec["name"] == record["expert"])
+        fields = {"request_id": record["id"], "answer_id": None, "time": time.time(), "caller": ""}
+        answer = Answer(
+            uid=record["id"],
+            expert=record["expert"],
+            status="answered",
+            recognised=record["recognised"],
+            cost=spec.get("cost") if "price" not in spec else None,
+            **fields,
+        )
+        try:
+            with keeping.store.writing() as connection:
+                try:
+                    keeping.store.score(connection, Given(record["id"], score))
+                except Unknown:  # it was not judged before
+                    keeping.store.add_answers(connection, [answer])
+                    keeping.store.score(connection, Given(record["id"], score))
+        except StoreUnavailable as error:
+            _LOG.error("The store cannot be written to: %s", error)
+            raise RefusedError("This could not be noted just now: try again in a moment.") from None
 
     def undone(self, visitor: Visitor) -> Visitor | None:
         """The visitor before the last edit."""
         *before, last = visitor.before
-        return None if last is self.router else Visitor(last, visitor.palette, before)
+        return None if last is self.router else Visitor(last, visitor.palette, before, visitor.scored)
 
     def figures(self, router: IR3DERoutingPipeline, **choice: Any) -> RoutingFigures | None:
         """How a router does on those samples whose domain it has; none if there are none."""

@@ -16,9 +16,9 @@ from ir3de import IR3DEModel
 from ir3de.app import build_demo
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.fitting.embedded import as_published
-from ir3de.space import chat, experts, measured, outcomes, route, sharing, views
+from ir3de.space import chat, experts, measured, outcomes, route, sharing, thumbs, views
 from ir3de.space.palette import Palette
-from ir3de.space.site import Site
+from ir3de.space.site import RefusedError, Site
 from ir3de.specs_ir3de import check_hub_id
 
 from . import tiny
@@ -218,6 +218,63 @@ def test_a_message_that_is_refused_leaves_the_chat_as_it_was(site: Site) -> None
     assert after == turns
     assert said == "court\x1b[2J"
     assert "U+001B" in notice
+
+
+# Thumbs.
+
+
+def judged_events(site: Site, text: str, visitor: Any = None) -> dict[str, Any]:
+    """What the page knows of an answer once it is complete."""
+    records: list[Any] = []
+    list(route.answered(site, text, 8, route.Controls("prompt", 10, 0, 0), visitor, records.append))
+    (record,) = records
+    assert record is not None
+    return record
+
+
+def test_thumbs_teach_a_visitors_own_copy(site: Site) -> None:
+    before = site.router(LAW, generate=False)
+    record = judged_events(site, LAW)
+    assert record["expert"] == "law"
+    visitor, said = site.judged(None, record, 0.0)
+    assert "law was bad" in said
+    assert site.router(LAW, generate=False) == before
+    assert visitor.router.model.outcomes.sums(["law"], ["law"])[0, 0, 0] > 0
+    again, _ = site.judged(visitor, record, 1.0)
+    sums = again.router.model.outcomes.sums(site.router.model.config.domain_names, ["law"])
+    assert sums[:, 0, 0].sum() == sums[:, 0, 1].sum() == 1 << 20, "the second in the place of the first"
+    back, _ = site.judged(site.undone(again), record, 0.0)
+    assert back.router.model.outcomes.sums(["law"], ["law"])[0, 0, 1] == 0
+
+
+def test_the_chat_can_be_judged_once_an_answer_is_complete(site: Site) -> None:
+    *_, (_, turns, _, _) = chat.replied(site, CODE, [], 0, "last", 4, None)
+    record = turns[-1]["record"]
+    assert [record["expert"], *record["recognised"]] == ["code", *tiny.DOMAINS]
+    assert thumbs.shown(record)[1]["interactive"]
+    assert not thumbs.shown(None)[1]["interactive"]
+    assert thumbs.record_of({**record, "generated_text": None}) is None
+
+
+def test_thumbs_go_to_the_owners_store_where_there_is_one(
+    expert_specs: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    from ir3de.gateway.feedback import Keeping
+    from ir3de.traffic.remade import remade
+    from ir3de.traffic.store import Store
+
+    store = Store(str(tmp_path / "store.sqlite"))
+    owned = make_site(expert_specs, keeping=Keeping(store), allow_edit=False)
+    record = judged_events(owned, LAW)
+    for score in (1.0, 0.0):
+        assert owned.judged(None, record, score)[0] is None
+    ledger = remade(store).ledger
+    assert ledger.sums(list(tiny.DOMAINS), ["law"])[:, 0, :2].sum(axis=0).tolist() == [1 << 20, 0]
+    store.close()
+    closed = make_site(expert_specs, allow_edit=False)
+    assert not closed.may_judge
+    with pytest.raises(RefusedError):
+        closed.judged(None, record, 1.0)
 
 
 # Experts.

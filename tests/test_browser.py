@@ -331,7 +331,7 @@ def test_buttons_are_active_when_they_act(open_page: Any) -> None:
     page = open_page()
     assert page.locator("#stop").is_disabled()
     go(page, "Chat")
-    for button in ("stop-chat", "retry", "clear"):
+    for button in ("stop-chat", "retry", "clear", "good-chat", "bad-chat"):
         assert page.locator(f"#{button}").is_disabled()
     page.locator("#send").click()
     page.locator("#chat-notice", has_text="Type a message first").wait_for()
@@ -346,6 +346,23 @@ def test_buttons_are_active_when_they_act(open_page: Any) -> None:
     go(page, "Experts")
     for button in ("remove", "undo", "push"):
         assert page.locator(f"#{button}").is_disabled()
+
+
+def test_thumbs_are_pressed_once(open_page: Any) -> None:
+    page = open_page()
+    go(page, "Chat")
+    page.locator("#message textarea").fill("debug my python loop")
+    page.locator("#send").click()
+    page.locator("#good-chat:enabled").click()
+    page.locator("#judged-chat", has_text="has learned that code was good here").wait_for()
+    for button in ("good-chat", "bad-chat"):
+        sync_api.expect(page.locator(f"#{button}")).to_be_disabled()
+    go(page, "Route")
+    page.locator("#answer").click()
+    page.locator("#bad-route:enabled").click()
+    page.locator("#judged-route", has_text="was bad here").wait_for()
+    go(page, "Experts")
+    sync_api.expect(page.locator("#undo")).to_be_enabled()
 
 
 def test_the_route_view_is_quick(open_page: Any) -> None:

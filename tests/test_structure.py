@@ -18,8 +18,8 @@ SCRIPTS = ROOT / "scripts"
 PLUMBING = {"__init__", "cli", "command"}  # what commands share of the command line itself
 COMMANDS = sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem not in PLUMBING)
 ROOMS = sorted(path.name for path in SCRIPTS.iterdir() if (path / "__init__.py").is_file())
-OURS = {"gateway", "scripts", "space", "app.py", "__init__.py"} | {path.name for path in ROOT.glob("*_ir3de.py")}
 TRAVELLERS = sorted(ROOT.glob("*_ir3de.py"))
+OURS = {"gateway", "scripts", "space", "traffic", "app.py", "__init__.py"} | {path.name for path in TRAVELLERS}
 
 
 def imported(path: Path) -> Iterator[str]:

@@ -25,7 +25,7 @@ Which expert should answer a prompt, and why: a linear router over token embeddi
 
 The same server answers OpenAI's clients at `/v1` and MCP clients at `/gradio_api/mcp/`. Variables of the Space:
 `IR3DE_ALLOW_EDIT=1` lets each visitor edit a copy of the router; `IR3DE_ROUTER`, `IR3DE_REVISION` and `IR3DE_SAMPLES`
-stand for the router, its revision and a file of labelled sample prompts.
+stand for the router, its revision and a file of labelled sample prompts, `IR3DE_STORE` for where thumbs are kept.
 """
 _APP = '''\
 """Starts the Space."""

@@ -14,7 +14,7 @@ standard error, and the largest is taken (Thompson sampling).
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple, TypedDict
@@ -282,6 +282,17 @@ def _without(experts: Sequence[str], table: Any) -> frozenset[str]:
     return frozenset(name for name, missing in zip(experts, unknown.tolist(), strict=True) if missing)
 
 
+_MOST = {  # of each number of a policy; infinity times a cost of 0 is no number
+    **dict.fromkeys(("min_score", "min_familiarity", "second_below", "explore_loss"), 1.0),
+    **dict.fromkeys(("cost_weight", "latency_weight", "stickiness"), sys.float_info.max),
+}
+_RANGES = {
+    **dict.fromkeys(("min_score", "min_familiarity", "second_below"), "is a probability, between 0 and 1;"),
+    "explore_loss": "is a score, between 0 and 1;",
+    **dict.fromkeys(("cost_weight", "latency_weight", "stickiness"), "must be a number of at least 0,"),
+}
+
+
 class Policy(NamedTuple):
     """
     How a call chooses among experts.
@@ -323,17 +334,13 @@ class Policy(NamedTuple):
         for name in (*(self.experts or ()), *([] if self.fallback_expert is None else [self.fallback_expert])):
             if name not in panel.experts:
                 raise ValueError(f"There is no expert {name!r}; this router's experts are {sorted(panel.experts)}.")
-        shares = ("min_score", "min_familiarity", "second_below", "explore_loss")
-        for field in (*shares, "cost_weight", "latency_weight", "stickiness"):
-            if not isinstance(getattr(self, field), Real):
-                raise ValueError(f"`{field}` must be a number, got {getattr(self, field)!r}.")
-        for field in shares:
-            if not 0 <= getattr(self, field) <= 1:
-                what = "a score" if field == "explore_loss" else "a probability"
-                raise ValueError(f"`{field}` is {what}, between 0 and 1; got {getattr(self, field)!r}.")
-        for field in ("cost_weight", "latency_weight", "stickiness"):
-            if not 0 <= getattr(self, field) < math.inf:  # infinity times a cost of 0 is no number
-                raise ValueError(f"`{field}` must be a number of at least 0, got {getattr(self, field)!r}.")
+        for field, most in _MOST.items():
+            value = getattr(self, field)
+            # What Python's own numbers are is known at once; `Real` is asked of others, such as NumPy's.
+            if type(value) not in (float, int) and not isinstance(value, Real):
+                raise ValueError(f"`{field}` must be a number, got {value!r}.")
+            if not 0 <= value <= most:
+                raise ValueError(f"`{field}` {_RANGES[field]} got {value!r}.")
         if self.top_n is not None and (not isinstance(self.top_n, Integral) or self.top_n is True or self.top_n < 1):
             raise ValueError(f"`top_n` must be a whole number of at least 1, got {self.top_n!r}.")
         if self.cost_weight > 0 and (missing := sorted(panel.unpriced.intersection(allowed))):

@@ -196,7 +196,7 @@ def _history(old: str, now: str, change: str | None) -> list[str]:
     last = _CHANGE.fullmatch(lines[-1]) if lines else None
     if change is not None and (last is None or last[1] != now):
         title = re.sub(r"[\s|<>`]+", " ", change).strip()[:100]
-        lines.append(f"| {datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d} | {title} | `{now}` |")
+        lines.append(f"| {datetime.datetime.now(datetime.UTC):%Y-%m-%d} | {title} | `{now}` |")
     if not lines:
         return []
     about = "A state names the experts and their statistics: the same state is the same router."

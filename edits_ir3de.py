@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -397,7 +397,7 @@ def check_days(before: Ledger, after: Ledger) -> None:
     """Raises ValueError where outcomes that are new are of a day that has not begun anywhere: from there on all others
     would fade, where a router has a half-life.
     """
-    tomorrow = (datetime.now(timezone.utc) + timedelta(days=1)).date().isoformat()
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     ahead = sorted(day for day in after.by_day().keys() - before.by_day().keys() if day > tomorrow)
     if ahead:
         raise ValueError(f"Outcomes are dated {ahead[-1]}, which is yet to come: mend their `day`, or the clock here.")
@@ -414,7 +414,7 @@ def feedback_of(record: Mapping[str, Any], score: float, cost: float | None, sec
         raise ValueError("This record does not tell what was recognised: route the prompt with `recognised=True`.")
     if record["expert"] is None or record.get("generated_text", "") is None:
         raise ValueError("Nobody answered this prompt, so there is nothing to score.")
-    today = datetime.now(timezone.utc).date().isoformat()
+    today = datetime.now(UTC).date().isoformat()
     outcome = Outcome(record["id"], record["expert"], score, cost, seconds, day=today)
     outcome.check()
     collector = OutcomesCollector([*recognised])

@@ -10,7 +10,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,7 +95,7 @@ def _day_of(place: str, row: Mapping[str, Any]) -> str | None:
     except ValueError:
         message = f"{place}: `day` must be a date such as 2026-11-28, or a time in ISO 8601, got {told[:60]!r}."
         raise ValueError(message) from None
-    return (moment.astimezone(timezone.utc) if moment.tzinfo else moment).date().isoformat()
+    return (moment.astimezone(UTC) if moment.tzinfo else moment).date().isoformat()
 
 
 def read_outcomes(source: Any, where: Mapping[str, str] | None = None) -> Iterator[list[Outcome]]:

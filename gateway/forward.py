@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from asyncio import timeout
 from collections.abc import Mapping
 
 import aiohttp
@@ -13,7 +14,6 @@ from ir3de.specs_ir3de import ExpertSpec
 
 from .apis import MESSAGES, Api
 from .capabilities import Capabilities
-from .clock import timeout
 from .errors import GatewayError
 from .limits import Timeouts
 from .requests import Ask

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from asyncio import timeout
+
 from starlette.requests import ClientDisconnect, Request
 
-from .clock import timeout
 from .errors import GatewayError
 from .limits import Limits
 

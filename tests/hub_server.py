@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from enum import Enum
 from functools import cached_property
 from http import HTTPStatus
@@ -93,7 +93,7 @@ def entry_not_found(message: str, commit: "Commit") -> HubError:
 
 def timestamp() -> str:
     """The current time as the Hub writes it, `2024-05-01T12:00:00.000Z`."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 # ---- What the Hub stores

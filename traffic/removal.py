@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, delete, or_, select
@@ -80,7 +80,7 @@ def moment(text: str) -> float:
         at = datetime.fromisoformat(text)
     except ValueError:
         raise ValueError(f"Expected a time such as 2026-11-28 or 2026-11-28T12:30, got {text!r}.") from None
-    return (at if at.tzinfo else at.replace(tzinfo=timezone.utc)).timestamp()
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 def take_back(connection: Connection, which: Which) -> list[str]:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def judge(
 
 def measured(spec: ExpertSpec, seconds: float, read: int, written: int) -> Row:
     """When an answer was had, what it took, and what it cost by the expert's spec."""
-    day = datetime.now(timezone.utc).date().isoformat()
+    day = datetime.now(UTC).date().isoformat()
     row: Row = {"day": day, "seconds": round(seconds, 6), "tokens": read + written}
     if price := spec.get("price"):
         row["cost"] = (read * price["input"] + written * price["output"]) / 1e6

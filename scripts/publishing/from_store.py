@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from ir3de.card_ir3de import outcomes_table
@@ -88,7 +88,7 @@ def bring(model: IR3DEModel, made: Remade) -> Brought:
 
 def _until_tomorrow(ledger: Ledger) -> tuple[Ledger, list[str]]:
     """A ledger without days that have begun nowhere yet, as after a clock that jumped, and these days."""
-    tomorrow = (datetime.now(timezone.utc) + timedelta(days=1)).date().isoformat()
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
     kept, ahead = {}, set()
     for expert, parts in ledger.contributions.items():
         kept[expert] = {name: part for name, part in parts.items() if (part.day or "") <= tomorrow}

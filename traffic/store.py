@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, insert, or_, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from ir3de.outcome_rows_ir3de import Outcome
 
@@ -38,6 +40,7 @@ _FIND_KNOWN = (
 )
 _ADD_ANSWERS = insert(answers)
 _ADD_FEEDBACK, _ADD_RECEIPT, _ADD_SIGNAL = insert(feedback), insert(receipts), insert(signals)
+_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _DROP_FEEDBACK = delete(feedback).where(feedback.c.answer == _ANSWER)
 
 
@@ -146,15 +149,15 @@ class Store:
 
         Raises:
             StoreUnavailable: the store is full, locked, read-only or away; nothing of the transaction is kept.
+            IntegrityError: another server wrote the same at the same time, likewise; done again it sees that.
         """
         try:
             with self._engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
                 yield connection
-        except DATABASE_ERRORS as error:
+        except BaseException as error:
             self._panels.clear()
-            raise StoreUnavailable(reason(error)) from error
-        except BaseException:
-            self._panels.clear()
+            if isinstance(error, DATABASE_ERRORS) and not isinstance(error, IntegrityError):
+                raise StoreUnavailable(reason(error)) from error
             raise
 
     @contextmanager
@@ -302,9 +305,9 @@ class Store:
             return
         rows = [(panels, {"name": name, "domains": json.dumps(domains)})]
         rows.append((about, {"name": f"replica {self.replica}", "value": ""}))
+        insert_new = _INSERTS[connection.dialect.name]
         for table, row in rows:
-            if connection.execute(select(table.c.name).where(table.c.name == row["name"])).first() is None:
-                connection.execute(insert(table), [row])
+            connection.execute(insert_new(table).on_conflict_do_nothing(), row)
         self._panels.add(name)
 
     def _row(self, answer: Answer) -> dict[str, Any]:

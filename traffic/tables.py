@@ -28,12 +28,13 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 
 from .errors import StoreUnavailable, WrongStore
 
 VERSION = "1"
+_KINDS = ("sqlite", "postgresql")
 # What databases raise; SQLite also by itself, where a connection is set up.
 DATABASE_ERRORS = (DBAPIError, sqlite3.Error)
 WRITES = "ir3de_writes"  # the option of a connection that is to write
@@ -149,7 +150,7 @@ def _engine_at(place: str) -> Engine:
         path = Path(place)
         if not path.exists():
             _make_file(path)
-        engine = create_engine(f"sqlite:///{path}")
+        engine = create_engine(URL.create("sqlite", database=str(path)))
     else:
         try:
             url = make_url(place)
@@ -160,6 +161,8 @@ def _engine_at(place: str) -> Engine:
                 f"The store is a file, or an address such as postgresql+psycopg://user@host/name, for whose driver"
                 f" there is a package such as psycopg; this address cannot be used ({said})."
             ) from None
+    if engine.dialect.name not in _KINDS:
+        raise WrongStore(f"A store is SQLite or Postgres; this address is of {engine.dialect.name}.")
     if engine.dialect.name == "sqlite":
         _set_up_sqlite(engine)
     return engine

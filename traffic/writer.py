@@ -103,7 +103,7 @@ class Writer:
                 self._write(batch)
             except StoreUnavailable as error:
                 self._give_up(batch, error)
-            except Exception:  # of one of them: the others shall not suffer
+            except Exception:  # of one of them: the others shall not suffer, and it may do better the second time
                 for piece in batch:
                     self._write_alone(piece)
 

@@ -1,18 +1,23 @@
-"""What a store costs: scores that are taken, and a ledger that is remade from many of them."""
+"""What a store costs: scores that are taken, a ledger that is remade from many of them, and what a server pays."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 
 from ir3de.outcomes_ir3de import shared
+from ir3de.scripts.bench.gateway import cpu_seconds, free_port, make_router, process
 from ir3de.traffic.remade import remade
 from ir3de.traffic.store import Answer, Given, Store
 from ir3de.traffic.writer import Writer
@@ -98,6 +103,48 @@ def _score(writer: Writer, number: int, at_once: int) -> int:
     return number
 
 
+def served(requests: int) -> list[str]:
+    """What a running gateway pays for a score, beside a request that does nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        place, port = str(Path(folder, "store.sqlite")), free_port()
+        store = Store(place)
+        fill(store, requests, domains=10, experts=10, days=1)
+        store.close()
+        router = make_router(Path(folder), "http://127.0.0.1:9/v1")
+        command = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), "--store", place]
+        url = f"http://127.0.0.1:{port}"
+        with process([*command, "--no-log"], f"{url}/ready") as running:
+            given = [json.dumps({"id": f"{number:032x}", "score": 0.5}).encode() for number in range(requests)]
+            lines = []
+            for what, method, path, bodies in (
+                ("GET /health", "GET", "/health", [None] * requests),
+                ("POST /v1/feedback", "POST", "/v1/feedback", given),
+            ):
+                before = cpu_seconds(running)
+                milliseconds = asyncio.run(_sent(method, f"{url}{path}", bodies))
+                cpu = 1000 * (cpu_seconds(running) - before) / requests
+                lines.append(f"| {what} | {requests:,} | {cpu:.3f} | {statistics.median(milliseconds):.2f} |")
+    return lines
+
+
+async def _sent(method: str, url: str, bodies: Sequence[bytes | None], clients: int = 16) -> list[float]:
+    """Sends requests from so many clients at once; the milliseconds that each took."""
+    taken: list[float] = []
+    left = iter(bodies)
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        for body in left:
+            began = time.perf_counter()
+            async with session.request(method, url, data=body) as response:
+                await response.read()
+                assert response.status == 200, await response.text()
+            taken.append(1000 * (time.perf_counter() - began))
+
+    async with aiohttp.ClientSession() as session:
+        await asyncio.gather(*(client(session) for _ in range(clients)))
+    return taken
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measures, and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -105,9 +152,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--domains", type=int, default=10)
     parser.add_argument("--experts", type=int, default=10)
     parser.add_argument("--days", type=int, default=30)
+    parser.add_argument("--requests", type=int, default=4000, help="that a running gateway gets (default: 4000)")
     args = parser.parse_args(arguments)
     print("| what | number | processor, s | clock, s | processor, ms each |\n|---|---:|---:|---:|---:|")
     print("\n".join(measured(args.rows, args.domains, args.experts, args.days)))
+    print(
+        "\n| request, 16 at a time | number | processor of the server, ms | clock, ms (median) |\n|---|---:|---:|---:|"
+    )
+    print("\n".join(served(args.requests)))
     return 0
 
 

@@ -15,7 +15,7 @@ logger = logging.getLogger("ir3de.requests")
 
 _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _RESPONSE = re.compile(rb'"id"\s*:\s*"(resp[^"]{1,200})"')
-_ANSWER = re.compile(rb'"id"\s*:\s*"([^"\\]{1,200})"')
+_ANSWER = re.compile(rb'"id"\s*:\s*"([^"\\\x00-\x1f]{1,200})"')
 _COUNTED = 8192  # bytes at either end of an answer in which its usage is looked for
 _DECODER = json.JSONDecoder()
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import math
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from ir3de.outcome_rows_ir3de import LARGEST
 from ir3de.outcomes_ir3de import ONE
 from ir3de.specs_ir3de import ExpertSpec
 from ir3de.traffic.errors import Conflict, Expired, NoAnswer, NotScored, StoreUnavailable, Unknown
-from ir3de.traffic.removal import FIELDS, Which, moment, take_back
+from ir3de.traffic.removal import FIELDS, Which, take_back
 from ir3de.traffic.signals import Seen, Turns, Watcher
 from ir3de.traffic.store import Answer, Given, Signal, Store
 from ir3de.traffic.texts import Texts
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 _WORDS = {"good": 1.0, "bad": 0.0}
 _FIELDS = ("id", "score", "comment", "cost", "seconds")
 _LONGEST = {"id": 200, "comment": 10_000, "Idempotency-Key": 256}
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # what databases do not take: NUL, and halves of characters
 _ON_ITS_WAY = 0.3  # seconds that an answer may need to the store, from another process say
 _STATUS: dict[type[NotScored], tuple[int, str]] = {
     Unknown: (404, "answer_not_found"),
@@ -274,16 +276,13 @@ class FeedbackPages:
         said = dict(request.query_params)
         if not said or not said.keys() <= set(FIELDS):
             raise GatewayError(400, "invalid_value", f"Say in the query which, by {', '.join(FIELDS)}.")
-        values: dict[str, Any] = dict(said)
         if "key" in said:
-            values["key"] = self._keys.hash_of(said["key"]) or said["key"]
-        for name in ("since", "until"):
-            if name in said:
-                try:
-                    values[name] = moment(said[name])
-                except ValueError as error:
-                    raise GatewayError(400, "invalid_value", str(error), name) from None
-        return _removed(await self._removed(Which(**values)))
+            said["key"] = self._keys.hash_of(said["key"]) or said["key"]
+        try:
+            which = Which.of(said)
+        except ValueError as error:
+            raise GatewayError(400, "invalid_value", str(error)) from None
+        return _removed(await self._removed(which))
 
     async def _removed(self, which: Which) -> int:
         try:
@@ -321,7 +320,7 @@ def read_given(fields: dict[str, Any], key: str | None) -> tuple[Given, str]:
         raise GatewayError(400, "invalid_value", message, unknown[0][:60])
     texts = {"id": fields.get("id"), "comment": fields.get("comment") or "", "Idempotency-Key": key or "-"}
     for name, text in texts.items():
-        if not isinstance(text, str) or not 0 < len(text or "-") <= _LONGEST[name] or "\0" in text:
+        if not isinstance(text, str) or len(text) > _LONGEST[name] or _NO_TEXT.search(text):
             raise wrong(name, f"must be a text of at most {_LONGEST[name]:,} characters", text)
     if not texts["id"]:
         raise wrong("id", "must be the id of an answer or of its request", fields.get("id"))

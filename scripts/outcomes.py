@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="WHICH",
         help="remove answers from the store first, with all that was said of them: id=..., key=HASH, replica=...,"
-        " since=...,until=... (times of UTC; several joined by commas must all hold)",
+        " since=...,until=... (times of UTC), scored=no; several joined by commas must all hold",
     )
     parser.add_argument("--texts", metavar="FILE", help="the file of `serve --keep-text`, for --take-back")
     parser.add_argument("--dry-run", action="store_true", help="of --from-store: show what would be, change no router")
@@ -106,7 +106,7 @@ def _bring(target: TargetRouter, store: str, back: list[str], texts: str | None,
         raise ValueError("--take-back removes for good: leave --dry-run away.")
     made, gone = read_store(store, [Which.read(text) for text in back], texts)
     if back:
-        print(f"{gone:,} answers were taken back from {store}.")
+        print(f"{gone:,} answers were taken back from the store.")
     brought = bring(IR3DEModel.from_pretrained(target.router), made)
     print(f"{brought.table}\n\n{brought.said}")
     if dry_run or (not brought.changed and target.output is None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 
 from ir3de.gateway.limits import Limits, Timeouts
@@ -31,8 +32,9 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--store",
         metavar="FILE_OR_URL",
+        default=os.environ.get("IR3DE_STORE"),
         help="keep answers and their scores (POST /v1/feedback) in a file of SQLite, or in a database that several"
-        " servers share, such as postgresql+psycopg://user@host/name",
+        " servers share, such as postgresql+psycopg://user@host/name (or the variable IR3DE_STORE)",
     )
     parser.add_argument("--replica", metavar="NAME", help="name of this server in a store that several share")
     parser.add_argument("--keep-text", metavar="FILE", help="keep the text of requests too, in this file")

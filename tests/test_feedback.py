@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -118,6 +119,8 @@ def test_who_names_an_expert_teaches_too(open_world: tuple[World, Store]) -> Non
         ({"id": 5, "score": 1}, "id"),
         ({"id": "x" * 300, "score": 1}, "id"),
         ({"id": "x\0", "score": 1}, "id"),
+        ({"id": "x\ud800", "score": 1}, "id"),
+        ({"id": "", "score": 1}, "id"),
         ({"id": "x"}, "score"),
         ({"id": "x", "score": "great"}, "score"),
         ({"id": "x", "score": True}, "score"),
@@ -222,6 +225,17 @@ def test_answering_goes_on_where_the_store_takes_nothing(
     assert 'ir3de_feedback_total{outcome="unavailable"} 3.0' in text
     assert "ir3de_store_lost_total 6.0" in text
     assert "ir3de_store_waiting " in text
+
+
+def test_no_request_waits_for_the_store(open_world: tuple[World, Store], tmp_path: Path) -> None:
+    made, store = open_world
+    raw = sqlite3.connect(tmp_path / "store.sqlite", isolation_level=None)
+    raw.execute("BEGIN IMMEDIATE")  # somebody else writes
+    assert [made.ask().status for _ in range(5)] == [200] * 5
+    assert store.counts["answers"] == 0
+    raw.execute("ROLLBACK")
+    raw.close()
+    made.wait(lambda: store.counts["answers"] == 5, "all kept")
 
 
 def test_text_and_comments_are_kept_where_they_are_wanted_and_nowhere_else(

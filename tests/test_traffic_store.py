@@ -434,6 +434,19 @@ def test_taken_back_equals_never_given(data: Any, tmp_path_factory: pytest.TempP
     shutil.rmtree(folder)
 
 
+def test_answers_that_nobody_scored_go_without_a_change_to_the_ledger(store: Store) -> None:
+    keep(store, *(answer(number) for number in range(6)))
+    score(store, "request-2", 1.0)
+    with store.writing() as connection:
+        store.add_signal(connection, Signal(REPEATED, "request-3", answer(3).uid, ONE, NOW))
+    before = remade(store)
+    with store.writing() as connection:
+        assert len(take_back(connection, Which.read("scored=no,until=2026-03-02"))) == 4
+    assert remade(store) == before
+    with store.writing() as connection:
+        assert len(take_back(connection, Which.read("scored=yes"))) == 2
+
+
 def test_what_was_removed_is_not_left_in_the_file(store: Store, tmp_path: Path) -> None:
     keep(store, answer(1, request_id="a-most-telling-name"), answer(2))
     with store.writing() as connection:
@@ -444,7 +457,7 @@ def test_what_was_removed_is_not_left_in_the_file(store: Store, tmp_path: Path) 
     assert any(b"request-2" in path.read_bytes() for path in files)
 
 
-@pytest.mark.parametrize("text", ["", "id", "id=", "who=me", "id=a,id=b", "since=soon", "2026"])
+@pytest.mark.parametrize("text", ["", "id", "id=", "who=me", "id=a,id=b", "since=soon", "scored=maybe", "2026"])
 def test_what_is_to_be_taken_back_must_be_said(text: str) -> None:
     with pytest.raises(ValueError, match="Expected"):
         Which.read(text)

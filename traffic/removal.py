@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, delete, or_, select
 
 from .tables import answers, feedback, receipts, signals
 
-FIELDS = ("id", "key", "replica", "since", "until")
+FIELDS = ("id", "key", "replica", "since", "until", "scored")
 _AT_ONCE = 500  # numbers in a statement
 
 
@@ -24,6 +24,7 @@ class Which(NamedTuple):
         replica (`str`, *optional*): the name of a server.
         since (`float`, *optional*): answered then or later; seconds since 1970.
         until (`float`, *optional*): answered before.
+        scored (`bool`, *optional*): those that have a score or a sign, or those that have none.
     """
 
     id: str | None = None
@@ -31,6 +32,7 @@ class Which(NamedTuple):
     replica: str | None = None
     since: float | None = None
     until: float | None = None
+    scored: bool | None = None
 
     @classmethod
     def read(cls, text: str) -> Which:
@@ -39,12 +41,29 @@ class Which(NamedTuple):
         Raises:
             ValueError: it says nothing, or something else.
         """
-        values: dict[str, Any] = {}
+        values: dict[str, str] = {}
         for part in text.split(","):
             name, sign, value = part.partition("=")
             if not sign or name not in FIELDS or not value or name in values:
                 raise ValueError(f"Expected one or several of {'=..., '.join(FIELDS)}=..., each once; got {part!r}.")
-            values[name] = moment(value) if name in ("since", "until") else value
+            values[name] = value
+        return cls.of(values)
+
+    @classmethod
+    def of(cls, texts: Mapping[str, str]) -> Which:
+        """The same from texts by field.
+
+        Raises:
+            ValueError: a time is none, or `scored` is neither `yes` nor `no`.
+        """
+        values: dict[str, Any] = dict(texts)
+        for name in ("since", "until"):
+            if name in texts:
+                values[name] = moment(texts[name])
+        if "scored" in texts:
+            if texts["scored"] not in ("yes", "no"):
+                raise ValueError(f"Expected scored=yes or scored=no, got {texts['scored']!r}.")
+            values["scored"] = texts["scored"] == "yes"
         return cls(**values)
 
     @property
@@ -65,6 +84,10 @@ class Which(NamedTuple):
             said.append(answers.c.time >= self.since)
         if self.until is not None:
             said.append(answers.c.time < self.until)
+        if self.scored is not None:
+            told = [select(table.c.answer).where(table.c.answer == answers.c.number) for table in (feedback, signals)]
+            scored = or_(*(each.exists() for each in told))
+            said.append(scored if self.scored else ~scored)
         if not said:
             raise ValueError(f"Say which answers are to be taken back, by {', '.join(FIELDS)}.")
         return said

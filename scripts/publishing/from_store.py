@@ -58,7 +58,7 @@ def read_store(place: str, back: Sequence[Which] = (), texts: str | None = None)
                 Texts(texts).remove(gone)
         return remade(store), len(gone)
     except StoreUnavailable as error:
-        raise StoreUnavailable(f"The store {place} cannot be used now: {error}. The router is as before.") from None
+        raise StoreUnavailable(f"The store cannot be used now: {error}. The router is as before.") from None
     finally:
         store.close()
 

@@ -6,11 +6,14 @@ Each part may be run alone: `python scripts/bench/scale.py look_up`.
 
 from __future__ import annotations
 
+import json
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +37,7 @@ PROMPT = "Natalia sold clips to 48 of her friends in April, and then she sold ha
 
 def main() -> int:
     """Prints what they cost."""
-    parts = {part.__name__: part for part in (many_experts, outcomes, large_table, look_up, short_cuts)}
+    parts = {part.__name__: part for part in (many_experts, outcomes, many_outcomes, large_table, look_up, short_cuts)}
     for name in sys.argv[1:] or parts:
         parts[name]()
     return 0
@@ -92,18 +95,57 @@ def outcomes(prompts: int = 1000, rounds: int = 15) -> None:
             times: dict[str, list[float]] = {kind: [] for kind in pipes}
             for _ in range(rounds + 1):  # in turn, so that a busy moment hits all alike; the first round warms up
                 for kind, pipe in pipes.items():
-                    start = time.perf_counter()
+                    start = time.process_time()  # of the processor: what else runs counts less
                     if way == "in a batch":
                         pipe(batch)
                     else:
                         for text in batch:
                             pipe(text)
-                    times[kind].append(time.perf_counter() - start)
+                    times[kind].append(time.process_time() - start)
             without, with_them = (1e6 * min(times[kind][1:]) / len(batch) for kind in ("without", "with"))
             print(
                 f"{experts:4} experts, {domains:4} domains, {way}: {without:7.0f} us a prompt without outcomes,"
                 f" {with_them:7.0f} with ({100 * (with_them / without - 1):+.0f} %)"
             )
+
+
+def many_outcomes(number: int = 1_000_000, rounds: int = 3) -> None:
+    """Adding outcomes from a file, each of a prompt of its own without a domain, beside routing the prompts;
+    and how much memory that takes.
+    """
+    tokenizer, embeddings = load_quickstart_source()
+    names = [f"name-{index}" for index in range(5)]
+    config = IR3DEConfig(
+        vocab_size=len(embeddings),
+        hidden_size=embeddings.shape[1],
+        experts=[{"name": name} for name in names],
+        variant="prompt",
+    )
+    model = IR3DEModel(config).eval()
+    model.embed_tokens.weight.data = embeddings
+    model.tokenizer = tokenizer
+    pipe = IR3DERoutingPipeline(model, tokenizer, device="cpu", generate=False, top_n=5)
+    texts = [f"{index}. {PROMPT}" for index in range(1000)]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "judged.jsonl")
+        with path.open("w", encoding="utf-8") as file:
+            for index in range(number):
+                row = {"text": f"{index}. {PROMPT}", "expert": names[index % 5], "score": index % 2, "cost": 0.001}
+                file.write(json.dumps(row) + "\n")
+        pipe(texts)
+        routing = []
+        for _ in range(rounds):
+            start = time.process_time()
+            pipe(texts)
+            routing.append((time.process_time() - start) / len(texts))
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        model._counted(path, None)
+        adding = (time.process_time() - start) / number
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    print(
+        f"{number:,} outcomes: {1e6 * adding:.0f} us each to add, {1e6 * min(routing):.0f} us to route its prompt"
+        f" ({adding / min(routing):.2f} times); {grown / 1024:.0f} MB of memory"
+    )
 
 
 def _judged(domains: list[str], experts: list[str]) -> Ledger:

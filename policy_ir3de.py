@@ -14,6 +14,7 @@ standard error, and the largest is taken (Thompson sampling).
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection, Sequence
 from numbers import Integral, Real
@@ -184,6 +185,8 @@ class Panel(NamedTuple):
         mute (`frozenset[str]`): experts that only route, where others answer.
         unpriced (`frozenset[str]`): experts without a cost.
         untimed (`frozenset[str]`): experts whose seconds were not measured.
+        told (`np.ndarray` of shape `(D, 2, E)`, *optional*): costs and seconds as measured by domain, which records
+            tell; NaN where they were not. None without any.
     """
 
     domains: Sequence[str]
@@ -197,6 +200,7 @@ class Panel(NamedTuple):
     mute: frozenset[str] = frozenset()
     unpriced: frozenset[str] = frozenset()
     untimed: frozenset[str] = frozenset()
+    told: Any = None
 
     @classmethod
     def of(
@@ -230,6 +234,7 @@ class Panel(NamedTuple):
             return torch.from_numpy(np.ascontiguousarray(values[..., order]))
 
         timed = not np.isnan(pairs.seconds).all()
+        priced = costs if costs.ndim == 2 else np.full_like(pairs.cost, np.nan)
         mute = frozenset(spec["name"] for spec in specs if not has_source(spec))
         return cls(
             domains=domains,
@@ -243,6 +248,7 @@ class Panel(NamedTuple):
             mute=mute if len(mute) < len(experts) else frozenset(),
             unpriced=_without(experts, costs),
             untimed=_without(experts, pairs.seconds),
+            told=np.ascontiguousarray(np.stack([priced, pairs.seconds], axis=1)[..., order]) if sums.any() else None,
         )
 
     def among(self, names: Collection[str] | None) -> tuple[Panel, torch.Tensor | None]:
@@ -272,6 +278,7 @@ class Panel(NamedTuple):
             scores=part(self.scores),
             outcomes=part(self.outcomes),
             errors=part(self.errors),
+            told=None if self.told is None else self.told[rows.numpy()][..., columns.numpy()],
         )
         return panel, rows
 
@@ -397,10 +404,10 @@ class Policy(NamedTuple):
             of_best = scores.gather(1, torch.tensor(best).unsqueeze(1)).squeeze(1)
             fields = [field.tolist() for field in (of_best, order, scores.gather(1, order))]
             records = [self._record(panel.experts, *row) for row in zip(best, *fields, strict=True)]
-        if panel.outcomes is not None:
-            _add_measured(records, p, panel, order)
+        if panel.told is not None:
+            _add_measured(records, p.numpy(), panel, order.numpy())
         if panel.scores is not None or explain:
-            _add_domains(records, p, panel, None if explain else _DOMAINS_TOLD)
+            _add_domains(records, p.numpy(), panel, None if explain else _DOMAINS_TOLD)
         if explain and panel.scores is not None:
             _add_pairs(records, p, panel, best)
         return records
@@ -508,31 +515,31 @@ def _by_domain(p: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return table if table.ndim == 1 else p @ table
 
 
-def _add_measured(records: list[Record], p: torch.Tensor, panel: Panel, order: torch.Tensor) -> None:
+def _add_measured(records: list[Record], p: Any, panel: Panel, order: Any) -> None:
     """Adds to each entry of the rankings what its expert is expected to cost and to take, where that was measured.
 
     NumPy takes a third of torch's time for so few numbers, and a single prompt's are few.
     """
-    rows, places = np.arange(len(p))[:, None], order.numpy()
-    for key, table, lacking in (("cost", panel.costs, panel.unpriced), ("seconds", panel.seconds, panel.untimed)):
-        if table is None or table.ndim == 1:
-            continue
-        values = (p.numpy() @ table.numpy())[rows, places].tolist()
-        for record, row in zip(records, values, strict=True):
-            for entry, value in zip(record["ranking"], row, strict=True):
-                if entry["expert"] not in lacking:
-                    entry[key] = value  # type: ignore[literal-required]
+    number, experts = len(p), len(panel.experts)
+    told = (p @ panel.told.reshape(len(panel.domains), -1)).reshape(number, -1, experts)
+    rows = told[np.arange(number)[:, None], :, order].tolist()
+    for record, row in zip(records, rows, strict=True):
+        for entry, (cost, seconds) in zip(record["ranking"], row, strict=True):
+            if not math.isnan(cost):
+                entry["cost"] = cost
+            if not math.isnan(seconds):
+                entry["seconds"] = seconds
 
 
-def _add_domains(records: list[Record], p: torch.Tensor, panel: Panel, most: int | None) -> None:
+def _add_domains(records: list[Record], p: Any, panel: Panel, most: int | None) -> None:
     """Adds to each record the domains, likeliest first."""
-    values = p.numpy()
-    places = np.argsort(-values, axis=1, kind="stable")[:, :most]
-    rows = zip(places.tolist(), values[np.arange(len(p))[:, None], places].tolist(), strict=True)
-    for record, (indices, scores) in zip(records, rows, strict=True):
-        record["domains"] = [
-            {"domain": panel.domains[index], "score": score} for index, score in zip(indices, scores, strict=True)
-        ]
+    rows = p.tolist()
+    if len(rows) == 1:  # sorting a list is quicker then, and comes to the same
+        places = [sorted(range(len(panel.domains)), key=[-score for score in rows[0]].__getitem__)[:most]]
+    else:
+        places = np.argsort(-p, axis=1, kind="stable")[:, :most].tolist()
+    for record, row, indices in zip(records, rows, places, strict=True):
+        record["domains"] = [{"domain": panel.domains[index], "score": row[index]} for index in indices]
 
 
 def _add_pairs(records: list[Record], p: torch.Tensor, panel: Panel, chosen: list[int]) -> None:

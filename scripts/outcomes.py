@@ -50,10 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Adds outcomes or takes them back, and prints the table."""
-    from ir3de.card_ir3de import outcomes_table
     from ir3de.modeling_ir3de import IR3DEModel
     from ir3de.scripts.publishing.targets import apply_edit
-    from ir3de.scripts.reports.choices import Sample
+    from ir3de.scripts.reports.choices import Sample, shown_outcomes
 
     target = TargetRouter(args.router, args.output, args.create_pr)
     half_life = _half_life(args.half_life)
@@ -66,8 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.remove and not args.files:
         raise ValueError("--remove needs the files whose outcomes are to leave.")
     if not args.files and args.half_life is None:
-        model = IR3DEModel.from_pretrained(args.router)
-        print(outcomes_table(model.config, model.outcomes) or "This router has no outcomes.")
+        print(shown_outcomes(IR3DEModel.from_pretrained(args.router)) or "This router has no outcomes.")
         return 0
     where = {"split": args.split} if args.split else None
     shown: list[str] = []
@@ -82,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
                 model.remove_outcomes(file, where)
             else:
                 model.add_outcomes(file, where)
-        shown[:] = [outcomes_table(model.config, model.outcomes) or "No outcomes are left."]
+        shown[:] = [shown_outcomes(model) or "No outcomes are left."]
         shown.extend([sample.changes(model)] if args.files else [])
 
     message = f"{'Remove' if args.remove else 'Add'} outcomes" if args.files else "Set the outcomes' half-life"

@@ -1,6 +1,7 @@
 """Commands that take outcomes: fit, discover, outcomes and benchmark."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.scripts import cli
 from ir3de.scripts.data.judged import Judged
 from ir3de.scripts.fitting.discovery import clusters, discover, named
+from ir3de.scripts.fitting.outcomes import JudgedFile
 
 from . import tiny
 
@@ -58,6 +60,26 @@ def test_a_router_is_fitted_from_outcomes_alone(
     card = (output / "README.md").read_text(encoding="utf-8")
     assert "## Outcomes" in card
     assert "| law |" in card
+
+
+def test_the_table_has_a_legend(source: str, judged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "router")
+    assert cli.main(["fit", *FAST, "--embeddings", source, "--outcomes", str(judged), "--output", output]) == 0
+    capsys.readouterr()
+    assert cli.main(["outcomes", output]) == 0
+    shown = capsys.readouterr().out
+    assert "| domain | open/general 1 | small |" in shown
+    assert "in brackets how many outcomes tell of it" in shown
+
+
+def test_a_file_is_read_as_often_as_it_is_needed(judged: Path) -> None:
+    file = JudgedFile.read(judged, "train")
+    assert file.experts == ("open/general 1", "small")
+    assert [row[0].text for row in file.rows()] == [row[0].text for row in file.rows()]
+    assert {row[0].domain for row in file.rows()} == set(tiny.DOMAINS)
+    assert {row[0].domain for row in replace(file, tells_domains=False).rows()} == {None}
+    with pytest.raises(ValueError, match="no outcomes whose split is 'dev'"):
+        JudgedFile.read(judged, "dev")
 
 
 def test_domains_of_labelled_text_and_experts_of_outcomes(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +26,42 @@ from ir3de.specs_ir3de import ExpertSpec, nearest_name
 @dataclass(frozen=True)
 class JudgedFile:
     """
-    A file of outcomes, read into memory.
+    A file of outcomes, which is read in a stream as often as it is needed.
 
     Args:
         path (`Path`): of the file.
-        rows (`list[list[Outcome]]`): the outcomes of each prompt, with `domain` where the row says it or its `source`.
+        split (`str`, *optional*): only rows whose `split` is this.
+        experts (`tuple[str, ...]`): that were judged, sorted.
+        tells_domains (`bool`): whether its domains count, or what a router recognises.
     """
 
     path: Path
-    rows: list[list[Outcome]]
+    split: str | None
+    experts: tuple[str, ...]
+    tells_domains: bool = True
 
     @classmethod
     def read(cls, path: str | Path, split: str | None) -> JudgedFile:
-        """Reads a file, or only the rows of a split."""
-        rows = []
-        for _, row, outcomes in read_rows(path):
-            if split is not None and row.get("split") != split:
+        """Reads a file once, and checks it.
+
+        Raises:
+            ValueError: a row is malformed, or there are none.
+        """
+        rows = cls(Path(path), split, ()).rows()
+        experts = {outcome.expert for row in rows for outcome in row}
+        if not experts:
+            raise ValueError(f"{path} has no outcomes{f' whose split is {split!r}' if split else ''}.")
+        return cls(Path(path), split, tuple(sorted(experts)))
+
+    def rows(self) -> Iterator[list[Outcome]]:
+        """The outcomes of each prompt, with `domain` where the row says it or its `source`."""
+        for _, row, outcomes in read_rows(self.path):
+            if self.split is not None and row.get("split") != self.split:
                 continue
             domain = outcomes[0].domain
             if domain is None and isinstance(row.get("source"), str):
                 domain = domain_name(row["source"])
-            rows.append([outcome._replace(domain=domain) for outcome in outcomes])
-        if not rows:
-            raise ValueError(f"{path} has no outcomes{f' whose split is {split!r}' if split else ''}.")
-        return cls(Path(path), rows)
-
-    def without_domains(self) -> JudgedFile:
-        """The same outcomes, to count by what a router recognises."""
-        return JudgedFile(self.path, [[each._replace(domain=None) for each in row] for row in self.rows])
+            yield [outcome._replace(domain=domain if self.tells_domains else None) for outcome in outcomes]
 
 
 @dataclass(frozen=True)
@@ -100,22 +109,25 @@ def fit_with_outcomes(
     Raises:
         ValueError: a prompt has no domain, or an expert that was judged has no spec.
     """
-    judged = sorted({outcome.expert for file in files for row in file.rows for outcome in row})
+    judged = sorted({expert for file in files for expert in file.experts})
     _check_specs(judged, specs)
     tried: list[Tried] = []
     if is_discovering:
-        table = _table([row for file in files for row in file.rows], judged)
+        table = _table([row for file in files for row in file.rows()], judged)
         labels, tried = discover(table, tokenizer, embeddings, number, config.max_length)
-        rows = [Row(text, label) for text, label in zip(table.texts, labels, strict=True)]
-        files = [file.without_domains() for file in files]
+        rows: Iterable[Row] = [Row(text, label) for text, label in zip(table.texts, labels, strict=True)]
+        files = [replace(file, tells_domains=False) for file in files]
     else:
-        rows = list(data) if data is not None else _labelled(files)
+        rows = data if data is not None else _labelled(files)
     experts: Sequence[ExpertSpec] = specs or [{"name": name, "domains": []} for name in judged]
     fitted = fit_rows(config, tokenizer, embeddings, rows, options, outside, validation, experts)
     known = set(fitted.model.config.domain_names)
     for file in files:
-        outcomes = [o if o.domain in known else o._replace(domain=None) for row in file.rows for o in row]
-        fitted.model.add_outcomes(outcomes)
+        fitted.model.add_outcomes(
+            outcome if outcome.domain in known else outcome._replace(domain=None)
+            for row in file.rows()
+            for outcome in row
+        )
     return FittedWithOutcomes(fitted, tried)
 
 
@@ -129,19 +141,21 @@ def _check_specs(judged: Sequence[str], specs: Sequence[ExpertSpec]) -> None:
             )
 
 
-def _labelled(files: Sequence[JudgedFile]) -> list[Row]:
+def _labelled(files: Sequence[JudgedFile]) -> Iterator[Row]:
     """The outcomes' prompts with their domains, each once."""
-    rows = {}
+    seen = set()
     for file in files:
-        for outcomes in file.rows:
+        for outcomes in file.rows():
             text, domain = outcomes[0].text, outcomes[0].domain
             if domain is None:
                 raise ValueError(
                     f"{file.path}: the prompt {text[:60]!r} has no `domain`, and no `source`. Give labelled text with"
                     " --data, or have domains discovered with --discover."
                 )
-            rows[text] = Row(text, domain)
-    return list(rows.values())
+            key = blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+            if key not in seen:
+                seen.add(key)
+                yield Row(text, domain)
 
 
 def _table(rows: Sequence[Sequence[Outcome]], experts: Sequence[str]) -> Judged:

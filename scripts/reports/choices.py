@@ -8,12 +8,25 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ir3de.card_ir3de import outcomes_table
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.outcome_rows_ir3de import read_outcomes
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 
 PROMPTS = 1000  # that are routed before and after
 _SHOWN = 10  # pairs of experts
+
+
+_LEGEND = (
+    "An expert's expected score in each domain, 0 to 1, ± 1.96 standard errors; in brackets how many outcomes tell of"
+    " it, and what an answer is expected to cost where that was measured."
+)
+
+
+def shown_outcomes(model: IR3DEModel) -> str:
+    """What outcomes let expect of each pair, with a legend; empty without outcomes."""
+    table = outcomes_table(model.config, model.outcomes)
+    return f"{table}\n\n{_LEGEND}" if table else ""
 
 
 @dataclass(frozen=True)

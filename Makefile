@@ -8,7 +8,7 @@ APP = $(VENV)/.app
 TEST = $(VENV)/.test
 LINT = $(VENV)/.lint
 
-.PHONY: install demo app test prove lowest audit lint clean
+.PHONY: install demo app test prove wheel lowest audit lint clean
 
 install: $(DEMO)
 
@@ -49,6 +49,17 @@ prove: $(TEST)
 	IR3DE_KILLS=100 $(BIN)/python -m pytest -rP tests/test_atomic_save.py tests/test_collect.py tests/test_trust.py \
 		-k "random_instants or hostile or ray_cluster"
 	IR3DE_LOADS=2000 IR3DE_PAIRS=400 $(BIN)/python -m pytest -rP tests/test_saves_at_once.py
+
+# The wheel, installed into an environment of its own that borrows the packages of this one, does what a newcomer tries.
+WHEEL = $(VENV)-wheel
+wheel: $(TEST)
+	rm -rf $(WHEEL) build
+	$(PYTHON) -m venv $(WHEEL)
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir $(WHEEL)/dist .
+	$(WHEEL)/bin/pip install --quiet --no-deps --no-index $(WHEEL)/dist/ir3de-*.whl
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+		> "$$($(WHEEL)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/borrowed.pth"
+	cp tests/installed.py $(WHEEL)/ && $(WHEEL)/bin/python $(abspath $(WHEEL))/installed.py
 
 # The lowest versions that pyproject.toml allows, in an environment of their own; uv can choose them, pip cannot. torch of so
 # old a version comes with CUDA, 6 GB of it. TESTS chooses what is run.

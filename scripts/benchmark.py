@@ -82,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Reads the data, makes sure that every router can be had, and compares them."""
+    """Reads the data, makes sure that every router can be made, and compares them."""
     import torch
 
     from ir3de.scripts.data.sources import load_quickstart_source, load_source

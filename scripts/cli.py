@@ -79,7 +79,7 @@ def _missing_router(router: str | None, error: Exception) -> str:
     unreached = isinstance(error, OSError) and "huggingface.co" in str(error)
     if not unreached and not isinstance(error, HFValidationError) and "Repo id must" not in str(error):
         return ""
-    return f"There is no folder {router}, and a router of this name cannot be had from the Hub either: "
+    return f"There is no folder {router}, and no router of this name can be loaded from the Hub: "
 
 
 def file_of(name: str) -> str:

@@ -136,7 +136,7 @@ def _tell_failures(results: Results) -> int:
         if row.get("error"):
             failed[row["row"]] = row["error"]
     for name, error in failed.items():
-        print(f"{name} could not be had: {error}", file=sys.stderr)
+        print(f"{name} failed: {error}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -268,7 +268,7 @@ BAD_OPTIONS = {
     "condition": (["--where", "source"], "KEY=VALUE"),
     "nothing left": (["--where", "source=z"], "at least two domains"),
     "no folder": (["--embeddings", "./absent"], "There is no folder ./absent"),
-    "no embeddings": (["--embeddings", "absent/llm"], "no folder absent/llm, and it cannot be had from the Hub"),
+    "no embeddings": (["--embeddings", "absent/llm"], "no folder absent/llm, and it cannot be loaded from the Hub"),
 }
 
 

@@ -107,5 +107,5 @@ def test_the_gguf_file_of_a_folder_is_found_or_named(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_said_to_be_missing() -> None:
     with pytest.raises(FileNotFoundError, match=r"There is no folder \./absent"):
         load_source("./absent")
-    with pytest.raises(OSError, match="There is no folder absent/llm, and it cannot be had from the Hub"):
+    with pytest.raises(OSError, match="There is no folder absent/llm, and it cannot be loaded from the Hub"):
         load_source("absent/llm")

@@ -46,7 +46,7 @@ class ReadRows(PipelineStep):
         self.report = Report()
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Document]:
-        """Yields the documents of every so manieth part."""
+        """Yields the documents of this task's share of the parts."""
         yield from data or ()
         self.report = Report()
         for part in self.parts[rank::world_size]:

@@ -177,6 +177,6 @@ def read_notes(path: Path, fingerprint: str) -> tuple[list[str], dict[str, Any]]
 
 
 def read_sums(path: Path, number: int) -> Sums:
-    """The sums of the domain that is so manieth in a file."""
+    """The sums of one domain of a file, which is found by its number."""
     with safe_open(path, framework="pt") as file:
         return Sums(*(file.get_tensor(f"{number}.{key}") for key in Sums._fields))

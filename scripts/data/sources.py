@@ -49,7 +49,7 @@ def load_source(source: str, revision: str | None = None, gguf_file: str | None 
     except OSError as error:
         if os.path.isdir(source) or isinstance(error, FileNotFoundError):
             raise
-        raise OSError(f"There is no folder {source}, and it cannot be had from the Hub either: {error}") from error
+        raise OSError(f"There is no folder {source}, and it cannot be loaded from the Hub either: {error}") from error
     _check_embeddings(source, embeddings)
     return tokenizer, embeddings
 

@@ -152,7 +152,7 @@ def ready() -> SecondOpinion:
     """A second opinion whose encoder is at hand, before long work.
 
     Raises:
-        OSError: it cannot be had.
+        OSError: it cannot be loaded.
     """
     opinion = SecondOpinion(default_encoder())
     opinion.encode(["a prompt"])

@@ -76,7 +76,7 @@ class RoutingFigures(_RoutingFigures, total=False):
 def routing_accuracy(router: IR3DERoutingPipeline, rows: Iterable[Row], **choice: Any) -> RoutingFigures:
     """Routes labelled rows, each to the best expert of its ranking, whatever the minimum score.
 
-    Where domains and experts differ, or outcomes have a say in who answers, it is the domain that is recognised that
+    Where domains and experts differ, or outcomes help to decide who answers, it is the domain that is recognised that
     counts, as right is then no property of an expert.
 
     Args:

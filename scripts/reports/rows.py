@@ -122,7 +122,7 @@ def trained_rows(
         tests (`Sequence[Row]`): to route.
 
     Returns:
-        `dict[str, Routes]`: by name; one that cannot be had has an `error`.
+        `dict[str, Routes]`: by name; one that cannot be loaded or fails has an `error`.
     """
     key = hashlib.sha256(repr([options, seeds, list(train), list(tests)]).encode()).hexdigest()
     kept = json.loads(file.read_text(encoding="utf-8")) if file and file.is_file() else {}

@@ -55,7 +55,7 @@ class Options:
     Args:
         encoder (`str`): Hub id or folder of the sentence encoder.
         modem_encoder (`str`, *optional*): of the encoder to fine-tune; by default DeBERTa-v3 on a GPU, and the sentence
-            encoder where there is none, or where DeBERTa cannot be had.
+            encoder where there is none, or where DeBERTa cannot be loaded.
         max_train (`int`, *optional*): training prompts a domain that an encoder reads.
         max_tokens (`int`): of a prompt that an encoder reads which is fine-tuned.
         seed (`int`): of whatever is random.

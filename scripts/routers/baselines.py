@@ -271,7 +271,7 @@ class FineTunedEncoder(Baseline):
         try:
             return make(MODEM_ENCODER)
         except OSError:
-            print(f"{MODEM_ENCODER} cannot be had; the router modem fine-tunes {self.options.encoder} instead.")
+            print(f"{MODEM_ENCODER} cannot be loaded; the router modem fine-tunes {self.options.encoder} instead.")
             return make(self.options.encoder)
 
     def fit(self, texts: Sequence[str], domains: Sequence[str]) -> Baseline:

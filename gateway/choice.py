@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .capabilities import capable
 from .errors import GatewayError
 from .requests import ROUTER, Ask
 from .serving import Serving
 from .words import Words
+
+if TYPE_CHECKING:
+    from .purse import Purse
 
 _REMEMBERED = 50_000  # conversations of agents
 
@@ -25,12 +28,14 @@ class Choice(NamedTuple):
         candidates (`list[str]`): those that may answer, the chosen one first.
         before (`str`, *optional*): who answered this conversation before.
         said (`str`): what was routed on.
+        cost (`float`): that is expected, where there is a budget.
     """
 
     record: dict[str, Any]
     candidates: list[str]
     before: str | None = None
     said: str = ""
+    cost: float = 0.0
 
 
 class Conversations:
@@ -61,11 +66,13 @@ class Chooser:
     Args:
         words ([`Words`]): what takes a harness's wrappers off a message.
         recognises (`bool`): whether records tell what was recognised, as answers that are kept need it.
+        purse ([`Purse`], *optional*): of a budget.
     """
 
-    def __init__(self, words: Words, recognises: bool = False) -> None:
+    def __init__(self, words: Words, recognises: bool = False, purse: Purse | None = None) -> None:
         self._words = words
         self._recognises = recognises
+        self._purse = purse
         self.conversations = Conversations()
 
     async def choose(self, ask: Ask, serving: Serving) -> Choice:
@@ -76,9 +83,12 @@ class Chooser:
             serving ([`Serving`]): the router and its experts.
 
         Raises:
-            GatewayError: none can do what it needs, the router would have nobody answer, or its options are wrong.
+            GatewayError: none can do what it needs, the router would have nobody answer, its options are wrong, or the
+                budget is spent.
         """
         choice = await self._choose(ask, serving)
+        if self._purse is not None:
+            choice = self._purse.afforded(choice, serving.router.model.panel)
         return await self._with_recognised(choice, ask, serving) if self._recognises else choice
 
     async def _choose(self, ask: Ask, serving: Serving) -> Choice:
@@ -93,7 +103,11 @@ class Chooser:
         options = dict(ask.options)
         if unable:
             options["experts"] = [name for name in allowed if name not in unable]
+        if self._purse is not None:
+            options = self._purse.priced(options, serving.router.model.panel)
         record = await self._route(ask, serving, options)
+        if self._purse is not None:
+            self._purse.saw(record, serving.router.model.panel)
         return self._kept(ask, record, _candidates(record, ask, serving), unable)
 
     async def _with_recognised(self, choice: Choice, ask: Ask, serving: Serving) -> Choice:

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ir3de.specs_ir3de import ExpertSpec
 from ir3de.traffic.signals import Turns
 
 logger = logging.getLogger("ir3de.requests")
@@ -54,6 +55,14 @@ class Exchange:
     failures: list[tuple[str, str]] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    reserved: float = 0.0  # what the answer is expected to cost, where there is a budget
+
+    def cost(self, spec: ExpertSpec | None) -> float | None:
+        """What the answer did cost, by its expert's price of tokens or its cost an answer, if that is known."""
+        read, written = self.prompt_tokens, self.completion_tokens
+        if spec is not None and (price := spec.get("price")) and read + written:
+            return (read * price["input"] + written * price["output"]) / 1e6
+        return spec.get("cost") if spec is not None and "price" not in spec else None
 
     @property
     def seconds(self) -> float:

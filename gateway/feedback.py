@@ -190,11 +190,6 @@ def answer_of(exchange: Exchange, caller: str, spec: ExpertSpec | None) -> Answe
         spec (`dict`, *optional*): of the expert, whose price it may name.
     """
     read, written = exchange.prompt_tokens, exchange.completion_tokens
-    cost = None
-    if spec is not None and (price := spec.get("price")) and read + written:
-        cost = (read * price["input"] + written * price["output"]) / 1e6
-    elif spec is not None and "price" not in spec:
-        cost = spec.get("cost")
     return Answer(
         uid=uuid.uuid4().hex,
         request_id=exchange.id,
@@ -205,7 +200,7 @@ def answer_of(exchange: Exchange, caller: str, spec: ExpertSpec | None) -> Answe
         status=exchange.outcome,
         recognised=exchange.recognised,
         tokens=read + written or None,
-        cost=cost,
+        cost=exchange.cost(spec),
         seconds=round(exchange.seconds, 6),
     )
 

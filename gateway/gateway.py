@@ -15,6 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ir3de.traffic.budget import Spending
+
 from .apis import RESPONSES, Api
 from .attempts import Attempts
 from .choice import Choice, Chooser
@@ -26,6 +28,7 @@ from .keys import Keys
 from .local import Generate, Workshop
 from .metrics import Metrics
 from .presence import Presence
+from .purse import Purse
 from .reading import read_body
 from .relay import relay
 from .requests import ROUTER, read_ask, response_key
@@ -63,10 +66,16 @@ class Gateway:
         settings ([`Settings`]): how it serves.
         generate (`Callable`): how experts on this machine generate; a Space borrows hardware for it.
         keeping ([`Keeping`], *optional*): where answers and their scores are kept.
+        spending ([`Spending`], *optional*): of a budget.
     """
 
     def __init__(
-        self, serving: Serving, settings: Settings, generate: Generate = pieces, keeping: Keeping | None = None
+        self,
+        serving: Serving,
+        settings: Settings,
+        generate: Generate = pieces,
+        keeping: Keeping | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self.serving = serving
         self.settings = settings
@@ -74,7 +83,8 @@ class Gateway:
         self.keys = Keys(settings.keys)
         self.started = int(time.time())
         self.traffic = self._traffic(keeping) if keeping else None
-        self.chooser = Chooser(Words(settings.more_wrappers), recognises=keeping is not None)
+        self.purse = None if spending is None else Purse(spending)
+        self.chooser = Chooser(Words(settings.more_wrappers), keeping is not None, self.purse)
         self.forwarder = Forwarder(settings.timeouts)
         workshop = Workshop(settings.limits, generate, self.metrics)
         self.attempts = Attempts(self.forwarder, workshop, settings.patience, settings.breaker, self.metrics)
@@ -89,9 +99,18 @@ class Gateway:
         exchange.outcome = exchange.outcome or "left"
         self.keys.spent(exchange.caller, exchange.prompt_tokens + exchange.completion_tokens)
         self.metrics.went_out(exchange)
+        if self.purse is not None and exchange.routed:
+            self._pay(self.purse, exchange)
         if self.traffic is not None:
             self.traffic.went(exchange, self.serving)
         exchange.log()
+
+    def _pay(self, purse: Purse, exchange: Exchange) -> None:
+        serving = self.serving
+        spec = serving.router.experts.spec(exchange.expert) if exchange.expert in serving.experts else None
+        purse.settle(exchange, spec)
+        spending = purse.spending
+        self.metrics.spent(spending.spent, spending.left, spending.price)
 
     async def close(self) -> None:
         """Closes the connections to the experts, and the store once all is written."""
@@ -144,6 +163,8 @@ class Answer:
             choice = await gateway.chooser.choose(ask, serving)
             exchange.route_seconds = time.perf_counter() - began
             exchange.routed, exchange.said = True, choice.said
+            if gateway.purse is not None:
+                gateway.purse.reserve(exchange, choice)
             exchange.recognised = choice.record.get("recognised")
             reply = await gateway.attempts.first_reply(ask, choice, serving, headers, exchange)
             if gateway.traffic is not None:

@@ -50,6 +50,12 @@ class Metrics:
         self._waiting = Gauge(
             "ir3de_store_waiting", "Pieces that wait to be stored", multiprocess_mode="livesum", **made
         )
+        kinds: Any = {"multiprocess_mode": "livesum", **made}
+        self._spent = Gauge("ir3de_budget_spent", "Of the budget, in this period", **kinds)
+        self._left = Gauge("ir3de_budget_left", "Of the budget, in this period", **kinds)
+        self._price = Gauge(
+            "ir3de_price", "Score that a unit of cost must be worth", multiprocess_mode="livemax", **made
+        )
         self._swaps = Counter("ir3de_router_swaps", "New revisions of the router", ["outcome"], **made)
 
     def inside_here(self, number: int) -> None:
@@ -84,6 +90,12 @@ class Metrics:
     def answered(self, expert: str) -> None:
         """An expert answered after it had failed."""
         self._open.labels(expert).set(0)
+
+    def spent(self, spent: float, left: float, price: float) -> None:
+        """So much of the budget is spent and left, and this is the price."""
+        self._spent.set(spent)
+        self._left.set(left)
+        self._price.set(price)
 
     def swapped(self, outcome: str) -> None:
         """A new revision of the router was taken, refused or taken back."""

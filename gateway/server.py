@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +18,7 @@ from starlette.applications import Starlette
 
 import ir3de
 from ir3de.scripts.data.rows import read_file
+from ir3de.traffic.budget import Budget, Spending
 
 from .app import application
 from .forward import RemoteExpert
@@ -28,9 +30,6 @@ from .loading import Origin
 from .serving import learn_in_background, served
 from .settings import Settings
 from .watch import Watch, Watched, try_routes
-
-if TYPE_CHECKING:
-    from .feedback import Keeping
 
 if TYPE_CHECKING:
     from .feedback import Keeping
@@ -62,6 +61,8 @@ class Service(NamedTuple):
         store (`str`, *optional*): a file of SQLite, or the address of a database, where answers and scores are kept.
         replica (`str`, *optional*): the name of this server in the store.
         keep_text (`str`, *optional*): a file for the text of requests.
+        budget (`str`, *optional*): what answers may cost in a period, as in `20/day`; each worker has an even share.
+        budget_end (`str`): who answers once it is spent.
         feedback_days (`float`): that scores are taken for an answer.
         implicit (`float`): what signs count for that nobody gave as a score, of an outcome.
         log (`bool`): a line a request.
@@ -86,6 +87,8 @@ class Service(NamedTuple):
     store: str | None = None
     replica: str | None = None
     keep_text: str | None = None
+    budget: str | None = None
+    budget_end: str = "cheapest"
     feedback_days: float = 30.0
     implicit: float = 0.0
     log: bool = True
@@ -110,6 +113,20 @@ class Service(NamedTuple):
             cors=tuple(self.cors),
             more_wrappers=tuple(self.wrappers),
         )
+
+    def spending(self, keeping: Keeping | None = None) -> Spending | None:
+        """What holds its gateway to a budget, if it has one.
+
+        Args:
+            keeping ([`Keeping`], *optional*): the store that knows what was spent before.
+
+        Raises:
+            ValueError: the budget is malformed.
+        """
+        if self.budget is None:
+            return None
+        before = None if keeping is None else partial(_spent, keeping)
+        return Spending(Budget.read(self.budget, self.budget_end), before, self.workers)
 
     def keeping(self) -> Keeping | None:
         """The store of its gateway, opened, if it has one.
@@ -152,6 +169,7 @@ def run(service: Service) -> None:
         uvicorn.run(make_application(service), **listening)
         return
     service.settings()  # said here rather than by every worker
+    service.spending()
     if keeping := service.keeping():
         keeping.store.close()
     listening["timeout_worker_healthcheck"] = _WORKER_SECONDS
@@ -190,8 +208,23 @@ def make_application(service: Service) -> Starlette:
     if all(isinstance(expert, RemoteExpert) for expert in serving.experts.values()):
         torch.set_num_threads(1)  # a route is too small a task to share
     learn_in_background(serving)
-    gateway = Gateway(serving, settings, keeping=service.keeping())
+    keeping = service.keeping()
+    spending = service.spending(keeping)
+    if spending is not None and (missing := sorted(serving.router.model.panel.unpriced)):
+        raise ValueError(
+            f"A budget needs a `cost` in the spec of every expert, or outcomes that tell it; {missing} have none."
+        )
+    gateway = Gateway(serving, settings, keeping=keeping, spending=spending)
     return application(gateway, _watch(service, origin, gateway))
+
+
+def _spent(keeping: Keeping, since: float) -> float:
+    """What a store knows to have been spent."""
+    try:
+        return keeping.store.spent(since)
+    except OSError as error:
+        logging.getLogger(__name__).warning("What was spent before is not known: %s", error)
+        return 0.0
 
 
 def _watch(service: Service, origin: Origin, gateway: Gateway) -> Watch | None:

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_access(parser)
     _add_watch(parser)
     _add_traffic(parser)
+    _add_budget(parser)
     _add_limits(parser)
 
 
@@ -47,6 +48,12 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
         metavar="WEIGHT",
         help="count a question that is asked again, and a tool that failed, as this part of a bad score (default: 0)",
     )
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--budget", metavar="COST/PERIOD", help="what answers may cost an hour, day or month: 20/day")
+    help_ = "once it is spent, the cheapest expert answers, or nobody (status 429) until the next period"
+    parser.add_argument("--budget-end", choices=("cheapest", "refuse"), default="cheapest", help=help_)
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
@@ -123,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
         replica=args.replica,
         keep_text=args.keep_text,
         feedback_days=args.feedback_days,
+        budget=args.budget,
+        budget_end=args.budget_end,
         implicit=args.implicit,
         log=not args.no_log,
     )

@@ -110,6 +110,7 @@ def world(
     generate: Generate = pieces,
     http: Any = "auto",
     keeping: Any = None,
+    spending: Any = None,
     **config: Any,
 ) -> Iterator[World]:
     """A gateway whose experts `names` are behind stand-in servers."""
@@ -118,7 +119,7 @@ def world(
         endpoints = {name: {"endpoint": server.url, "model": f"served-{name}"} for name, server in behind.items()}
         all_specs = {name: {**endpoints.get(name, {}), **(specs or {}).get(name, {})} for name in tiny.DOMAINS}
         router = IR3DERoutingPipeline(tiny.router(all_specs, **config), device="cpu")
-        gateway = Gateway(served(router), settings, generate, keeping)
+        gateway = Gateway(served(router), settings, generate, keeping, spending)
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=2048))
         stack.enter_context(running(application(gateway), listener, http=http))
         yield World(gateway, listener.getsockname()[1], behind)

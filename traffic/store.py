@@ -269,6 +269,12 @@ class Store:
             raise Unknown("There is no such answer here; answers of other keys cannot be scored.")
         return answer
 
+    def spent(self, since: float) -> float:
+        """What this server's answers did cost since a moment, in seconds since 1970, as far as that is known."""
+        own = (answers.c.replica == self.replica, answers.c.time >= since)
+        with self.reading() as connection:
+            return float(connection.scalar(select(func.sum(answers.c.cost)).where(*own)) or 0.0)
+
     @property
     def replicas(self) -> list[str]:
         """The names of all servers whose answers are or were here, this one's too."""

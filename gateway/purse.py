@@ -1,0 +1,101 @@
+"""A budget at work: the price on cost that a request is routed with, and what happens when nothing is left."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+
+from ir3de.policy_ir3de import Panel
+from ir3de.specs_ir3de import ExpertSpec, is_number
+from ir3de.traffic.budget import Spending
+
+from .choice import Choice
+from .errors import GatewayError
+from .exchange import Exchange
+
+logger = logging.getLogger(__name__)
+
+
+class Purse:
+    """
+    Holds the requests of a gateway to a budget.
+
+    Args:
+        spending ([`Spending`]): what keeps to it.
+    """
+
+    def __init__(self, spending: Spending) -> None:
+        self.spending = spending
+        self._warned = False
+
+    def priced(self, options: dict[str, Any], panel: Panel) -> dict[str, Any]:
+        """A request's options with a `cost_weight` of at least the price."""
+        asked = options.get("cost_weight", 0.0)
+        if panel.unpriced and not self._warned:
+            logger.warning("The budget sets no price, since %s have no cost.", sorted(panel.unpriced))
+        self._warned = bool(panel.unpriced)
+        if panel.unpriced or not is_number(asked):  # what is no number is refused by the pipeline
+            return options
+        return {**options, "cost_weight": max(asked, self.spending.price)}
+
+    def saw(self, record: dict[str, Any], panel: Panel) -> None:
+        """Counts a request that was routed."""
+        if not panel.unpriced:
+            entries, costs = record["ranking"], expected_costs(record, panel)
+            self.spending.saw([entry["score"] for entry in entries], [costs[entry["expert"]] for entry in entries])
+
+    def afforded(self, choice: Choice, panel: Panel) -> Choice:
+        """The choice with what is left; its `cost` is what it is expected to cost.
+
+        Raises:
+            GatewayError: as [`Purse.afford`].
+        """
+        costs = expected_costs(choice.record, panel)
+        able = self.afford(choice.candidates, costs)
+        if able[0] != choice.candidates[0]:
+            entries = choice.record["ranking"]
+            score = next((entry["score"] for entry in entries if entry["expert"] == able[0]), choice.record["score"])
+            choice = choice._replace(record={**choice.record, "expert": able[0], "score": score}, candidates=able)
+        return choice._replace(cost=costs.get(able[0], 0.0))
+
+    def afford(self, candidates: list[str], costs: dict[str, float]) -> list[str]:
+        """Those that may answer with what is left: as they come, or at the budget's end from the cheapest on.
+
+        Args:
+            candidates (`list[str]`): best first.
+            costs (`dict[str, float]`): that are expected of all experts.
+
+        Raises:
+            GatewayError: at its end the budget has nobody answer, or an expert was asked by name.
+        """
+        if costs.get(candidates[0], 0.0) <= self.spending.left:
+            return candidates
+        cheapest = sorted(candidates, key=lambda name: costs.get(name, 0.0))
+        is_cheapest = costs.get(candidates[0], 0.0) <= min(costs.values())
+        if self.spending.budget.end == "cheapest" and (len(candidates) > 1 or is_cheapest):
+            return cheapest
+        message = f"What may be spent in this {self.spending.budget.per} is spent"
+        if self.spending.budget.end == "cheapest":
+            message += "; the cheapest expert answers what is sent to `ir3de`"
+        raise GatewayError(429, "budget_spent", f"{message}.", retry_after=max(1.0, self.spending.seconds_left))
+
+    def reserve(self, exchange: Exchange, choice: Choice) -> None:
+        """Takes what an answer is expected to cost from what is left, until it ends."""
+        exchange.reserved = choice.cost
+        self.spending.reserve(choice.cost)
+
+    def settle(self, exchange: Exchange, spec: ExpertSpec | None) -> None:
+        """Takes what an answer did cost, or where that is not known what it was expected to, for what was reserved."""
+        cost = exchange.cost(spec)
+        if cost is None:
+            cost = exchange.reserved if exchange.expert else 0.0
+        self.spending.settle(exchange.reserved, cost)
+
+
+def expected_costs(record: dict[str, Any], panel: Panel) -> dict[str, float]:
+    """What each expert is expected to cost: as the record says, else in the mean of all domains."""
+    table = panel.costs if panel.costs.ndim == 1 else panel.costs.mean(dim=0)
+    costs = dict(zip(panel.experts, np.nan_to_num(table.numpy()).tolist(), strict=True))
+    return {**costs, **{entry["expert"]: entry["cost"] for entry in record["ranking"] if "cost" in entry}}

@@ -19,7 +19,7 @@ import time
 from calendar import monthrange
 from collections import deque
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,7 +69,7 @@ class Budget(NamedTuple):
 
     def period(self, now: float) -> tuple[float, float]:
         """Beginning and end of the period that a moment is in, as seconds since 1970."""
-        at = datetime.fromtimestamp(now, timezone.utc).replace(minute=0, second=0, microsecond=0)
+        at = datetime.fromtimestamp(now, UTC).replace(minute=0, second=0, microsecond=0)
         if self.per == "hour":
             return at.timestamp(), (at + timedelta(hours=1)).timestamp()
         at = at.replace(hour=0)

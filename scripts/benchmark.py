@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--routers",
         metavar="NAMES",
         help="comma-separated; default: all but modem (slow), ir3de-chain (a second opinion), those of single feature"
-        " maps, and other projects'",
+        " maps, and other projects' (with --outcomes llmrouter-knn, -svm, -mlp and -mf)",
     )
     parser.add_argument("--embeddings", metavar="SOURCE", help="of our routers; default: SmolLM2-135M-Instruct's")
     parser.add_argument("--revision", help="revision of SOURCE")
@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         tokenizer, embeddings = load_quickstart_source()
     if args.outcomes:
-        print(compare_by_outcomes(args.outcomes, tokenizer, embeddings, args.encoder, Path(args.output)))
+        names = args.routers.split(",") if args.routers else []
+        print(compare_by_outcomes(args.outcomes, tokenizer, embeddings, args.encoder, Path(args.output), names))
         return 0
     few = FewShotOptions(_numbers(args.few_shot), args.seeds)
     read = DataOptions(args.text_column, args.domain_column, args.oos_domain, args.max_train, args.max_test)
@@ -145,20 +146,41 @@ def _known_routers(tokenizer: Any, embeddings: torch.Tensor) -> tuple[dict[str, 
 
 
 def compare_by_outcomes(
-    files: Sequence[str], tokenizer: Any, embeddings: torch.Tensor, encoder: str | None, output: Path
+    files: Sequence[str],
+    tokenizer: Any,
+    embeddings: torch.Tensor,
+    encoder: str | None,
+    output: Path,
+    routers: Sequence[str] = (),
 ) -> str:
-    """Compares routers that learn from outcomes, and writes what was measured after every file; returns the table."""
+    """Compares routers that learn from outcomes, and writes what was measured after every file; returns the table.
+
+    Args:
+        files (`Sequence[str]`): of outcomes.
+        tokenizer (`PreTrainedTokenizerBase`): of the embeddings.
+        embeddings (`torch.Tensor` of shape `(V, h)`): of our router.
+        encoder (`str`, *optional*): of sentences.
+        output (`Path`): folder for what is written.
+        routers (`Sequence[str]`): others than ours; by default those that are no other project's.
+    """
     from ir3de.scripts.data.judged import read_judged
     from ir3de.scripts.reports.outcomes import compare_outcomes, discovered, write_outcomes_report
-    from ir3de.scripts.routers.by_outcomes import DomainsByOutcomes, baselines
+    from ir3de.scripts.routers.base import choose_routers
+    from ir3de.scripts.routers.by_outcomes import DomainsByOutcomes, Predictor, baselines
     from ir3de.scripts.routers.encoders import default_encoder, shared_encoder
+    from ir3de.scripts.routers.outcome_peers import peers
 
     data = [read_judged(file) for file in files]
-    others = baselines(shared_encoder(encoder or default_encoder()))
+    vectors = shared_encoder(encoder or default_encoder())
+    usual: dict[str, Callable[[], Predictor]] = {**baselines(vectors)}
+    others = choose_routers({**usual, **peers(vectors)}, list(routers) or list(usual))
+    for make in others.values():  # what is missing shows before anything is measured
+        make()
+    few = [name for name in ("kNN on the encoder",) if name in others]
     results, table = [], ""
     for judged in data:
         ours = DomainsByOutcomes(tokenizer, embeddings)
-        found = compare_outcomes(judged, ours, others, ["kNN on the encoder"])
+        found = compare_outcomes(judged, ours, others, few)
         results.append({**found, "discovered": discovered(judged, tokenizer, embeddings)})
         table = write_outcomes_report(results, output)
     return table

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 from ir3de.scripts.metrics.measures import Array
 from ir3de.scripts.routers.encoders import Encoder, shared_encoder
+
+T = TypeVar("T")
 
 
 class Router(Protocol):
@@ -76,7 +78,7 @@ class Options:
 Factory = Callable[[Options], Router]
 
 
-def choose_routers(routers: Mapping[str, Factory], names: Sequence[str]) -> dict[str, Factory]:
+def choose_routers(routers: Mapping[str, T], names: Sequence[str]) -> dict[str, T]:
     """The routers of these names.
 
     Raises:

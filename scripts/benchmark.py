@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ir3de.scripts.command import command
 
 if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
     import torch
+    from transformers import PreTrainedTokenizerBase
 
     from ir3de.scripts.data.splits import DataSet
     from ir3de.scripts.reports.comparison import Results, Settings
@@ -134,7 +135,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _known_routers(tokenizer: Any, embeddings: torch.Tensor) -> tuple[dict[str, Factory], list[str]]:
+def _known_routers(
+    tokenizer: PreTrainedTokenizerBase, embeddings: torch.Tensor
+) -> tuple[dict[str, Factory], list[str]]:
     """All routers by name, and the names of those that are compared unless a person names others."""
     from ir3de.scripts.routers.baselines import BASELINES
     from ir3de.scripts.routers.ours import CHAIN, FEATURE_MAP_ROUTERS, ours
@@ -147,7 +150,7 @@ def _known_routers(tokenizer: Any, embeddings: torch.Tensor) -> tuple[dict[str, 
 
 def compare_by_outcomes(
     files: Sequence[str],
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     embeddings: torch.Tensor,
     encoder: str | None,
     output: Path,
@@ -192,7 +195,7 @@ def compare_all(
     routers: Mapping[str, Factory],
     options: Options,
     few: FewShotOptions,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     output: Path,
 ) -> None:
     """Compares routers, and writes what was measured after every one, so that little is lost if it stops.

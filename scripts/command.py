@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TypeVar
 
 Values = TypeVar("Values")
 
@@ -27,7 +27,7 @@ def command(
     return main
 
 
-def values_of(kind: type[Values], options: Mapping[str, Any]) -> Values:
+def values_of(kind: type[Values], options: Mapping[str, object]) -> Values:
     """A dataclass of those options that bear the names of its fields; a command's others are passed over."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in options.items() if name in names})

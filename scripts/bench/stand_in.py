@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
+Json = dict[str, Any]  # an object of a request or an answer
+
 
 class Received(NamedTuple):
     """
@@ -27,15 +29,15 @@ class Received(NamedTuple):
     headers: dict[str, str]
 
     @property
-    def json(self) -> dict[str, Any]:
+    def json(self) -> Json:
         """The body, read."""
-        read: dict[str, Any] = json.loads(self.body)
+        read: Json = json.loads(self.body)
         return read
 
 
 Respond = Callable[[web.Request, Received], Awaitable[web.StreamResponse]]
 
-USAGE: dict[str, Any] = {
+USAGE: Json = {
     "prompt_tokens": 11,
     "completion_tokens": 7,
     "total_tokens": 18,
@@ -45,9 +47,9 @@ USAGE: dict[str, Any] = {
 _CALL = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": '{"at": "π"}'}}
 
 
-def chat(asked: dict[str, Any]) -> dict[str, Any]:
+def chat(asked: Json) -> Json:
     """An answer of chat completions."""
-    message: dict[str, Any] = {"role": "assistant", "content": "Forty-two — naïve, 4\u00b2.", "refusal": None}
+    message: Json = {"role": "assistant", "content": "Forty-two — naïve, 4\u00b2.", "refusal": None}
     message |= {"annotations": [], "reasoning_content": "Let me think."}
     if asked.get("tools"):
         message |= {"content": None, "tool_calls": [_CALL]}
@@ -67,38 +69,36 @@ def chat(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def chat_chunks(asked: dict[str, Any]) -> list[bytes]:
+def chat_chunks(asked: Json) -> list[bytes]:
     """The events of a streamed answer of chat completions."""
     common = {"id": "chatcmpl-stand-in", "object": "chat.completion.chunk", "created": 1_700_000_000}
     common |= {"model": asked.get("model"), "system_fingerprint": "fp_1"}
-    deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
+    deltas: list[Json] = [{"role": "assistant", "content": ""}]
     deltas += [{"content": word} for word in ("Forty", "-two", " — ", "naïve", ", 4\u00b2", ".")]
     if asked.get("tools"):
         head = {**_CALL, "index": 0, "function": {"name": "look", "arguments": ""}}
         deltas = [{"role": "assistant", "content": None, "tool_calls": [head]}]
         deltas += [{"tool_calls": [{"index": 0, "function": {"arguments": part}}]} for part in ('{"at"', ': "π"}')]
-    choices: list[dict[str, Any]] = [
-        {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas
-    ]
+    choices: list[Json] = [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": None} for delta in deltas]
     choices.append({"index": 0, "delta": {}, "finish_reason": "tool_calls" if asked.get("tools") else "stop"})
-    chunks: list[dict[str, Any]] = [{**common, "choices": [choice]} for choice in choices]
+    chunks: list[Json] = [{**common, "choices": [choice]} for choice in choices]
     if (asked.get("stream_options") or {}).get("include_usage"):
         chunks.append({**common, "choices": [], "usage": USAGE})
     return [*map(_data, chunks), b"data: [DONE]\n\n"]
 
 
-def completion(asked: dict[str, Any]) -> dict[str, Any]:
+def completion(asked: Json) -> Json:
     """An answer of completions."""
     choice = {"text": " forty-two", "index": 0, "logprobs": None, "finish_reason": "length"}
     about = {"id": "cmpl-stand-in", "object": "text_completion", "created": 1_700_000_000, "model": asked.get("model")}
     return {**about, "choices": [choice], "usage": USAGE}
 
 
-def response(asked: dict[str, Any]) -> dict[str, Any]:
+def response(asked: Json) -> Json:
     """An answer of responses."""
     text = {"type": "output_text", "text": "Forty-two.", "annotations": [], "logprobs": []}
     item = {"type": "message", "id": "msg_1", "status": "completed", "role": "assistant", "content": [text]}
-    usage: dict[str, Any] = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
+    usage: Json = {"input_tokens": 11, "output_tokens": 7, "total_tokens": 18}
     usage |= {"input_tokens_details": {"cached_tokens": 3}, "output_tokens_details": {"reasoning_tokens": 2}}
     return {
         "id": "resp_stand_in",
@@ -120,11 +120,11 @@ def response(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def response_events(asked: dict[str, Any]) -> list[bytes]:
+def response_events(asked: Json) -> list[bytes]:
     """The events of a streamed answer of responses."""
     whole = response(asked)
     delta = {"type": "response.output_text.delta", "item_id": "msg_1", "output_index": 1, "content_index": 0}
-    events: list[dict[str, Any]] = [
+    events: list[Json] = [
         {"type": "response.created", "response": {**whole, "status": "in_progress", "output": [], "usage": None}},
         {"type": "response.output_item.added", "output_index": 0, "item": whole["output"][0]},
         {"type": "response.output_item.added", "output_index": 1, "item": {**whole["output"][1], "content": []}},
@@ -138,9 +138,9 @@ def response_events(asked: dict[str, Any]) -> list[bytes]:
     return [b"event: " + str(event["type"]).encode() + b"\n" + _data(event) for event in numbered]
 
 
-def message(asked: dict[str, Any]) -> dict[str, Any]:
+def message(asked: Json) -> Json:
     """An answer of Anthropic's messages."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": "Forty-two.", "citations": None}]
+    content: list[Json] = [{"type": "text", "text": "Forty-two.", "citations": None}]
     if asked.get("tools"):
         content.append({"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": "π"}})
     return {
@@ -155,11 +155,11 @@ def message(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def message_events(asked: dict[str, Any]) -> list[bytes]:
+def message_events(asked: Json) -> list[bytes]:
     """The events of a streamed answer of messages."""
     whole = message({**asked, "tools": None})
     start = {**whole, "content": [], "stop_reason": None, "usage": {"input_tokens": 11, "output_tokens": 1}}
-    events: list[dict[str, Any]] = [
+    events: list[Json] = [
         {"type": "message_start", "message": start},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
         {"type": "ping"},
@@ -182,7 +182,7 @@ _WHOLE = {"chat/completions": chat, "completions": completion, "responses": resp
 _EVENTS = {"chat/completions": chat_chunks, "responses": response_events, "messages": message_events}
 
 
-def answer(path: str, asked: dict[str, Any]) -> bytes:
+def answer(path: str, asked: Json) -> bytes:
     """The bytes that a request gets."""
     api = path.removeprefix("/v1/")
     if asked.get("stream") and api in _EVENTS:

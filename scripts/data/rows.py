@@ -54,7 +54,7 @@ class RowSource:
     @classmethod
     def of(
         cls,
-        data: Sequence[Any] | None,
+        data: Sequence[str] | None,
         where: Sequence[str],
         rename: Sequence[str],
         text_column: str | None,

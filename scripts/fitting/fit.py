@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ir3de.choices_ir3de import FEATURE_MAPS, VARIANTS
 from ir3de.configuration_ir3de import IR3DEConfig
@@ -77,7 +78,7 @@ class Fitted:
 
 def fit_rows(
     config: IR3DEConfig,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     embeddings: torch.Tensor,
     rows: Iterable[Row],
     options: FitOptions,
@@ -120,7 +121,7 @@ def fit_rows(
 
 def fit_router(
     config: IR3DEConfig,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     embeddings: torch.Tensor,
     spool: Spool,
     options: FitOptions,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ir3de.choices_ir3de import FEATURE_MAPS, VARIANTS
+
+if TYPE_CHECKING:
+    from ir3de.configuration_ir3de import IR3DEConfig
 
 AUTO = "auto"
 FEW = 200  # held-out rows of a domain, below which a second opinion is worth a try
@@ -79,7 +82,7 @@ class FitOptions:
             if value is not None and not 0 <= value <= 1:
                 raise ValueError(f"{option} must be between 0 and 1, got {value!r}.")
 
-    def set_minimums(self, config: Any) -> None:
+    def set_minimums(self, config: IR3DEConfig) -> None:
         """Writes minimum score and fallback into a config whose experts are known.
 
         Raises:

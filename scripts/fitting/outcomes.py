@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.outcome_rows_ir3de import Outcome, read_rows
@@ -80,7 +80,7 @@ class FittedWithOutcomes:
 
 def fit_with_outcomes(
     config: IR3DEConfig,
-    tokenizer: Any,
+    tokenizer: PreTrainedTokenizerBase,
     embeddings: torch.Tensor,
     files: Sequence[JudgedFile],
     options: FitOptions,

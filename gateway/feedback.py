@@ -146,12 +146,18 @@ class Traffic:
 
     async def take_back(self, which: Which) -> int:
         """Removes answers with all that was said of them, their text too; how many."""
-        uids = await self.do(lambda connection: take_back(connection, which))
-        if uids:
-            if self.texts is not None:
-                await asyncio.to_thread(self.texts.remove, uids)
+
+        def work(connection: Any) -> int:
+            """Removes the text first: where that fails the answers stay, and can be named again."""
+            uids = take_back(connection, which)
+            if uids and self.texts is not None:
+                self.texts.remove(uids)
+            return len(uids)
+
+        removed: int = await self.do(work)
+        if removed:
             await asyncio.to_thread(self.store.wipe)
-        return len(uids)
+        return removed
 
     def comment(self, uid: str, said: str) -> None:
         """Keeps a comment, where text is kept at all."""
@@ -260,7 +266,7 @@ class FeedbackPages:
         caller = self._keys.admit(request.headers)
         id_ = request.path_params["id"]
         key = None if self._keys.is_admin(caller) else self._keys.hash_of(caller)
-        removed = await self._removed(Which(id=id_, key=key))
+        removed = await self._traffic.take_back(Which(id=id_, key=key))
         if not removed:
             raise self._refused(Unknown("There is no such answer here; answers of other keys cannot be removed."))
         return _removed(removed)
@@ -277,14 +283,7 @@ class FeedbackPages:
             which = Which.of(said)
         except ValueError as error:
             raise GatewayError(400, "invalid_value", str(error)) from None
-        return _removed(await self._removed(which))
-
-    async def _removed(self, which: Which) -> int:
-        try:
-            return await self._traffic.take_back(which)
-        except OSError as error:
-            message = f"The file of texts cannot be written ({error.strerror}): take it back again."
-            raise GatewayError(503, "store_unavailable", message, retry_after=5) from None
+        return _removed(await self._traffic.take_back(which))
 
     def _refused(self, error: GatewayError | NotScored) -> GatewayError:
         """An error as the client is told of it, counted."""

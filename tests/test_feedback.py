@@ -256,6 +256,22 @@ def test_text_and_comments_are_kept_where_they_are_wanted_and_nowhere_else(
     assert path.read_bytes() == b""
 
 
+def test_where_text_cannot_be_removed_its_answer_stays(
+    locked: tuple[World, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, store = locked
+    id_ = made.ask(headers=ANN).headers["x-request-id"]
+
+    def fails(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Texts, "remove", fails)
+        assert made.send("DELETE", f"/v1/feedback/{id_}", **ANN).status == 503
+    assert store.counts["answers"] == 1
+    assert made.send("DELETE", f"/v1/feedback/{id_}", **ANN).status == 200
+
+
 def test_comments_are_not_kept_without_a_file(open_world: tuple[World, Store], tmp_path: Path) -> None:
     made, _ = open_world
     id_ = made.ask().headers["x-request-id"]

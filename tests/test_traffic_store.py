@@ -516,6 +516,19 @@ def test_a_router_learns_from_a_store_and_forgets_what_is_taken_back(
     assert files_of(IR3DEModel.from_pretrained(router), tmp_path / "after") == before
 
 
+def test_what_a_lost_store_gave_is_taken_back_by_its_servers_name(router: Path, tmp_path: Path) -> None:
+    before = files_of(IR3DEModel.from_pretrained(router), tmp_path / "before")
+    lost, other = tmp_path / "lost.sqlite", tmp_path / "other.sqlite"
+    scored(lost, range(1, 4))
+    assert cli.main(["outcomes", str(router), "--from-store", str(lost)]) == 0
+    lost.unlink()
+    command = ["outcomes", str(router), "--from-store", str(other)]
+    assert cli.main([*command, "--take-back", "replica=two"]) == 0
+    assert IR3DEModel.from_pretrained(router).outcomes
+    assert cli.main([*command, "--take-back", "replica=one"]) == 0
+    assert files_of(IR3DEModel.from_pretrained(router), tmp_path / "after") == before
+
+
 def test_what_came_from_elsewhere_stays(router: Path, tmp_path: Path) -> None:
     model = IR3DEModel.from_pretrained(router)
     rows = [{"text": "the court", "expert": "law", "score": 1.0}]

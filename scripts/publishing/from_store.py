@@ -51,12 +51,16 @@ def read_store(place: str, back: Sequence[Which] = (), texts: str | None = None)
         gone: list[str] = []
         for which in back:
             with store.writing() as connection:
-                gone += take_back(connection, which)
+                uids = take_back(connection, which)
+                if uids and texts is not None:  # first: where that fails the answers stay, and can be named again
+                    Texts(texts).remove(uids)
+            gone += uids
         if gone:
             store.wipe()
-            if texts is not None:
-                Texts(texts).remove(gone)
-        return remade(store), len(gone)
+        made = remade(store)
+        # What a server whose store is lost gave a router can be taken back too, by its name.
+        named = {which.replica for which in back if which == Which(replica=which.replica) and which.replica}
+        return made._replace(replicas=sorted({*made.replicas, *named})), len(gone)
     except StoreUnavailable as error:
         raise StoreUnavailable(f"The store cannot be used now: {error}. The router is as before.") from None
     finally:

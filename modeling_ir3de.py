@@ -96,6 +96,7 @@ def _one_at_a_time(edit: Callable[_P, T]) -> Callable[_P, T]:
 
     @functools.wraps(edit)
     def done(*args: _P.args, **kwargs: _P.kwargs) -> T:
+        """The edit, once no other is under way."""
         with _EDITING:
             return edit(*args, **kwargs)
 

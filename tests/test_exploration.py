@@ -169,3 +169,27 @@ def test_an_expert_that_was_unlucky_at_first_is_found_again_by_exploring_alone()
         shares[loss] = (choices[1000:] == 1).mean()
     assert shares[0.0] < 0.05
     assert shares[0.3] > 0.5
+
+
+@pytest.mark.parametrize("half_life", [300, None])
+def test_an_expert_that_falls_loses_its_share_within_a_half_life_or_when_its_mean_has_fallen(
+    half_life: int | None,
+) -> None:
+    before, number = 1200, 3600
+    rows = np.ones((number, 1))
+    chances = np.tile([0.8, 0.65], (number, 1))
+    chances[before:, 0] = 0.4  # falls by half, while the other stays
+    scores = (np.random.default_rng(5).random((number, 2)) < chances).astype(float)
+    stream = Stream(rows, rows, rows, 2)
+    fades = 1.0 if half_life is None else 0.5 ** (8 / half_life)
+    _, choices = replayed(Pairwise(stream, 0.3, fades=fades), scores, np.arange(number), np.random.default_rng(0))
+    is_first = choices == 0
+    asked = int(is_first[:before].sum())
+    assert asked > 0.7 * before
+    # Until its mean is that of the other: n (0.8 - 0.65) = k (0.65 - 0.4); a half-life takes n and k together.
+    after = is_first[before:]
+    k = 0.6 * asked * 1.25  # its outcomes differ by chance, and what is near is explored
+    until = int(np.searchsorted(after.cumsum(), k)) if half_life is None else half_life
+    assert after[: until // 3].mean() > 0.5, "it is not left at once"
+    assert until + 200 <= len(after)
+    assert after[until : until + 200].mean() < 0.4

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="JSON Lines of outcomes; gone on with if there")
     parser.add_argument("--experts", metavar="NAMES", help="comma-separated; default: all that can answer")
+    parser.add_argument("--budget", type=int, metavar="N", help="only N answers, chosen at random")
     parser.add_argument("--at-once", type=int, default=8, help="answers that are waited for at a time (default: 8)")
     parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer (default: 512)")
     judge = parser.add_argument_group("--by judge")
@@ -57,6 +59,7 @@ class JudgeOptions:
         output (`Path`): JSON Lines.
         data (`str`, *optional*): file of questions.
         experts (`tuple[str, ...]`): names; none for all that can answer.
+        budget (`int`, *optional*): answers that are asked for in a run; by default all.
         at_once (`int`): answers that are waited for.
         max_new_tokens (`int`): of an answer.
         judge (`tuple[str, str, str]`, *optional*): its endpoint, its name and the file of its rubric.
@@ -70,6 +73,7 @@ class JudgeOptions:
     output: Path
     data: str | None
     experts: tuple[str, ...]
+    budget: int | None
     at_once: int
     max_new_tokens: int
     judge: tuple[str, str, str] | None
@@ -85,13 +89,14 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.judging.asking import failures_of
 
     server = (args.judge_endpoint, args.judge_model, args.rubric)
-    _check_together(args.by, args.data, args.at_once, server)
+    _check_together(args.by, args.data, args.at_once, args.budget, server)
     options = JudgeOptions(
         router=args.router,
         by=args.by,
         output=Path(args.output),
         data=args.data,
         experts=tuple(args.experts.split(",")) if args.experts else (),
+        budget=args.budget,
         at_once=args.at_once,
         max_new_tokens=args.max_new_tokens,
         judge=server if args.by == "judge" else None,
@@ -110,10 +115,12 @@ def run(args: argparse.Namespace) -> int:
     return 0 if result.answers or result.known else 1
 
 
-def _check_together(by: str, data: str | None, at_once: int, server: Sequence[str | None]) -> None:
+def _check_together(by: str, data: str | None, at_once: int, budget: int | None, server: Sequence[str | None]) -> None:
     """Raises ValueError where options do not go together."""
     if at_once < 1:
         raise ValueError(f"--at-once must be at least 1, got {at_once}.")
+    if budget is not None and (budget < 1 or by not in WAYS):
+        raise ValueError(f"--budget is a number of answers to questions of --data, at least 1; got {budget}.")
     if by in WAYS and not data:
         raise ValueError(f"--by {by} needs --data FILE.")
     if by not in WAYS and data:
@@ -162,6 +169,7 @@ def _judged(
 ) -> Judged:
     """Asks, or lets experts read, or lets lm-eval ask."""
     from ir3de.scripts.judging.asking import judge
+    from ir3de.scripts.judging.choosing import some_of
     from ir3de.scripts.judging.replies import answering, check_readable, reading
     from ir3de.scripts.judging.tasks import judge_by_task
     from ir3de.scripts.metrics.tasks import task_manager
@@ -183,7 +191,8 @@ def _judged(
     else:
         ask = answering(pipe.experts, options.max_new_tokens, count_tokens)
     specs = [pipe.experts.spec(name) for name in names]
-    return judge(questions, specs, ask, score, options.output, options.at_once)
+    choose = partial(some_of, number=options.budget) if options.budget else None
+    return judge(questions, specs, ask, score, options.output, options.at_once, choose)
 
 
 def _judge_at(endpoint: str, model: str) -> Any:

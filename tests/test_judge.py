@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ir3de.experts_ir3de import ExpertPool
 from ir3de.outcome_rows_ir3de import read_outcomes
 from ir3de.scripts import cli
 from ir3de.scripts.judging.asking import answered, failures_of, judge
+from ir3de.scripts.judging.choosing import some_of
 from ir3de.scripts.judging.questions import Question, read_questions
 from ir3de.scripts.judging.replies import Replied, reading
 from ir3de.scripts.judging.scoring import Nonsense, asking, check_patterns, score_in, scorer_of
@@ -238,3 +240,32 @@ def test_options_that_do_not_go_together_are_told(
     given = [str(data) if each == "DATA" else each for each in more]
     assert cli.main(["judge", str(tmp_path / "router"), "--output", str(tmp_path / "o"), *given]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_budget_is_that_many_answers_of_any_expert_and_a_later_run_goes_on(tmp_path: Path) -> None:
+    output, experts = tmp_path / "judged.jsonl", Experts()
+    questions = [Question(f"{i} + 2?", ("42",), "math") for i in range(20)]
+    choose = partial(some_of, number=15)
+    for known in (0, 15):
+        result = judge(questions, SPECS[:2], experts.ask, scorer_of("contains"), output, 3, choose)
+        assert (result.answers, result.known) == (15, known)
+        assert len(set(experts.asked)) == len(experts.asked) == known + 15
+    assert {name for name, _ in experts.asked} == {"good", "bad"}
+    assert judge(questions, SPECS[:2], experts.ask, scorer_of("contains"), output, 3, choose).answers == 10
+
+
+def test_a_budget_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "judge",
+        "router",
+        "--data",
+        "x.jsonl",
+        "--by",
+        "exact",
+        "--output",
+        str(tmp_path / "o"),
+        "--budget",
+        "0",
+    ]
+    assert cli.main(["judge", *options]) == 2
+    assert "--budget is a number of answers" in capsys.readouterr().err

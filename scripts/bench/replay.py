@@ -301,18 +301,20 @@ def main() -> int:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE")
-    parser.add_argument("--output", required=True, type=Path, help="folder for what takes long, and for replay.md")
+    parser.add_argument("--output", required=True, type=Path, help="folder that keeps what takes long")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--part", action="append", choices=("exploring", "forgetting", "budgets"), help="default: all")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     replays = [prepare(path, args.output) for path in args.files]
-    parts = ["## Exploring", tell_exploring(replays, args.seeds), "## Forgetting", tell_drift(replays, args.seeds)]
-    for replay in replays:
-        if replay.data.train.has_costs and replay.data.test.has_costs:
-            parts += [f"## Budgets, {replay.data.name}", tell_budgets(replay, args.seeds)]
-    text = "\n\n".join(parts) + "\n"
-    (args.output / "replay.md").write_text(text, encoding="utf-8")
-    print(text)
+    priced = [each for each in replays if each.data.train.has_costs and each.data.test.has_costs]
+    parts: dict[str, Callable[[], str]] = {
+        "exploring": lambda: tell_exploring(replays, args.seeds),
+        "forgetting": lambda: tell_drift(replays, args.seeds),
+        "budgets": lambda: "\n\n".join(f"{each.data.name}:\n\n{tell_budgets(each, args.seeds)}" for each in priced),
+    }
+    for name in args.part or parts:
+        print(f"## {name.capitalize()}\n\n{parts[name]()}\n", flush=True)
     return 0
 
 

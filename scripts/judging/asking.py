@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ir3de.scripts.judging.choosing import Job
 from ir3de.scripts.judging.questions import Question
 from ir3de.scripts.judging.replies import Ask
 from ir3de.scripts.judging.scoring import Nonsense, Scorer
@@ -68,6 +69,7 @@ def judge(
     score: Scorer | None,
     output: Path,
     at_once: int = 8,
+    choose: Callable[[Sequence[Job]], Sequence[Job]] | None = None,
 ) -> Judged:
     """Asks, scores, and appends a row an answer.
 
@@ -78,13 +80,15 @@ def judge(
         score (`Callable`, *optional*): how good an answer is; None where replies come with scores.
         output (`Path`): JSON Lines of outcomes, made if missing, else gone on with.
         at_once (`int`): answers that are waited for at a time.
+        choose (`Callable`, *optional*): which of the jobs that the output does not have are done; by default all.
 
     Raises:
         ValueError: the output is not of outcomes.
     """
     known = answered(output)
     jobs = [(spec, question) for question in questions for spec in experts]
-    rest = [(spec, question) for spec, question in jobs if (spec["name"], question.text) not in known]
+    left = [(spec, question) for spec, question in jobs if (spec["name"], question.text) not in known]
+    rest = left if choose is None else choose(left)
 
     def row_of(spec: ExpertSpec, question: Question) -> Row:
         """What comes of a job."""
@@ -107,7 +111,7 @@ def judge(
         except Exception as error:  # the judge failed
             return {**row, "error": _told(error)}
 
-    return write_down(_several(row_of, rest, at_once), len(rest), len(jobs) - len(rest), output)
+    return write_down(_several(row_of, rest, at_once), len(rest), len(jobs) - len(left), output)
 
 
 def measured(spec: ExpertSpec, seconds: float, read: int, written: int) -> Row:

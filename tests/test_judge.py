@@ -255,17 +255,6 @@ def test_a_budget_is_that_many_answers_of_any_expert_and_a_later_run_goes_on(tmp
 
 
 def test_a_budget_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [
-        "judge",
-        "router",
-        "--data",
-        "x.jsonl",
-        "--by",
-        "exact",
-        "--output",
-        str(tmp_path / "o"),
-        "--budget",
-        "0",
-    ]
+    options = ["router", "--data", "x", "--by", "exact", "--output", str(tmp_path / "o"), "--budget", "0"]
     assert cli.main(["judge", *options]) == 2
     assert "--budget is a number of answers" in capsys.readouterr().err

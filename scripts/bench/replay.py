@@ -101,7 +101,8 @@ def _features(data: JudgedData) -> dict[str, Any]:
     for held in range(FOLDS):
         away = np.flatnonzero(fold == held)
         part = make(options=fixed).fit(data.train.take(np.flatnonzero(fold != held))).recogniser
-        p_train[np.ix_(away, [names.index(name) for name in part.domains])] = part.scores(data.train.take(away).texts)
+        columns = np.array([names.index(name) for name in part.domains])
+        p_train[away[:, None], columns] = part.scores(data.train.take(away).texts)
     texts = data.train.texts + data.test.texts
     return {
         "names": names,
@@ -115,8 +116,9 @@ def _features(data: JudgedData) -> dict[str, Any]:
 def _shortened(rows: Array, number: int) -> Array:
     """Unit rows along the principal components of the first so many."""
     axes = np.linalg.svd(rows[: min(number, 2000)], full_matrices=False)[2][:SIZE]
-    short = rows @ axes.T
-    return short / np.linalg.norm(short, axis=1, keepdims=True)
+    short: Array = rows @ axes.T
+    short /= np.linalg.norm(short, axis=1, keepdims=True)
+    return short
 
 
 # Exploring.

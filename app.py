@@ -23,7 +23,7 @@ from ir3de.gateway.gateway import Gateway
 from ir3de.gateway.generation import Piece, pieces
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.orders import Order
-from ir3de.gateway.serving import learn_in_background, served
+from ir3de.gateway.serving import prepare_in_background, served
 from ir3de.gateway.settings import Settings
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
@@ -173,7 +173,7 @@ def launch(site: Site, demo: gr.Blocks, **kwargs: Any) -> object:
         button_primary_background_fill_hover="*primary_700",
     )
     serving = served(site.router)
-    learn_in_background(serving)
+    prepare_in_background(serving)
     gateway = Gateway(serving, Settings(limits=site.limits), site.generate, site.keeping)
     return demo.launch(
         app_kwargs={"routes": [Mount("/v1", gateway_api(gateway))]},

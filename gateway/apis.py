@@ -49,6 +49,12 @@ class Api:
         """Whether the answer must come with log probabilities."""
         return bool(fields.get("logprobs")) or bool(fields.get("top_logprobs"))
 
+    def must_call(self, fields: dict[str, Any]) -> bool:
+        """Whether the answer must call a tool: any, or one by its name."""
+        choice = fields.get("tool_choice")
+        kind = choice.get("type") if isinstance(choice, dict) else choice
+        return kind not in (None, "auto", "none")
+
     def has_images(self, fields: dict[str, Any]) -> bool:
         """Whether there is something to see in the conversation."""
         return any(part.get("type") in _IMAGES for _, content in self.turns(fields) for part in _dicts(content))

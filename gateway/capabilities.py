@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from .requests import Needs
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _CHARACTERS_A_TOKEN = 4  # of English; a window is refused only where even this estimate is beyond it
 
 
@@ -17,6 +19,7 @@ class Capabilities(NamedTuple):
     Args:
         context (`int`, *optional*): tokens of its window, those of the answer included.
         tools (`bool`, *optional*): calls tools.
+        tool_choice (`bool`, *optional*): calls one where the request says that it must.
         images (`bool`, *optional*): sees.
         json (`bool`, *optional*): answers in JSON of a given schema.
         logprobs (`bool`, *optional*): tells the log probabilities of its tokens.
@@ -24,6 +27,7 @@ class Capabilities(NamedTuple):
 
     context: int | None = None
     tools: bool | None = None
+    tool_choice: bool | None = None
     images: bool | None = None
     json: bool | None = None
     logprobs: bool | None = None
@@ -33,11 +37,15 @@ class Capabilities(NamedTuple):
         """What a spec says."""
         return cls(**{key: spec[key] for key in cls._fields if key in spec})
 
+    def completed(self, known: Mapping[str, Any]) -> Capabilities:
+        """These, and what else is known; what a spec says stays."""
+        return self._replace(**{key: value for key, value in known.items() if getattr(self, key) is None})
+
     def missing(self, needs: Needs) -> list[str]:
         """What a request needs and this expert lacks, in words."""
         lacks = [
             name
-            for name in ("tools", "images", "json", "logprobs")
+            for name in ("tools", "tool_choice", "images", "json", "logprobs")
             if getattr(needs, name) and getattr(self, name) is False
         ]
         tokens = needs.characters // _CHARACTERS_A_TOKEN + needs.new_tokens
@@ -48,6 +56,32 @@ class Capabilities(NamedTuple):
     def described(self) -> dict[str, Any]:
         """What is known, for a list of models."""
         return {key: value for key, value in self._asdict().items() if value is not None}
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a model's name at a server may be that of a repository on the Hub: an owner and a name."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+def of_hub_model(name: str) -> dict[str, Any]:
+    """What config and chat template of a model on the Hub show: its window, whether it sees, and knows of tools.
+
+    Args:
+        name (`str`): the model's Hub id.
+
+    Raises:
+        Exception: whatever keeps them from being read.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    config = AutoConfig.from_pretrained(name)
+    template = AutoTokenizer.from_pretrained(name).chat_template or ""
+    templates = template.values() if isinstance(template, dict) else [template]
+    return {
+        "context": getattr(config.get_text_config(decoder=True), "max_position_embeddings", None),
+        "images": hasattr(config, "vision_config"),
+        "tools": any("tools" in text for text in templates),
+    }
 
 
 class HasCapabilities(Protocol):

@@ -87,28 +87,31 @@ class Chooser:
                 budget is spent.
         """
         choice = await self._choose(ask, serving)
-        if self._purse is not None:
+        if self._purse is not None and ask.generate:
             choice = self._purse.afforded(choice, serving.router.model.panel)
         return await self._with_recognised(choice, ask, serving) if self._recognises else choice
 
     async def _choose(self, ask: Ask, serving: Serving) -> Choice:
         if ask.model != ROUTER:
-            self._check_able([ask.model], ask, serving)
+            self._able([ask.model], ask, serving)
             return _only(ask.model)
         if ask.previous is not None:
             return _only(self._who_made(ask.previous, serving))
         names = serving.router.model.config.expert_names
         allowed = self._allowed(ask, names)
-        unable = self._check_able([name for name in allowed if name in serving.experts], ask, serving)
+        able = self._able([name for name in allowed if name in serving.experts], ask, serving)
+        unable = serving.experts.keys() - able
         options = dict(ask.options)
-        if unable:
+        if not unable.isdisjoint(allowed):
             options["experts"] = [name for name in allowed if name not in unable]
         if self._purse is not None:
             options = self._purse.priced(options, serving.router.model.panel)
         record = await self._route(ask, serving, options)
+        if not ask.generate:
+            return Choice(record, [])
         if self._purse is not None:
             self._purse.saw(record, serving.router.model.panel)
-        return self._kept(ask, record, _candidates(record, ask, serving), unable)
+        return self._kept(ask, record, _candidates(record, able, ask, serving), unable)
 
     async def _with_recognised(self, choice: Choice, ask: Ask, serving: Serving) -> Choice:
         """The choice with what was recognised, also where an expert was named and nothing was routed."""
@@ -141,19 +144,22 @@ class Chooser:
             raise GatewayError(400, "invalid_value", f"There is no expert {unknown[0]!r}; there are {names}.", "ir3de")
         return [name for name in names if name in asked]
 
-    def _check_able(self, names: list[str], ask: Ask, serving: Serving) -> set[str]:
-        """Those that cannot do what a request needs.
+    def _able(self, names: list[str], ask: Ask, serving: Serving) -> set[str]:
+        """All experts that can do what a request needs.
+
+        Args:
+            names (`list[str]`): those that may answer.
 
         Raises:
-            GatewayError: none can.
+            GatewayError: none of `names` can.
         """
-        able, lacking = capable(names, serving.experts, ask.needs)
-        if names and not able:
-            others, _ = capable(set(serving.experts).difference(names), serving.experts, ask.needs)
-            hint = f" These could: {', '.join(sorted(others))}." if others else ""
+        able = set(capable(serving.experts, serving.experts, ask.needs)[0])
+        if names and able.isdisjoint(names):
+            _, lacking = capable(names, serving.experts, ask.needs)
+            hint = f" These could: {', '.join(sorted(able))}." if able else ""
             code = "context_length_exceeded" if lacking.startswith("a context") else "unsupported_value"
             raise GatewayError(400, code, f"No expert has what this request needs ({lacking}).{hint}")
-        return set(names).difference(able)
+        return able
 
     async def _route(self, ask: Ask, serving: Serving, options: dict[str, Any]) -> dict[str, Any]:
         """The pipeline's record.
@@ -212,8 +218,8 @@ def _only(name: str) -> Choice:
     return Choice({"expert": name, "score": 1.0, "ranking": [{"expert": name, "score": 1.0}]}, [name])
 
 
-def _candidates(record: dict[str, Any], ask: Ask, serving: Serving) -> list[str]:
-    """The chosen expert, and after it those that may answer where it fails.
+def _candidates(record: dict[str, Any], able: set[str], ask: Ask, serving: Serving) -> list[str]:
+    """The chosen expert, and after it those of `able` that may answer where it fails.
 
     Raises:
         GatewayError: the router has nobody answer, or somebody who only routes.
@@ -225,8 +231,8 @@ def _candidates(record: dict[str, Any], ask: Ask, serving: Serving) -> list[str]
     if chosen not in serving.experts:
         message = f"Expert {chosen!r} only routes: its spec has no `model`, `adapter` or `endpoint` to answer with."
         raise GatewayError(422, "no_answer", message, "ir3de", details=record)
-    able, lacking = capable(set(serving.experts), serving.experts, ask.needs)
     if chosen not in able:  # a fallback, since the others were left out before the ranking
+        _, lacking = capable([chosen], serving.experts, ask.needs)
         message = f"Expert {chosen!r}, who stands in, has not all that this request needs ({lacking})."
         raise GatewayError(400, "unsupported_value", message)
     names = (candidate["expert"] for candidate in serving.router.policy(ask.options).candidates(record))

@@ -6,6 +6,8 @@ import asyncio
 import json
 from asyncio import timeout
 from collections.abc import Mapping
+from functools import lru_cache
+from urllib.parse import quote
 
 import aiohttp
 
@@ -13,12 +15,14 @@ from ir3de.addresses_ir3de import hub_token, token_for
 from ir3de.specs_ir3de import ExpertSpec
 
 from .apis import MESSAGES, Api
-from .capabilities import Capabilities
+from .capabilities import Capabilities, is_hub_id, of_hub_model
 from .errors import GatewayError
 from .limits import Timeouts
 from .requests import Ask
 
 Headers = list[tuple[bytes, bytes]]
+
+_PLAIN = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")  # goes into a header as it is
 
 # Of a client's headers those that an answer may depend on. Keys, cookies and addresses stay here.
 _PASSED_ON = frozenset(
@@ -81,6 +85,16 @@ class RemoteExpert:
             self.base = base if base.endswith("/v1") else f"{base}/v1"
             self.model = spec.get("model", self.name)
             self._token = token_for(spec["endpoint"])
+
+    def learn(self) -> None:
+        """Reads from the files of its model on the Hub, if that is one, what the spec does not say.
+
+        Raises:
+            Exception: whatever keeps these files from being read.
+        """
+        name = self._spec.get("model", "")
+        if "provider" in self._spec or is_hub_id(name):
+            self.capabilities = self.capabilities.completed(of_hub_model(name))
 
     def headers(self, client: Mapping[str, str], request_id: str, api: Api | None) -> dict[str, str]:
         """Headers of a request: of the client's those that may matter to the answer, and the server's own token."""
@@ -228,6 +242,12 @@ class Forwarder:
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+
+@lru_cache(maxsize=1024)
+def in_header(text: str) -> bytes:
+    """A text as the value of a header: percent-encoded where it holds anything but plain ASCII."""
+    return quote(text, safe=_PLAIN).encode()
 
 
 def _is_failure(status: int) -> bool:

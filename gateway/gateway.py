@@ -22,7 +22,7 @@ from .attempts import Attempts
 from .choice import Choice, Chooser
 from .errors import GatewayError
 from .exchange import Exchange
-from .forward import ExpertFailed, Forwarder, Headers
+from .forward import ExpertFailed, Forwarder, Headers, in_header
 from .generation import pieces
 from .keys import Keys
 from .local import Generate, Workshop
@@ -157,11 +157,14 @@ class Answer:
             known = [ROUTER, *serving.experts]
             ask = read_ask(self._api, data, headers, gateway.settings.limits, known, exchange.caller)
             exchange.model, exchange.stream = ask.model, ask.stream
-            if gateway.traffic is not None:
+            if gateway.traffic is not None and ask.generate:
                 gateway.traffic.came(exchange, ask, headers)
             began = time.perf_counter()
             choice = await gateway.chooser.choose(ask, serving)
             exchange.route_seconds = time.perf_counter() - began
+            if not ask.generate:
+                await _tell_route(choice, exchange)(request.scope, request.receive, send)
+                return
             exchange.routed, exchange.said = True, choice.said
             if gateway.purse is not None:
                 gateway.purse.reserve(exchange, choice)
@@ -200,12 +203,21 @@ def refusal(error: GatewayError, api: Api, id_: str) -> Response:
     return Response(json.dumps(api.error(error)), error.status, headers, "application/json")
 
 
+def _tell_route(choice: Choice, exchange: Exchange) -> Response:
+    """The response to a request that asks for its route alone."""
+    exchange.outcome, exchange.status = "routed", 200
+    exchange.score = choice.record["score"]
+    details = {**_details(choice, exchange), "expert": choice.record["expert"]}
+    body = {"id": exchange.id, "object": "ir3de.route", "model": exchange.model, "ir3de": details}
+    return Response(json.dumps(body), headers={"x-request-id": exchange.id}, media_type="application/json")
+
+
 def _head(exchange: Exchange) -> Headers:
-    head = [(b"x-ir3de-expert", exchange.expert.encode()), (b"x-request-id", exchange.id.encode())]
+    head = [(b"x-ir3de-expert", in_header(exchange.expert)), (b"x-request-id", exchange.id.encode())]
     if exchange.score is not None:
         head.append((b"x-ir3de-score", f"{exchange.score:.6g}".encode()))
     if exchange.note:
-        head.append((b"x-ir3de-note", exchange.note.encode()))
+        head.append((b"x-ir3de-note", in_header(exchange.note)))
     return head
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi
 
@@ -23,11 +23,15 @@ class Origin(NamedTuple):
         place (`str`): folder or Hub id.
         revision (`str`, *optional*): a branch, tag or commit of the Hub.
         second_opinion (`bool`): ask the router's second opinion where it is unsure.
+        min_score (`float`, *optional*): instead of the router's own.
+        fallback (`str`, *optional*): an expert, likewise.
     """
 
     place: str
     revision: str | None = None
     second_opinion: bool = False
+    min_score: float | None = None
+    fallback: str | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -63,7 +67,11 @@ class Origin(NamedTuple):
         model = IR3DEModel.from_pretrained(self.place, revision=wanted)
         if not self.is_folder:
             check_endpoints(model.config.experts or [])
-        return IR3DERoutingPipeline(model, second_opinion=self.second_opinion)
+        instead = {"min_score": self.min_score, "fallback_expert": self.fallback}
+        given: Any = {key: value for key, value in instead.items() if value is not None}
+        router = IR3DERoutingPipeline(model, second_opinion=self.second_opinion, **given)
+        router.policy({}).check(model.panel)
+        return router
 
 
 def check_endpoints(specs: list[ExpertSpec]) -> None:

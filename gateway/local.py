@@ -47,7 +47,7 @@ class LocalExpert:
         self.name = name
         self.pool = pool
         here = not is_remote(pool.spec(name))  # else it is a server that continues text, and no more
-        can = {"images": False, "json": here and guided.AVAILABLE, "logprobs": here}
+        can = {"images": False, "tool_choice": False, "json": here and guided.AVAILABLE, "logprobs": here}
         can |= {} if here else {"tools": False}
         self.capabilities = Capabilities.of_spec({**can, **pool.spec(name)})
 
@@ -60,9 +60,8 @@ class LocalExpert:
         if is_remote(self.pool.spec(self.name)):
             return
         source = self.pool.source(self.name)
-        known: dict[str, Any] = {"context": source.window, "tools": can_call_tools(source)}
-        told = self.capabilities.described()
-        self.capabilities = self.capabilities._replace(**{k: v for k, v in known.items() if k not in told})
+        known = {"context": source.window, "tools": can_call_tools(source)}
+        self.capabilities = self.capabilities.completed(known)
 
 
 class LocalReply:

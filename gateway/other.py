@@ -12,7 +12,7 @@ from .apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from .body import Body
 from .errors import GatewayError
 from .exchange import Exchange
-from .forward import ExpertFailed, RemoteExpert, unavailable
+from .forward import ExpertFailed, RemoteExpert, in_header, unavailable
 from .gateway import Gateway, refusal, request_id
 from .presence import Presence
 from .reading import read_body
@@ -82,7 +82,7 @@ class Other:
             except ExpertFailed as failure:
                 raise unavailable({expert.name: failure.why}, failure.retry_after, failure.status == 429) from None
             exchange.expert, exchange.status = expert.name, reply.status
-            head = [(b"x-ir3de-expert", expert.name.encode()), (b"x-request-id", exchange.id.encode())]
+            head = [(b"x-ir3de-expert", in_header(expert.name)), (b"x-request-id", exchange.id.encode())]
             try:
                 await relay(reply, CHAT, head, None, send, presence, exchange)
             finally:

@@ -15,6 +15,7 @@ from .body import Body
 from .errors import GatewayError, no_model, short, wrong
 from .limits import Limits
 
+_OPTIONS = ("generate", *ROUTING_OPTIONS)  # that the field `ir3de` of a request may hold
 ROUTER = "ir3de"  # the model that routes; the others are experts by name
 
 
@@ -23,12 +24,14 @@ class Needs(NamedTuple):
     What an expert must be able to do for a request.
 
     Args:
-        tools, images, json, logprobs (`bool`): whether it must.
+        tools, tool_choice, images, json, logprobs (`bool`): whether it must; `tool_choice` that the answer is sure to
+            call a tool.
         characters (`int`): of the conversation that its window must hold.
         new_tokens (`int`): of the answer, which its window must hold too.
     """
 
     tools: bool = False
+    tool_choice: bool = False
     images: bool = False
     json: bool = False
     logprobs: bool = False
@@ -47,6 +50,7 @@ class Ask(NamedTuple):
         said (`list[str]`): the user's messages.
         options (`dict`): of routing.
         details (`bool`): whether the answer shall carry the route.
+        generate (`bool`): whether an expert is asked; else the route is the answer.
         stream (`bool`): whether the answer shall come in pieces.
         needs ([`Needs`]): of an expert.
         agent (`bool`): whether tools are part of the conversation.
@@ -60,6 +64,7 @@ class Ask(NamedTuple):
     said: list[str]
     options: dict[str, Any]
     details: bool
+    generate: bool
     stream: bool
     needs: Needs
     agent: bool
@@ -92,6 +97,9 @@ def read_ask(
         raise no_model(model, known)
     _check_sizes(api, fields, limits)
     options = _routing_options(fields)
+    generate = options.pop("generate", True)
+    if not isinstance(generate, bool):
+        raise wrong("ir3de", "has a `generate` that must be true or false", generate)
     turns = list(api.turns(fields))
     tools = bool(fields.get("tools")) or bool(fields.get("functions"))
     agent = tools or any(role == "tool" for role, _ in turns)
@@ -102,9 +110,11 @@ def read_ask(
         said=[text_of(content) for role, content in turns if role == "user"],
         options=options,
         details=fields.get("ir3de") is not None,
+        generate=generate,
         stream=fields.get("stream") is True,
         needs=Needs(
             tools=tools,
+            tool_choice=tools and api.must_call(fields),
             images=api.has_images(fields),
             json=api.wants_json(fields),
             logprobs=api.wants_logprobs(fields),
@@ -139,11 +149,11 @@ def _routing_options(fields: dict[str, Any]) -> dict[str, Any]:
     if options is None:
         return {}
     if not isinstance(options, dict):
-        raise wrong("ir3de", f"may hold {', '.join(ROUTING_OPTIONS)}", options)
-    unknown = sorted(short(key) for key in options if key not in ROUTING_OPTIONS)
+        raise wrong("ir3de", f"may hold {', '.join(_OPTIONS)}", options)
+    unknown = sorted(short(key) for key in options if key not in _OPTIONS)
     if unknown:
         raise GatewayError(
-            400, "invalid_value", f"`ir3de` may hold {', '.join(ROUTING_OPTIONS)}; got {', '.join(unknown)}.", "ir3de"
+            400, "invalid_value", f"`ir3de` may hold {', '.join(_OPTIONS)}; got {', '.join(unknown)}.", "ir3de"
         )
     return dict(options)
 

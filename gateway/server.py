@@ -27,7 +27,7 @@ from .guard import GuardedProtocol, room_for_connections
 from .keys import read_keys
 from .limits import Limits, Timeouts
 from .loading import Origin
-from .serving import learn_in_background, served
+from .serving import prepare_in_background, served
 from .settings import Settings
 from .watch import Watch, Watched, try_routes
 
@@ -47,6 +47,9 @@ class Service(NamedTuple):
         router (`str`): folder or Hub id.
         revision (`str`, *optional*): of the router on the Hub.
         second_opinion (`bool`): ask the router's second opinion where it is unsure.
+        min_score (`float`, *optional*): instead of the router's own.
+        fallback (`str`, *optional*): an expert, likewise.
+        preload (`bool`): load experts on this machine before they are asked.
         host, port: where to listen.
         workers (`int`): processes.
         limits (`dict`): fields of [`Limits`].
@@ -72,6 +75,9 @@ class Service(NamedTuple):
     router: str
     revision: str | None = None
     second_opinion: bool = False
+    min_score: float | None = None
+    fallback: str | None = None
+    preload: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
@@ -109,6 +115,7 @@ class Service(NamedTuple):
             timeouts=Timeouts(**self.timeouts),
             details=self.details,
             default_expert=self.default_expert,
+            preload=self.preload,
             keys=tuple(read_keys(text, where)),
             cors=tuple(self.cors),
             more_wrappers=tuple(self.wrappers),
@@ -198,7 +205,7 @@ def make_application(service: Service) -> Starlette:
     settings = service.settings()
     if service.log:
         _log_requests()
-    origin = Origin(service.router, service.revision, service.second_opinion)
+    origin = Origin(service.router, service.revision, service.second_opinion, service.min_score, service.fallback)
     revision = origin.current() if service.watch else ""
     serving = served(origin.load(revision or None), revision)
     try_routes(serving.router)  # makes the tables that routes are looked up in, before the first request
@@ -207,7 +214,7 @@ def make_application(service: Service) -> Starlette:
         raise ValueError(f"The default expert {expert!r} is no expert of this router behind a server.")
     if all(isinstance(expert, RemoteExpert) for expert in serving.experts.values()):
         torch.set_num_threads(1)  # a route is too small a task to share
-    learn_in_background(serving)
+    prepare_in_background(serving, settings.preload)
     keeping = service.keeping()
     spending = service.spending(keeping)
     if spending is not None and (missing := sorted(serving.router.model.panel.unpriced)):

@@ -31,21 +31,23 @@ class Serving(NamedTuple):
     revision: str = ""
 
 
-def learn_in_background(serving: Serving) -> threading.Thread:
-    """Reads in a thread what experts on this machine can do; one whose files cannot be read is left to its first use.
+def prepare_in_background(serving: Serving, preload: bool = False) -> threading.Thread:
+    """Reads in a thread what experts can do; one whose files cannot be read is left to its first use.
 
     Args:
         serving ([`Serving`]): whose experts these are.
+        preload (`bool`): load those on this machine too, as many as the budget takes.
     """
 
-    def learn() -> None:
+    def prepare() -> None:
         """Reads one expert after the other."""
         for expert in serving.experts.values():
-            if isinstance(expert, LocalExpert):
-                with suppress(Exception):
-                    expert.learn()
+            with suppress(Exception):
+                expert.learn()
+        if preload:
+            serving.router.experts.preload(serving.experts, background=False)
 
-    thread = threading.Thread(target=learn, daemon=True)
+    thread = threading.Thread(target=prepare, daemon=True)
     thread.start()
     return thread
 

@@ -22,6 +22,7 @@ class Settings(NamedTuple):
         details (`bool`): put the route into every answer, also where the request does not ask for it.
         default_expert (`str`, *optional*): whose server gets what is not routed, such as `/v1/embeddings`.
         keys (`tuple[Key, ...]`): of who may come; everybody where there are none.
+        preload (`bool`): load experts on this machine before they are asked.
         cors (`tuple[str, ...]`): origins of web pages that may use it; `"*"` for all.
         more_wrappers (`tuple[str, ...]`): names of blocks that an agent's harness adds to the person's words.
     """
@@ -33,5 +34,6 @@ class Settings(NamedTuple):
     details: bool = False
     default_expert: str | None = None
     keys: tuple[Key, ...] = ()
+    preload: bool = False
     cors: tuple[str, ...] = ()
     more_wrappers: tuple[str, ...] = ()

@@ -12,7 +12,7 @@ from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.measures import mean_recall
 
 from .gateway import Gateway
-from .serving import Serving, learn_in_background, served
+from .serving import Serving, prepare_in_background, served
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Watch:
             raise ValueError("it has no expert that answers")
         try_routes(router)
         self._compare(router, running.router)
-        learn_in_background(new)
+        prepare_in_background(new, self._gateway.settings.preload)
         return new
 
     def _compare(self, new: Any, running: Any) -> None:

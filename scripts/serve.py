@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("router", nargs="?", metavar="DIR_OR_ID", help="folder or Hub id; default: the embedded router")
     parser.add_argument("--revision", help="of the router on the Hub")
     parser.add_argument("--second-opinion", action="store_true", help="ask the router's second opinion where unsure")
+    _add_choice(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument("--workers", type=int, default=1, help="processes, each with the router (default: 1)")
@@ -27,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_traffic(parser)
     _add_budget(parser)
     _add_limits(parser)
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    lowest = "probability below which the fallback answers (default: the router's own)"
+    parser.add_argument("--min-score", type=float, metavar="P", help=lowest)
+    parser.add_argument("--fallback", metavar="EXPERT", help="expert that answers then (default: the router's own)")
+    parser.add_argument("--preload", action="store_true", help="load experts on this machine before they are asked")
 
 
 def _add_traffic(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +122,9 @@ def run(args: argparse.Namespace) -> int:
         router=args.router or build(),
         revision=args.revision,
         second_opinion=args.second_opinion,
+        min_score=args.min_score,
+        fallback=args.fallback,
+        preload=args.preload,
         host=args.host,
         port=args.port,
         workers=args.workers,

@@ -126,12 +126,16 @@ def world(
 
 
 @contextmanager
-def command(router: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """`ir3de serve` as a process of its own, and its address."""
+def command(
+    router: Path, *options: str, descriptors: int | None = None
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`ir3de serve` as a process of its own, and its address, with a limit on its descriptors or the usual one."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     args = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), *options]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if descriptors is not None:
+        args = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *args]
     said = router.parent / "stderr"
     with said.open("w") as stderr:
         process = subprocess.Popen(args, stderr=stderr, env=env, start_new_session=True)

@@ -6,16 +6,20 @@ import json
 import random
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from aiohttp import web
 
+from ir3de import IR3DERoutingPipeline
 from ir3de.addresses_ir3de import token_variable
 from ir3de.gateway.body import Body
 from ir3de.gateway.errors import GatewayError
+from ir3de.gateway.serving import served
 from ir3de.gateway.settings import Settings
 from ir3de.scripts.bench.stand_in import Received, StandIn, answer
 
+from . import tiny
 from .gateway_world import CODE, LAW, World, world
 
 APIS: dict[str, dict[str, Any]] = {
@@ -232,6 +236,37 @@ def test_what_an_expert_that_only_routes_would_answer_is_422_with_the_route() ->
         assert (answered.status, answered.code) == (422, "no_answer")
         assert answered.json["ir3de"]["expert"] == "law"
         assert made.ask(messages=CODE).expert == "code"
+
+
+def test_a_request_can_ask_for_its_route_alone() -> None:
+    with world(names=("code", "math")) as made:
+        for api, fields in APIS.items():
+            answered = made.ask(api, **fields, stream=True, ir3de={"generate": False, "top_n": 2})
+            assert answered.status == 200
+            assert answered.json["object"] == "ir3de.route"
+            assert answered.json["ir3de"]["expert"] == "law", "who only routes"
+            assert len(answered.json["ir3de"]["ranking"]) == 2
+        nobody = made.ask(ir3de={"generate": False, "min_score": 1}).json["ir3de"]
+        assert (nobody["expert"], nobody["fallback"]) == (None, True)
+        assert made.ask(ir3de={"generate": "no"}).code == "invalid_value"
+        assert not any(server.received for server in made.behind.values())
+        assert made.ask(messages=CODE, ir3de={"generate": True}).expert == "code"
+        assert 'outcome="routed"} 2.0' in made.send("GET", "/metrics").body.decode()
+
+
+def test_the_name_of_an_expert_is_a_header_whatever_it_is(three: World) -> None:
+    name = "юрист, 100% ☂"
+    spec = {"name": name, "endpoint": three.behind["law"].url, "domains": ["law"]}
+    model = tiny.router()
+    model.config.set_experts([spec, {"name": "others", "domains": ["code", "math"]}])
+    with world() as made:
+        made.gateway.serving = served(IR3DERoutingPipeline(model, device="cpu"))
+        answered = made.ask(ir3de={})
+        assert answered.status == 200
+        assert unquote(str(answered.expert)) == name
+        assert str(answered.expert).isascii()
+        assert answered.json["ir3de"]["expert"] == name
+        assert made.ask(model=name).expert == answered.expert
 
 
 # Other addresses.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +11,13 @@ from aiohttp import web
 from ir3de.gateway.capabilities import Capabilities
 from ir3de.gateway.limits import Timeouts
 from ir3de.gateway.requests import Needs
+from ir3de.gateway.serving import prepare_in_background
 from ir3de.gateway.settings import Settings
 from ir3de.gateway.words import Words
 from ir3de.scripts.bench.stand_in import Received, respond
 from ir3de.specs_ir3de import check_expert
 
+from . import tiny
 from .gateway_world import CODE, HASTY, LAW, World, world
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
@@ -251,6 +254,33 @@ def test_an_expert_here_says_what_its_files_show(expert_specs: dict[str, dict[st
         assert law.capabilities.tools is False
         answered = made.ask(model="law", tools=TOOLS)
         assert (answered.status, "tools" in answered.json["error"]["message"]) == (400, True)
+
+
+def test_a_call_that_must_come_is_left_to_servers(expert_specs: dict[str, dict[str, Any]]) -> None:
+    """Experts on this machine cannot be made to call a tool; a server may."""
+    with world({"law": expert_specs["law"]}, names=("code", "math")) as made:
+        assert made.ask().expert == "law"
+        for choice in ("required", {"type": "function", "function": {"name": "look"}}):
+            answered = made.ask(tools=TOOLS, tool_choice=choice)
+            assert answered.expert in ("code", "math")
+            assert made.last(str(answered.expert)).json["tool_choice"] == choice
+        refused = made.ask(model="law", tools=TOOLS, tool_choice="required")
+        assert (refused.status, "tool_choice" in refused.json["error"]["message"]) == (400, True)
+        assert made.ask("messages", max_tokens=9, tools=TOOLS, tool_choice={"type": "any"}).expert != "law"
+
+
+def test_a_server_of_a_model_of_the_hub_can_what_its_files_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a folder beside stands for the Hub
+    tiny.expert(tmp_path / "org" / "chat", seed=1, chat=True)
+    with world({"law": {"model": "org/chat"}, "code": {"model": "org/chat", "context": 99, "tools": True}}) as made:
+        prepare_in_background(made.gateway.serving).join()
+        can = {name: expert.capabilities.described() for name, expert in made.gateway.serving.experts.items()}
+        assert can["law"] == {"context": 512, "tools": False, "images": False}
+        assert can["code"] == {"context": 99, "tools": True, "images": False}, "what the spec says stays"
+        assert can["math"] == {}, "its name is no Hub id"
+        assert made.ask(tools=TOOLS).expert in ("code", "math")
 
 
 def test_many_turns_of_an_agent_are_read_in_time(three: World) -> None:

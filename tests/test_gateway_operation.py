@@ -450,6 +450,39 @@ def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without
         assert "court" not in "".join(lines)
 
 
+def test_without_descriptors_for_more_a_client_is_told_and_those_inside_are_served(tmp_path: Path) -> None:
+    with StandIn() as server:
+        first, _ = routers(tmp_path, server.url)
+        asked = {"model": "ir3de", "messages": LAW, "ir3de": {}}
+        options = ("--min-score", "0.999", "--fallback", "math", "--preload")
+        with command(Path(first), *options, descriptors=128) as (_, url):
+            port = int(url.rpartition(":")[2])
+            answered = json.loads(post(f"{url}/v1/chat/completions", asked)[1])
+            assert (answered["ir3de"]["expert"], answered["ir3de"]["fallback"]) == ("math", True)
+            held = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+            raw_request = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
+            assert raw(port, raw_request).startswith(b"HTTP/1.1 503")
+            held[0].sendall(raw_request)
+            for each in held[1:]:
+                each.close()
+            assert held[0].recv(100)[9:12] in (b"200", b"503")
+            held[0].close()
+            end = time.monotonic() + 10
+            while not raw(port, raw_request).startswith(b"HTTP/1.1 200"):
+                assert time.monotonic() < end, "it serves again once they have left"
+
+
+@pytest.mark.parametrize(
+    ("option", "said"), [(("--fallback", "art"), "no expert 'art'"), (("--min-score", "2"), "`min_score`")]
+)
+def test_a_choice_that_makes_no_sense_is_refused_before_anything_is_served(
+    tmp_path: Path, option: tuple[str, str], said: str
+) -> None:
+    first, _ = routers(tmp_path, "http://127.0.0.1:9/v1")
+    with pytest.raises(ValueError, match=said):
+        serve.main([first, *option])
+
+
 def test_a_new_key_is_printed_with_the_line_that_lets_it_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["--new-key", "ann"]) == 0
     key, line = (text.split(": ", 1)[1] for text in capsys.readouterr().out.splitlines())

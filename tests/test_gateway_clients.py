@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +141,104 @@ def test_langchain_whole_streamed_and_with_tools(three: World) -> None:
     called = chat.bind_tools([LOOK]).invoke("the court and a judge")
     assert called.tool_calls[0]["args"] == {"at": "π"}
     assert chat.with_structured_output(Verdict).invoke("the court and a judge") == Verdict(verdict="guilty", years=3)
+
+
+def test_litellm_as_a_client(three: World) -> None:
+    litellm = pytest.importorskip("litellm", reason="the package litellm is not installed")
+    to: dict[str, Any] = {"model": "openai/ir3de", "api_base": three.url, "api_key": "none", "num_retries": 0}
+    answer = litellm.completion(**to, messages=LAW)
+    assert answer.choices[0].message.content == "Forty-two — naïve, 4²."
+    assert answer.usage.total_tokens == USAGE["total_tokens"]
+    parts = list(litellm.completion(**to, messages=LAW, stream=True, stream_options={"include_usage": True}))
+    text = "".join(part.choices[0].delta.content or "" for part in parts if part.choices)
+    assert text == answer.choices[0].message.content
+    called = litellm.completion(**to, messages=LAW, tools=[LOOK]).choices[0].message
+    assert json.loads(called.tool_calls[0].function.arguments) == {"at": "π"}
+    parsed = litellm.completion(**to, messages=LAW, response_format=Verdict).choices[0].message.content
+    assert Verdict.model_validate_json(parsed) == Verdict(verdict="guilty", years=3)
+
+
+# Clients that have folders of their own: `make clients` makes them.
+
+
+CLIENTS = Path(os.environ.get("IR3DE_CLIENTS", Path(__file__).parents[1] / ".clients"))
+
+
+def run_client(command: list[str], found: Path, **options: Any) -> str:
+    """What a client says, which is skipped where it is not installed."""
+    if not found.exists() or shutil.which(command[0]) is None:
+        pytest.skip(f"{found.name} is not installed: `make clients`, or name a folder in IR3DE_CLIENTS")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, **options)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(("script", "package"), [("openai.mjs", "openai"), ("ai.mjs", "ai")])
+def test_clients_for_node(three: World, tmp_path: Path, script: str, package: str) -> None:
+    modules = CLIENTS / "node_modules"
+    copied = shutil.copy(Path(__file__).parent / "clients" / script, tmp_path)  # Node looks for modules beside it
+    (tmp_path / "node_modules").symlink_to(modules)
+    run_client(["node", str(copied), three.url], modules / package)
+
+
+def test_llama_index(three: World) -> None:
+    python = CLIENTS / "llama-index" / "bin" / "python"
+    script = Path(__file__).parent / "clients" / "llama_index.py"
+    run_client([str(python), "-P", str(script), three.url], python)
+
+
+def test_aider_edits_a_file(tmp_path: Path) -> None:
+    """An agent that edits: the model's answer, as a stream, holds the edit, which aider then makes."""
+    edit = "```\nhello.py\n<<<<<<< SEARCH\nprint('hi')\n=======\nprint('hello court')\n>>>>>>> REPLACE\n```\n"
+
+    async def answer_with_edit(request: web.Request, received: Received) -> web.StreamResponse:
+        asked = received.json
+        if "hello.py" not in received.body.decode():
+            return await respond(request, received)
+        stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await stream.prepare(request)
+        about = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": asked["model"]}
+        for delta, finish in (*(({"content": part}, None) for part in edit.splitlines(True)), ({}, "stop")):
+            choice = {"index": 0, "delta": delta, "finish_reason": finish}
+            await stream.write(b"data: " + json.dumps({**about, "choices": [choice]}).encode() + b"\n\n")
+        await stream.write(b"data: [DONE]\n\n")
+        return stream
+
+    aider = CLIENTS / "aider" / "bin" / "aider"
+    file = tmp_path / "hello.py"
+    file.write_text("print('hi')\n", encoding="utf-8")
+    with world(responds=dict.fromkeys(("code", "law", "math"), answer_with_edit)) as made:
+        env = {**os.environ, "OPENAI_API_BASE": made.url, "OPENAI_API_KEY": "none", "HOME": str(tmp_path)}
+        env |= {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+        quiet = ["--yes-always", "--no-git", "--no-check-update", "--no-show-model-warnings", "--analytics-disable"]
+        asked = ["--model", "openai/ir3de", "--edit-format", "diff", "--message", "say hello to the court", "hello.py"]
+        run_client([str(aider), *quiet, *asked], aider, cwd=tmp_path, env=env)
+        assert file.read_text(encoding="utf-8") == "print('hello court')\n"
+        asked_of = [received.json for server in made.behind.values() for received in server.received]
+        assert any(each.get("stream") for each in asked_of)
+
+
+# Open WebUI's requests, as it sends them.
+
+
+def test_what_open_webui_asks_of_a_server(three: World) -> None:
+    """The list of models, a chat with its fields, and the tasks that it sets beside: a title, tags."""
+    listed = three.send("GET", "/v1/models").json
+    assert listed["object"] == "list"
+    assert all({"id", "object", "owned_by"} <= model.keys() for model in listed["data"])
+    headers = {"x_openwebui_user_name": "ann", "x_openwebui_chat_id": "c1", "accept": "text/event-stream"}
+    answered = three.ask(stream=True, stream_options={"include_usage": True}, headers=headers)
+    assert answered.body.endswith(b"data: [DONE]\n\n")
+    assert b'"usage"' in answered.body
+    assert "x-openwebui-user-name" not in three.last("law").headers, "who asks is nobody's business"
+    task = "### Task:\nGenerate 1-3 broad tags for the chat.\n### Chat History:\n<chat_history>\nUSER: the court"
+    for more in ({"stream": False}, {"stream": False, "max_completion_tokens": 1000}, {"stream": True}):
+        answered = three.ask(messages=[{"role": "user", "content": f"{task} and a judge\n</chat_history>"}], **more)
+        assert answered.status == 200
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    parts = [{"type": "text", "text": "the court and a judge"}, image]
+    assert three.ask(messages=[{"role": "user", "content": parts}]).expert == "law"
+    assert three.last("law").json["messages"][0]["content"] == parts
 
 
 # The docs.

@@ -252,7 +252,8 @@ def _method(config: IR3DEConfig) -> str:
     features = f"{config.num_features} random Fourier" if config.feature_map == "rff" else f"`{config.feature_map}`"
     if config.variant == "prompt":
         lexical = f", naive Bayes weighing {config.lexical_weight:.3g}" if config.lexical_weight else ""
-        return f"variant `prompt`, {features} features, token noise {config.token_noise:g}{lexical}"
+        solve = ", linear discriminant analysis" if config.discriminant else ""
+        return f"variant `prompt`, {features} features{solve}, token noise {config.token_noise:g}{lexical}"
     votes = f" with k = {config.num_votes}" if config.variant == "top-k" else ""
     balance = "balanced" if config.balance else "unbalanced"
     return f"variant `{config.variant}`{votes}, {features} features, lambda {config.regularization:g}, {balance} sums"

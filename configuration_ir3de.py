@@ -13,7 +13,7 @@ from .names_ir3de import check_names
 from .route_selector_ir3de import check_calibration
 from .specs_ir3de import ExpertSpec, check_expert, is_number, nearest_name
 from .statistics_ir3de import FeatureSpace
-from .token_router_ir3de import FeatureMap
+from .token_router_ir3de import SMOOTHING, FeatureMap
 
 _MOST_WHOLE = 2**63 - 1  # of torch
 _OPTIONAL = ("domains", "judged", "half_life", "explore_loss")  # left out of config.json where there is nothing to say
@@ -25,6 +25,7 @@ _MOST = {
     "length_scale": 1e6,
     "token_noise": 1e30,
     "lexical_weight": 1e9,
+    "lexical_smoothing": 1e9,
 }
 
 
@@ -72,8 +73,11 @@ class IR3DEConfig(PreTrainedConfig):
         prompt_regularization (`float`, *optional*): lambda of the ridge regression on prompt rows, which are always
             balanced and have no bias; by default a thousandth of the mean diagonal of A.
         token_noise (`float`): rho, how much random loss of single tokens the prompt rows are fitted to withstand.
+        discriminant (`bool`): fit the prompt rows by linear discriminant analysis instead of ridge regression, which
+            gives each domain a constant; it serves where domains are many.
         lexical_weight (`float`): how much naive Bayes, from the numbers of prompts that tokens occur in, adds to the
             scores of `"prompt"`. It rests while a domain keeps these numbers back.
+        lexical_smoothing (`float`): prompts of each domain that naive Bayes adds to those that a token occurs in.
         balance (`bool`): divide each domain's sums by its number of rows, so that no domain outweighs another.
         bias (`bool`): append a column of ones to the embeddings.
         normalize_columns (`bool`): divide each column of W by its norm, as the authors' code does.
@@ -128,7 +132,9 @@ class IR3DEConfig(PreTrainedConfig):
     regularization: float | int = 1e-5
     prompt_regularization: float | int | None = None
     token_noise: float | int = 1
+    discriminant: bool = False
     lexical_weight: float | int = 0
+    lexical_smoothing: float | int = SMOOTHING
     balance: bool = True
     bias: bool = True
     normalize_columns: bool = False
@@ -227,7 +233,7 @@ class IR3DEConfig(PreTrainedConfig):
         check_choice(self.variant, self.num_votes)
         _check_positive("max_length", self.max_length)
         self._check_numbers()
-        for field in ("balance", "bias", "normalize_columns"):
+        for field in ("balance", "bias", "normalize_columns", "discriminant"):
             if not isinstance(getattr(self, field), bool):
                 raise ValueError(f"`{field}` must be true or false, got {getattr(self, field)!r}.")
         if self.calibration is not None:
@@ -259,14 +265,15 @@ class IR3DEConfig(PreTrainedConfig):
         """Raises ValueError where a number is out of range."""
         if self.explore_loss is not None and (not is_number(self.explore_loss) or not 0 <= self.explore_loss <= 1):
             raise ValueError(f"`explore_loss` is a score, between 0 and 1; got {self.explore_loss!r}.")
-        for field in ("regularization", "prompt_regularization", "length_scale"):
+        for field in ("regularization", "prompt_regularization", "length_scale", "lexical_smoothing"):
             value = getattr(self, field)
             if field == "prompt_regularization" and value is None:
                 continue
             if not is_number(value) or not 0 < value <= _MOST[field]:
                 raise ValueError(
                     f"`{field}` must be a number above 0 and up to {_MOST[field]:g}, got {value!r}: without a positive"
-                    " lambda A + lambda I need not be invertible, and without a positive scale there is no kernel."
+                    " lambda A + lambda I need not be invertible, without a positive scale there is no kernel, and"
+                    " without smoothing a token that a domain never had excludes it."
                 )
         for field in ("token_noise", "lexical_weight"):
             value = getattr(self, field)

@@ -57,7 +57,7 @@ from .statistics_ir3de import (
     threads_of_this_process,
     total,
 )
-from .token_router_ir3de import FeatureMap, log_odds, mean_diagonal, ridge
+from .token_router_ir3de import FeatureMap, discriminant, log_odds, mean_diagonal, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _P = ParamSpec("_P")
@@ -141,7 +141,7 @@ class IR3DEModel(RouterRepository):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_tokens.requires_grad_(False)
         self.token_router = nn.Linear(width, len(domains), bias=config.bias)
-        self.prompt_router = nn.Linear(width, len(domains), bias=False)
+        self.prompt_router = nn.Linear(width, len(domains), bias=config.discriminant)
         self.lexicon = nn.Embedding(config.vocab_size, len(domains)) if config.lexical_weight else None
         self.familiarity_table = (
             nn.Embedding(config.vocab_size, len(domains) + FAMILIARITY_COLUMNS) if config.familiarity else None
@@ -183,7 +183,8 @@ class IR3DEModel(RouterRepository):
         else:  # a table of this batch's tokens alone, through which gradients flow to W
             distinct, places = prompts.token_ids.unique(return_inverse=True)
             logits = self._token_logits(distinct, variant)
-            table, prompts = TokenTable.of(logits, variant), Prompts(places, prompts.lengths)
+            table = TokenTable.of(logits, variant, self._constants(variant))
+            prompts = Prompts(places, prompts.lengths)
         scores = select(table, prompts, variant, num_votes)
         output = IR3DEOutput(logits=scores)
         if labels is not None and variant in MEANS:
@@ -271,8 +272,10 @@ class IR3DEModel(RouterRepository):
             with torch.no_grad(), torch.autocast(router.weight.device.type, enabled=False):
                 starts = range(0, self.config.vocab_size, _CHUNK)
                 logits = (self._token_logits(slice(start, start + _CHUNK), variant) for start in starts)
-                parts = [TokenTable.of(part, variant) for part in logits]
-            return TokenTable(*map(torch.cat, zip(*parts, strict=True)))
+                parts = [TokenTable.of(part, variant)[:3] for part in logits]
+                constants = self._constants(variant)
+            kept = None if constants is None else constants.clone()
+            return TokenTable(*map(torch.cat, zip(*parts, strict=True)), constants=kept)
 
         weights = [router.weight] if router.bias is None else [router.weight, router.bias]
         lexicon = [] if variant != "prompt" or self.lexicon is None else [self.lexicon.weight]
@@ -287,11 +290,16 @@ class IR3DEModel(RouterRepository):
         router = self.prompt_router if variant == "prompt" else self.token_router
         features = self._features(self.embed_tokens.weight[token_ids].clone())
         # In float32 where the router was loaded in float64, which transformers lets all weights be.
-        bias = None if router.bias is None else router.bias.float()
+        bias = None if router.bias is None or variant == "prompt" else router.bias.float()
         logits = F.linear(features, router.weight.clone().float(), bias)
         if variant != "prompt":
             return logits
         return logits if self.lexicon is None else logits + self.lexicon.weight[token_ids].float()  # type: ignore[no-any-return]
+
+    def _constants(self, variant: str) -> torch.Tensor | None:
+        """What a prompt's scores gain whatever its tokens, `(domains,)`: something by discriminant analysis alone."""
+        bias = self.prompt_router.bias if variant == "prompt" else None
+        return None if bias is None else bias.float()
 
     @property
     def _features(self) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -756,15 +764,15 @@ def _scorer(
     config: IR3DEConfig, token_router: nn.Linear, prompt_router: nn.Linear, lexicon: nn.Embedding | None
 ) -> Scorer:
     """What the config's variant scores prompts with."""
-    names = list(config.domain_names)
-    if config.variant == "prompt":
-        return Scorer("prompts", names, prompt_router.weight.T, None if lexicon is None else lexicon.weight)
-    W = token_router.weight.T
-    return Scorer("tokens", names, W if token_router.bias is None else torch.cat([W, token_router.bias.unsqueeze(0)]))
+    by_prompts = config.variant == "prompt"
+    router = prompt_router if by_prompts else token_router
+    W = router.weight.T if router.bias is None else torch.cat([router.weight.T, router.bias.unsqueeze(0)])
+    words = lexicon.weight if by_prompts and lexicon is not None else None
+    return Scorer("prompts" if by_prompts else "tokens", list(config.domain_names), W, words)
 
 
 def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:
-    """W of the token rows and W of the prompt rows, which has no bias.
+    """W of the token rows and W of the prompt rows, which has no bias but the constants of discriminant analysis.
 
     The prompt rows' A is given token noise: rho times the balanced A over the token rows. That is what A gains in
     expectation when prompts lose and gain single tokens at random, since a prompt's row is a sum over its tokens, and
@@ -779,7 +787,8 @@ def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.
     value = config.prompt_regularization
     if value is None:
         value = 1e-3 * mean_diagonal(A)
-    return W_tokens, ridge(A.add_(noise, alpha=config.token_noise), B, value, bias=False)
+    A.add_(noise, alpha=config.token_noise)
+    return W_tokens, discriminant(A, B, value) if config.discriminant else ridge(A, B, value, bias=False)
 
 
 def _lexicon(config: IR3DEConfig, domains: list[DomainStatistics], device: torch.device) -> nn.Embedding | None:
@@ -790,7 +799,7 @@ def _lexicon(config: IR3DEConfig, domains: list[DomainStatistics], device: torch
     if documents is None:
         table = torch.zeros(config.vocab_size, len(domains))
     else:
-        table = (config.lexical_weight * log_odds(documents)).float()
+        table = (config.lexical_weight * log_odds(documents, config.lexical_smoothing)).float()
     return nn.Embedding.from_pretrained(table.to(device))  # type: ignore[no-any-return]
 
 
@@ -824,9 +833,9 @@ def _documents(config: IR3DEConfig, domains: list[DomainStatistics], without: st
 
 def _filled(router: nn.Linear, W: torch.Tensor) -> nn.Linear:
     """A new layer like this one with W, whose last row is the bias if it has one; threads may still use the old one."""
-    at, mode = router.weight, router.training
+    at, mode, bias = router.weight, router.training, len(W) > router.in_features
     router = nn.utils.skip_init(
-        nn.Linear, router.in_features, W.shape[1], router.bias is not None, device=at.device, dtype=at.dtype
+        nn.Linear, router.in_features, W.shape[1], bias, device=at.device, dtype=at.dtype
     ).train(mode)
     with torch.no_grad():
         router.weight.copy_(W[: router.in_features].T)

@@ -196,6 +196,11 @@ class RouterRepository(PreTrainedModel):
             raise ValueError(
                 f"The weights of {source} lack {sorted(info['missing_keys'])}: fetch model.safetensors again."
             )
+        if "prompt_router.bias" in info["unexpected_keys"]:
+            raise ValueError(
+                f"The weights of {source} have the constants of discriminant analysis, and its config says that"
+                " `discriminant` is false: load it as it was saved, or change `discriminant` and `fit()` it again."
+            )
         for name, parameter in model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise ValueError(f"{name} of {source} holds NaN or infinity: fit the router again.")
@@ -348,7 +353,8 @@ _FITTED = (
         "normalize_columns",
         "features",
     ),
-    *("regularization", "prompt_regularization", "token_noise", "lexical_weight", "familiarity"),
+    *("regularization", "prompt_regularization", "token_noise", "discriminant"),
+    *("lexical_weight", "lexical_smoothing", "familiarity"),
 )
 
 

@@ -29,17 +29,19 @@ class TokenTable(NamedTuple):
             logits phi(E) W, where tokens vote their softmax.
         votes (`torch.Tensor` of shape `(V,)`): arg max of each token's logits; int32.
         entropies (`torch.Tensor` of shape `(V,)`): Shannon entropy of each token's softmax, in nats; float32.
+        constants (`torch.Tensor` of shape `(D,)`, *optional*): what a prompt's sum gains whatever its tokens; float32.
     """
 
     rows: torch.Tensor
     votes: torch.Tensor
     entropies: torch.Tensor
+    constants: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, logits: torch.Tensor, variant: str) -> TokenTable:
+    def of(cls, logits: torch.Tensor, variant: str, constants: torch.Tensor | None = None) -> TokenTable:
         """The table of a variant, from the tokens' logits, of shape `(V, D)`."""
         rows = logits if variant in MEANS else logits.softmax(dim=1)
-        return cls(rows, logits.argmax(dim=1).int(), entropy(logits))
+        return cls(rows, logits.argmax(dim=1).int(), entropy(logits), constants)
 
 
 def select(table: TokenTable, prompts: Prompts, variant: str, num_votes: int) -> torch.Tensor:
@@ -55,7 +57,8 @@ def select(table: TokenTable, prompts: Prompts, variant: str, num_votes: int) ->
         `torch.Tensor` of shape `(B, D)`, float64: logits, whose arg max is the route.
     """
     if variant in MEANS:
-        return weighted_sums(table.rows, prompts, _WEIGHTS[variant](prompts)).double()
+        sums = weighted_sums(table.rows, prompts, _WEIGHTS[variant](prompts)).double()
+        return sums if table.constants is None else sums + table.constants
     if variant == "top-k":
         counted = decisive(table, prompts, variant, num_votes)
         prompts = Prompts(prompts.token_ids[counted], prompts.lengths.clamp_max(num_votes))
@@ -78,12 +81,16 @@ def contributions(table: TokenTable, prompts: Prompts, variant: str, counted: to
 
     Returns:
         `torch.Tensor` of shape `(N, D)`, float64. The sum over a prompt's tokens is its logits where a weighted sum
-        decides, and their softmax, the shares of the vote, where tokens vote.
+        decides, each token with an even share of the constants, and their softmax, the shares of the vote, where tokens
+        vote.
     """
     token_ids, lengths = prompts
     rows = table.rows[token_ids].double()
     if variant in MEANS:
-        return rows * _WEIGHTS[variant](prompts).unsqueeze(1)
+        weighted = rows * _WEIGHTS[variant](prompts).unsqueeze(1)
+        if table.constants is None:
+            return weighted
+        return weighted + mean_weights(prompts).unsqueeze(1) * table.constants
     owners = prompts_of(lengths, len(token_ids))
     total = owners[counted].bincount(minlength=len(lengths))[owners].unsqueeze(1)
     votes = F.one_hot(table.votes[token_ids].long(), rows.shape[1])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 _CHUNK = 8192  # rows of the vocabulary that are mapped at a time
-_SMOOTHING = 0.3  # prompts of each domain, added to those that a token occurs in
+SMOOTHING = 0.3  # prompts of each domain, added to those that a token occurs in
 
 
 class FeatureMap(NamedTuple):
@@ -138,17 +138,39 @@ def ridge(
     return W / W.norm(dim=0) if normalize_columns else W
 
 
-def log_odds(documents: Sequence[torch.Tensor]) -> torch.Tensor:
+def discriminant(A: torch.Tensor, B: torch.Tensor, regularization: float) -> torch.Tensor:
+    """Linear discriminant analysis (Fisher 1936), with the covariance that all domains share: the log odds of domains
+    whose rows are normal. With many domains it tells close ones apart better than ridge regression does.
+
+    Args:
+        A (`torch.Tensor` of shape `(F + 1, F + 1)`): X^T X, balanced, the column of ones last; float64.
+        B (`torch.Tensor` of shape `(F + 1, D)`): X^T Y, balanced, so that column d is mu_d, the mean row of a domain.
+        regularization (`float`): lambda, above 0.
+
+    Returns:
+        `torch.Tensor` of shape `(F + 1, D)`, float64: (S + lambda I)^-1 mu_d, where S = A - sum_d mu_d mu_d^T sums the
+        domains' own covariances; and in the last row each domain's constant, minus half of mu_d^T times that.
+
+    Raises:
+        ValueError: S + lambda I is not positive definite in float64.
+    """
+    W = ridge(A - B @ B.T, B, regularization, bias=False)
+    constants = (W * B[:-1]).sum(dim=0) / -2
+    return torch.cat([W, constants.unsqueeze(0)])
+
+
+def log_odds(documents: Sequence[torch.Tensor], smoothing: float = SMOOTHING) -> torch.Tensor:
     """What single tokens tell of the domain, as in naive Bayes: ln P(v | d) less its mean over the domains.
 
     Args:
         documents (`Sequence[torch.Tensor]` of shape `(V,)`): for each of the D domains, in how many of its prompts each
             token occurs.
+        smoothing (`float`): prompts of each domain that are added to those, above 0.
 
     Returns:
         `torch.Tensor` of shape `(V, D)`, float64. P is smoothed, so that no token excludes a domain.
     """
-    smooth = torch.stack([counts.double() + _SMOOTHING for counts in documents], dim=1)
+    smooth = torch.stack([counts.double() + smoothing for counts in documents], dim=1)
     logs = (smooth / smooth.sum(dim=0)).log()
     return logs - logs.mean(dim=1, keepdim=True)
 

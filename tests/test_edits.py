@@ -66,7 +66,8 @@ def test_added_then_removed_is_never_added_file_for_file(tmp_path: Path) -> None
 def test_any_edits_in_any_order_to_the_same_set_are_the_same_router(seed: int) -> None:
     draw = random.Random(seed)
     here = {("code", 0), ("math", 0)}
-    model = made_of(here, lexical_weight=0.1)
+    config = {"variant": "prompt", "discriminant": draw.random() < 0.5, "lexical_weight": 0.1}
+    model = made_of(here, **config)
     for _ in range(8):
         name, number = draw.choice(sorted(PARTS))
         mine = {part for part in here if part[0] == name}
@@ -83,7 +84,7 @@ def test_any_edits_in_any_order_to_the_same_set_are_the_same_router(seed: int) -
         elif here != mine:
             model.remove_expert(name)
             here -= mine
-    assert state(model) == state(made_of(here, lexical_weight=0.1))
+    assert state(model) == state(made_of(here, **config))
 
 
 @pytest.mark.parametrize("features", [FeatureMap(), FeatureMap("unit"), FeatureMap("rff", 24)], ids=lambda f: f.name)

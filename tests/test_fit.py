@@ -118,6 +118,28 @@ def test_few_prompts_are_held_out_in_turn(rows: int, folds: int, each: int, tmp_
     assert len(held_out) >= folds * each
 
 
+def test_where_domains_are_many_discriminant_analysis_is_tried(fit: Fit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ir3de.scripts.fitting.fit.RFF_MOST_BYTES", 3 * 8 * 16**2 - 1)
+    tried: list[Candidate] = []
+
+    def best(candidates: list[Candidate], *_: Any) -> Candidate:
+        tried.extend(candidates)
+        return max(candidates, key=lambda c: (c.config["discriminant"], c.macro_accuracy))
+
+    monkeypatch.setattr("ir3de.scripts.fitting.fit.best_of", best)
+    folder = fit()
+    assert {(c.config["feature_map"], c.config["variant"]) for c in tried} == {("unit", "prompt")}
+    assert {c.config["discriminant"] for c in tried} == {False, True}
+    assert min(tried, key=lambda c: c.simplicity).config["discriminant"], "ridge regression is simpler"
+    chosen = config(folder)
+    assert (chosen["discriminant"], chosen["lexical_smoothing"]) == (True, 0.03)
+    assert chosen["evaluation"]["macro_accuracy"] > 0.9
+    text = tiny.sentences("law", 1, seed=9)
+    model = IR3DEModel.from_pretrained(folder)
+    assert model.prompt_router.bias is not None
+    assert model.config.domain_names[int(model.recognise(text).argmax())] == "law"
+
+
 def candidate(right: str, noise: float) -> Candidate:
     """One that has the prompts of one domain right that are marked 1."""
     scores = torch.tensor([[float(mark), 0.5] for mark in right])

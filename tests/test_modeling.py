@@ -17,7 +17,7 @@ from ir3de import IR3DEConfig, IR3DEModel
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS
 from ir3de.route_selector_ir3de import MEANS
 from ir3de.statistics_ir3de import KINDS, DomainStatistics
-from ir3de.token_router_ir3de import log_odds, ridge, sums
+from ir3de.token_router_ir3de import discriminant, log_odds, ridge, sums
 
 from . import tiny
 
@@ -84,6 +84,7 @@ def test_both_solves_are_those_of_the_domains_matrices(balance: bool) -> None:
         {"normalize_columns": True},
         {"feature_map": "unit"},
         {"lexical_weight": 0.1},
+        {"discriminant": True},
     ],
 )
 def test_a_fitted_router_knows_its_domains(variant: str, options: dict[str, Any]) -> None:
@@ -124,6 +125,28 @@ def test_the_table_is_the_literal_softmax_and_entropy(router: IR3DEModel, varian
         assert table.rows[v].tolist() == pytest.approx(z if variant in MEANS else s, abs=1e-5)
         assert int(table.votes[v]) == max(range(3), key=z.__getitem__)
         assert float(table.entropies[v]) == pytest.approx(-sum(p * math.log(p) for p in s), abs=1e-5)
+
+
+def test_discriminant_analysis_gives_each_domain_a_constant(tmp_path: Path) -> None:
+    options = {"variant": "prompt", "token_noise": 0.5, "prompt_regularization": 0.01}
+    model = tiny.router(**options, discriminant=True)
+    noise, prompts = (sums([model.statistics[n].gram(kind) for n in tiny.DOMAINS]) for kind in KINDS)
+    W = discriminant(prompts[0] + 0.5 * noise[0], prompts[1], 0.01).float()
+    torch.testing.assert_close(torch.cat([model.prompt_router.weight.T, model.prompt_router.bias[None]]), W)
+    plain, inputs = tiny.router(**options), batch(list(PROMPTS.values()))
+    with torch.no_grad():
+        plain.prompt_router.weight.copy_(model.prompt_router.weight)
+    output, expected = model(**inputs, output_tokens=True), plain(**inputs).logits + model.prompt_router.bias
+    torch.testing.assert_close(output.logits, expected)
+    torch.testing.assert_close(output.contributions.sum(dim=1), output.logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model(**inputs, labels=torch.arange(3)).logits, output.logits)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(IR3DEModel.from_pretrained(tmp_path)(**inputs).logits, output.logits)
+    with pytest.raises(ValueError, match="`discriminant` is false"):
+        IR3DEModel.from_pretrained(tmp_path, discriminant=False)
+    model.config.discriminant = False
+    model.fit()
+    assert torch.equal(model(**inputs).logits, tiny.router(**options)(**inputs).logits)
 
 
 def test_naive_bayes_adds_to_what_tokens_say_of_a_prompt(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ir3de.modeling_ir3de import _solve
 from ir3de.statistics_ir3de import KINDS, DomainStatistics, gram_from_counts
 from ir3de.token_router_ir3de import (
     FeatureMap,
+    discriminant,
     entropy,
     fourier,
     log_odds,
@@ -75,6 +76,13 @@ def test_log_odds_are_those_of_naive_bayes() -> None:
         assert got[v].tolist() == pytest.approx([log - sum(logs) / 2 for log in logs], abs=1e-12)
 
 
+def test_less_smoothing_makes_rare_tokens_say_more() -> None:
+    counts = [torch.tensor([5, 1, 0]), torch.tensor([5, 0, 1])]
+    usual, little = log_odds(counts), log_odds(counts, 0.01)
+    torch.testing.assert_close(little[1, 0] - little[1, 1], torch.tensor(1.01 / 0.01, dtype=torch.float64).log())
+    assert float(little[1, 0]) > float(usual[1, 0])
+
+
 @pytest.mark.parametrize("regularization", [1e-6, 0.1, 10.0])
 def test_the_solution_is_that_of_the_augmented_least_squares(regularization: float) -> None:
     domains = random_domains()
@@ -123,6 +131,18 @@ def test_without_bias_the_column_of_ones_takes_no_part() -> None:
     domains = random_domains()
     W = solve(grams(domains), 0.1, balance=False, bias=False)
     torch.testing.assert_close(W, least_squares([X[:, :-1] for X in domains], 0.1), rtol=1e-9, atol=1e-10)
+
+
+def test_discriminant_analysis_gives_the_log_odds_of_normal_domains() -> None:
+    domains = random_domains()
+    W = discriminant(*sums(grams(domains)), 1e-9)
+    rows = [X[:, :-1] for X in domains]
+    shared = sum(torch.cov(X.T, correction=0) for X in rows)
+    normal = [torch.distributions.MultivariateNormal(X.mean(dim=0), shared) for X in rows]
+    x = torch.randn(9, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    log_p = torch.stack([each.log_prob(x) for each in normal], dim=1)
+    scores = x @ W[:-1] + W[-1]
+    torch.testing.assert_close(scores.log_softmax(dim=1), log_p.log_softmax(dim=1))
 
 
 def test_sums_that_cannot_be_factorised_are_refused() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from ir3de.route_selector_ir3de import TokenTable, select
 from ir3de.scripts.metrics.measures import mean_recall, standard_error_of
 from ir3de.scripts.reports.progress import progress
 from ir3de.statistics_ir3de import StatisticsCollector, count_tokens, gram_from_counts
-from ir3de.token_router_ir3de import log_odds, mean_diagonal, ridge, sums
+from ir3de.token_router_ir3de import discriminant, log_odds, mean_diagonal, ridge, sums
 
 NUM_VOTES = (1, 2, 5, 10, 20, 50, 100, 200, 500)  # the paper's grid
 TOKEN_LAMBDAS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)  # relative to the mean diagonal of A
@@ -35,12 +36,15 @@ class Grids(NamedTuple):
         lambdas (`Sequence[float]`, *optional*): absolute.
         token_noises (`Sequence[float]`, *optional*): rho of prompt rows.
         lexical_weights (`Sequence[float]`, *optional*): of naive Bayes in prompt rows.
+        discriminants (`Sequence[bool]`, *optional*): whether prompt rows are fitted by discriminant analysis; by
+            default what the config says.
     """
 
     num_votes: Sequence[int] | None = None
     lambdas: Sequence[float] | None = None
     token_noises: Sequence[float] | None = None
     lexical_weights: Sequence[float] | None = None
+    discriminants: Sequence[bool] | None = None
 
 
 class Split(NamedTuple):
@@ -124,15 +128,16 @@ class Candidate:
         return math.sqrt(sum(float(d.mean()) / len(d) for d in differ)) / len(self.right)
 
     @property
-    def simplicity(self) -> tuple[float, bool, float, float, int, float]:
-        """Larger is simpler: fewer features, no naive Bayes, more noise, less of naive Bayes, fewer voters, a larger
-        lambda. Of several orders, the one that chose best for sources left out of training rows.
+    def simplicity(self) -> tuple[float, bool, bool, float, float, int, float]:
+        """Larger is simpler: fewer features, ridge regression, no naive Bayes, more noise, less of naive Bayes, fewer
+        voters, a larger lambda. Of several orders, the one that chose best for sources left out of training rows.
         """
         prompt = self.config["variant"] == "prompt"
         features = {"identity": 1, "unit": 2, "rff": 0}[self.config["feature_map"]] * (1 if prompt else 0.5)
         penalty = self.config["prompt_regularization" if prompt else "regularization"]
         noise, lexical = self.config.get("token_noise", 0.0), self.config.get("lexical_weight", 0.0)
-        return features, not lexical, noise, -lexical, -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
+        by_ridge = not self.config.get("discriminant", False)
+        return features, by_ridge, not lexical, noise, -lexical, -self.config.get("num_votes", 0), penalty  # type: ignore[return-value]
 
 
 def search(
@@ -162,7 +167,7 @@ def search(
     first = next(splits)
     tokens_A = _token_gram(first.sample, phi) if "prompt" in variants else None
     tried = []
-    for split in chain([first], splits):
+    for split in itertools.chain([first], splits):
         of_tokens = _token_candidates(config, phi, scale, split, variants, grids)
         of_prompts = _prompt_candidates(config, phi, scale, split, tokens_A, grids) if "prompt" in variants else ()
         tried.append([*of_tokens, *of_prompts])
@@ -210,17 +215,20 @@ def _prompt_candidates(
     for collector, prompts in progress(rows, f"Summing ({config.feature_map})", "domains", keep=False):
         collector.add(prompts)
     A, B = sums(collector.prompts for collector in collectors)
-    lexicon = log_odds([collector.documents for collector in collectors])[used].float()
+    lexicon = log_odds([collector.documents for collector in collectors], config.lexical_smoothing)[used].float()
     bayes = _logits(TokenTable.of(lexicon, "prompt"), held_out, "prompt")
     lambdas = grids.lambdas or [mean_diagonal(A) / scale * relative for relative in PROMPT_LAMBDAS]
     noises = grids.token_noises or TOKEN_NOISES
     for noise in progress(noises, f"Trying ({config.feature_map})", "token noises", keep=False):
         noisy = A + noise * tokens_A
-        for value in lambdas:
-            W = ridge(noisy, B, value * scale, bias=False)
+        for value, by_discriminant in itertools.product(lambdas, grids.discriminants or [config.discriminant]):
+            solve = discriminant if by_discriminant else functools.partial(ridge, bias=False)
+            W = solve(noisy, B, value * scale).float()
+            constants = W[-1] if by_discriminant else None
+            table = TokenTable.of(used_phi @ W[: phi.shape[1]], "prompt", constants)
             fields = {"variant": "prompt", "feature_map": config.feature_map, "prompt_regularization": value}
-            scores = _logits(TokenTable.of(_scored(used_phi, W), "prompt"), held_out, "prompt")
-            yield Candidate({**fields, "token_noise": noise, "lexical_weight": 0.0}, scores, bayes)
+            fields |= {"discriminant": by_discriminant, "token_noise": noise, "lexical_weight": 0.0}
+            yield Candidate(fields, _logits(table, held_out, "prompt"), bayes)
 
 
 def _renumbered(held_out: Mapping[str, Prompts]) -> tuple[torch.Tensor, dict[str, Prompts]]:
@@ -266,23 +274,24 @@ def best_of(candidates: Sequence[Candidate], standard_errors: float = 1.0) -> Ca
 
 def describe(candidates: Sequence[Candidate], chosen: Candidate) -> str:
     """A table: the best candidate of each variant and feature map, and the one chosen."""
-    best: dict[tuple[str, str], Candidate] = {}
+    best: dict[tuple[str, str, bool], Candidate] = {}
     for c in candidates:
-        key = c.config["feature_map"], c.config["variant"]
+        key = c.config["feature_map"], c.config["variant"], c.config.get("discriminant", False)
         if key not in best or c.macro_accuracy > best[key].macro_accuracy:
             best[key] = c
     rows = sorted(best.values(), key=lambda c: -c.macro_accuracy)
     if all(c is not chosen for c in rows):
         rows.append(chosen)
-    lines = ["  features  variant     k   lambda  noise  lexical   macro accuracy"]
+    lines = ["  features  variant         k   lambda  noise  lexical   macro accuracy"]
     for c in rows:
         f = c.config
         k, noise = f.get("num_votes", "-"), f.get("token_noise", "-")
         lexical = f"{f['lexical_weight']:.3f}" if "lexical_weight" in f else "-"
         value = f["prompt_regularization" if f["variant"] == "prompt" else "regularization"]
+        variant = f["variant"] + " (LDA)" * f.get("discriminant", False)
         mark, accuracy = ">" if c is chosen else " ", 100 * c.macro_accuracy
         lines.append(
-            f"{mark} {f['feature_map']:8}  {f['variant']:7} {k!s:>5} {value:8.1e} {noise!s:>6} {lexical:>8}  "
+            f"{mark} {f['feature_map']:8}  {variant:12} {k!s:>5} {value:8.1e} {noise!s:>6} {lexical:>8}  "
             f" {accuracy:6.2f} % +- {100 * c.standard_error:.2f}"
         )
     return "\n".join(lines)

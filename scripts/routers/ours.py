@@ -77,7 +77,7 @@ class IR3DERouter:
     def nbytes(self) -> int:
         """Bytes of the tables, which are all that a prompt is routed with."""
         model = self.pipeline.model
-        tables = list(model.token_table())
+        tables = [tensor for tensor in model.token_table() if tensor is not None]
         if model.familiarity_table is not None:
             tables.append(model.familiarity_table.weight)
         return sum(tensor.nbytes for tensor in tables)
@@ -146,6 +146,7 @@ def _describe_choice(config: IR3DEConfig) -> str:
     keys = ["variant", "feature_map"]
     if config.variant == "prompt":
         keys += ["prompt_regularization", "token_noise", "lexical_weight"]
+        keys += ["discriminant"] * config.discriminant
     else:
         keys.append("regularization")
     if config.variant == "top-k":

@@ -272,10 +272,10 @@ class IR3DEModel(RouterRepository):
             with torch.no_grad(), torch.autocast(router.weight.device.type, enabled=False):
                 starts = range(0, self.config.vocab_size, _CHUNK)
                 logits = (self._token_logits(slice(start, start + _CHUNK), variant) for start in starts)
-                parts = [TokenTable.of(part, variant)[:3] for part in logits]
-                constants = self._constants(variant)
-            kept = None if constants is None else constants.clone()
-            return TokenTable(*map(torch.cat, zip(*parts, strict=True)), constants=kept)
+                rows, votes, entropies, _ = zip(*(TokenTable.of(part, variant) for part in logits), strict=True)
+                bias = self._constants(variant)
+                constants = None if bias is None else bias.clone()
+            return TokenTable(torch.cat(rows), torch.cat(votes), torch.cat(entropies), constants)
 
         weights = [router.weight] if router.bias is None else [router.weight, router.bias]
         lexicon = [] if variant != "prompt" or self.lexicon is None else [self.lexicon.weight]

@@ -100,9 +100,12 @@ def sums(grams: Iterable[torch.Tensor], balance: bool = True) -> tuple[torch.Ten
     Returns:
         A, `torch.Tensor` of shape `(F + 1, F + 1)`, and B, of shape `(F + 1, D)`; float64.
     """
-    weighted = [A_d / A_d[-1, -1] if balance else A_d for A_d in grams]
-    B = torch.stack([A_d[:, -1] for A_d in weighted], dim=1)  # one-hot labels: b_d = X_d^T 1
-    return sum(weighted[1:], weighted[0]), B
+    A, columns = torch.zeros(()), []
+    for A_d in grams:  # one at a time: there may be many
+        weighted = A_d / A_d[-1, -1] if balance else A_d
+        columns.append(weighted[:, -1].clone())  # one-hot labels: b_d = X_d^T 1
+        A = A + weighted
+    return A, torch.stack(columns, dim=1)
 
 
 def ridge(

@@ -43,6 +43,7 @@ HELD_OUT_LEAST = 30  # prompts in all, below which a choice would be noise
 RFF_MOST_BYTES = 4 << 30  # of sums, above which domains are many: what is tried then is `MANY`
 MANY: dict[str, list[str]] = {"unit": ["prompt"]}  # on 150 intents avg is 6 points behind, and votes are 19
 MANY_SMOOTHING = 0.03  # of naive Bayes: a tenth of the usual, since a domain has few prompts of many
+MANY_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # finer than `LEXICAL_SHARES`, since there is more held-out text
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def _candidates(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, opt
     plan = _plan(options, len(spool.domains), config.num_features)
     if plan is MANY:
         config.lexical_smoothing = MANY_SMOOTHING
-        grids = grids._replace(discriminants=(False, True))
+        grids = grids._replace(discriminants=(False, True), lexical_shares=MANY_SHARES)
     for feature_map, variants in plan.items():
         config.feature_map = feature_map
         candidates += search(config, embeddings, splits(spool), variants, half, grids=grids)

@@ -36,6 +36,8 @@ class Grids(NamedTuple):
         lambdas (`Sequence[float]`, *optional*): absolute.
         token_noises (`Sequence[float]`, *optional*): rho of prompt rows.
         lexical_weights (`Sequence[float]`, *optional*): of naive Bayes in prompt rows.
+        lexical_shares (`Sequence[float]`): these weights, where they are not given, as its spread over that of the
+            other scores.
         discriminants (`Sequence[bool]`, *optional*): whether prompt rows are fitted by discriminant analysis; by
             default what the config says.
     """
@@ -44,6 +46,7 @@ class Grids(NamedTuple):
     lambdas: Sequence[float] | None = None
     token_noises: Sequence[float] | None = None
     lexical_weights: Sequence[float] | None = None
+    lexical_shares: Sequence[float] = LEXICAL_SHARES
     discriminants: Sequence[bool] | None = None
 
 
@@ -67,7 +70,7 @@ class Candidate:
 
     Args:
         config (`dict`): fields of [`IR3DEConfig`] that it sets.
-        scores (`dict[str, torch.Tensor]`): what W says, by domain, of shape `(held-out prompts, D)`.
+        scores (`dict[str, torch.Tensor]`): what W says, by domain, of shape `(held-out prompts, D)`; float32 or 64.
         bayes (`dict[str, torch.Tensor]`, *optional*): what naive Bayes says, which many candidates share.
 
     It notes which prompts it has `right`, by domain of shape `(held-out prompts,)`.
@@ -92,12 +95,12 @@ class Candidate:
 
         return cls(parts[0].config, together("scores"), together("bayes"))
 
-    def with_bayes(self, weights: Sequence[float] | None) -> list[Candidate]:
+    def with_bayes(self, grids: Grids) -> list[Candidate]:
         """One candidate for each weight of naive Bayes, by default in proportion to what the other scores spread."""
         if self.bayes is None:
             return [self]
         relative = _spread(self.scores) / max(_spread(self.bayes), 1e-12)
-        weights = weights or [relative * share for share in LEXICAL_SHARES]
+        weights = grids.lexical_weights or [relative * share for share in grids.lexical_shares]
         return [Candidate({**self.config, "lexical_weight": weight}, self.scores, self.bayes) for weight in weights]
 
     @property
@@ -105,7 +108,8 @@ class Candidate:
         """By domain, of shape `(held-out prompts, D)`."""
         if self.bayes is None:
             return self.scores
-        return {name: rows + self.config["lexical_weight"] * self.bayes[name] for name, rows in self.scores.items()}
+        weight = self.config["lexical_weight"]
+        return {name: rows.double() + weight * self.bayes[name].double() for name, rows in self.scores.items()}
 
     @property
     def recalls(self) -> dict[str, float]:
@@ -171,8 +175,15 @@ def search(
         of_tokens = _token_candidates(config, phi, scale, split, variants, grids)
         of_prompts = _prompt_candidates(config, phi, scale, split, tokens_A, grids) if "prompt" in variants else ()
         tried.append([*of_tokens, *of_prompts])
-    joined = (Candidate.joined(parts) for parts in zip(*tried, strict=True))
-    return [each for candidate in joined for each in candidate.with_bayes(grids.lexical_weights)]
+    return [each for candidate in _joined(tried) for each in candidate.with_bayes(grids)]
+
+
+def _joined(tried: list[list[Candidate]]) -> Iterator[Candidate]:
+    """The candidates of all splits, in their order; the scores of single splits are let go on the way."""
+    for of_split in tried:
+        of_split.reverse()
+    while tried[0]:
+        yield Candidate.joined([of_split.pop() for of_split in tried])
 
 
 def _token_gram(sample: Mapping[str, Prompts], phi: torch.Tensor) -> torch.Tensor:
@@ -216,7 +227,7 @@ def _prompt_candidates(
         collector.add(prompts)
     A, B = sums(collector.prompts for collector in collectors)
     lexicon = log_odds([collector.documents for collector in collectors], config.lexical_smoothing)[used].float()
-    bayes = _logits(TokenTable.of(lexicon, "prompt"), held_out, "prompt")
+    bayes = _sums(TokenTable.of(lexicon, "prompt"), held_out)
     lambdas = grids.lambdas or [mean_diagonal(A) / scale * relative for relative in PROMPT_LAMBDAS]
     noises = grids.token_noises or TOKEN_NOISES
     for noise in progress(noises, f"Trying ({config.feature_map})", "token noises", keep=False):
@@ -228,7 +239,7 @@ def _prompt_candidates(
             table = TokenTable.of(used_phi @ W[: phi.shape[1]], "prompt", constants)
             fields = {"variant": "prompt", "feature_map": config.feature_map, "prompt_regularization": value}
             fields |= {"discriminant": by_discriminant, "token_noise": noise, "lexical_weight": 0.0}
-            yield Candidate(fields, _logits(table, held_out, "prompt"), bayes)
+            yield Candidate(fields, _sums(table, held_out), bayes)
 
 
 def _renumbered(held_out: Mapping[str, Prompts]) -> tuple[torch.Tensor, dict[str, Prompts]]:
@@ -252,9 +263,14 @@ def _logits(table: TokenTable, held_out: Mapping[str, Prompts], variant: str, k:
     }
 
 
+def _sums(table: TokenTable, held_out: Mapping[str, Prompts]) -> dict[str, torch.Tensor]:
+    """The scores of prompts by sums of rows, as float32, which the rows are: there may be many of many domains."""
+    return {name: rows.float() for name, rows in _logits(table, held_out, "prompt").items()}
+
+
 def _spread(logits: Mapping[str, torch.Tensor]) -> float:
     """How far apart the scores of one prompt lie: the standard deviation about their mean."""
-    rows = torch.cat(list(logits.values()))
+    rows = torch.cat(list(logits.values())).double()
     return float((rows - rows.mean(dim=1, keepdim=True)).square().mean().sqrt())
 
 

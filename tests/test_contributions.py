@@ -106,21 +106,24 @@ class IR3DEModelOf:
 PROMPTS = {domain: tiny.sentences(domain, 60, seed=5) for domain in tiny.DOMAINS}
 
 
-@pytest.mark.parametrize("variant", ["prompt", "avg"])
-def test_hostile_contributions_are_refused_or_take_little(variant: str) -> None:
-    made = tiny.router(variant=variant, feature_map="unit")
+@pytest.mark.parametrize(
+    ("variant", "discriminant", "most"), [("prompt", False, 0.02), ("prompt", True, 0.06), ("avg", False, 0.02)]
+)
+def test_hostile_contributions_are_refused_or_take_little(variant: str, discriminant: bool, most: float) -> None:
+    made = tiny.router(variant=variant, discriminant=discriminant, feature_map="unit")
     made.fit({name: tiny.statistics(tiny.sentences(name, 300), made.config.features) for name in tiny.DOMAINS})
     prompts = {domain: made.tokenize(texts) for domain, texts in PROMPTS.items()}
     results = try_all(made, Maker(made.statistics).make(80), prompts)
     taken = [result for result in results if not result.refused and result.times <= 3]
     assert len({result.kind for result in results}) == 8
     assert 10 < len(taken) < 70  # some of each fate
-    assert max(result.macro for result in taken) <= 0.02
+    assert max(result.macro for result in taken) <= most
     assert not any(result.refused for result in honest(made, prompts))
 
 
-def test_a_near_copy_is_refused_unless_it_is_ones_own() -> None:
-    made = tiny.router(variant="prompt")
+@pytest.mark.parametrize("discriminant", [False, True])
+def test_a_near_copy_is_refused_unless_it_is_ones_own(discriminant: bool) -> None:
+    made = tiny.router(variant="prompt", discriminant=discriminant)
     near_copy = tiny.statistics(tiny.sentences("code", 30, seed=21))
     before = {key: value.clone() for key, value in made.state_dict().items()}
     with pytest.raises(ValueError, match="of the prompts of 'code'"):

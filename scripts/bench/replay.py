@@ -1,5 +1,5 @@
 """`python scripts/bench/replay.py FILE... --output DIR`: what is learned from traffic, on prompts that several experts
-were judged on: exploring, forgetting, and budgets.
+were judged on: exploring, forgetting, what to judge next, and budgets.
 
 Each file has rows with `text`, `scores`, `source`, `split` and maybe `costs`, as those of `ir3de benchmark --outcomes`.
 Training prompts come in random order, and only the score of the expert that was chosen is seen. Domains are recognised
@@ -24,7 +24,7 @@ from ir3de.scripts.data.sources import load_quickstart_source
 from ir3de.scripts.fitting.discovery import prompt_rows
 from ir3de.scripts.fitting.options import FitOptions
 from ir3de.scripts.metrics.frontier import chosen, macro_mean
-from ir3de.scripts.metrics.measures import Array
+from ir3de.scripts.metrics.measures import Array, Integers
 from ir3de.scripts.routers.by_outcomes import FOLDS, DomainsByOutcomes, folds, sums_of
 from ir3de.scripts.routers.encoders import Encoder, default_encoder
 from ir3de.scripts.routers.learners import (
@@ -41,6 +41,7 @@ from ir3de.traffic.budget import Budget, Spending
 SIZE = 64  # of prompt rows, by their principal components
 LOSSES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 WIDTHS = (0.1, 0.3, 1.0)
+JUDGING_SEEDS = 8
 DAY = 86_400.0
 SHARES = (0.03, 0.05, 0.1, 0.3, 0.6)  # of what the best choices cost, that a budget is
 VOLUMES = (0.5, 1.0, 2.0)  # of the requests that were expected
@@ -299,13 +300,55 @@ def _moments(number: int, draw: np.random.Generator) -> Array:
     return moments
 
 
+# What to judge next.
+
+
+def tell_judging(replays: Sequence[Replay]) -> str:
+    """Scores on test after N more answers were judged: of any pairs of prompt and expert, and of unsettled ones."""
+    rows = []
+    for replay in replays:
+        for start in (5, 20):
+            for number in (200, 500):
+                cells = []
+                for unsettled in (False, True):
+                    found = [_after_judging(replay, start, number, unsettled, seed) for seed in range(JUDGING_SEEDS)]
+                    cells.append(f"{np.mean(found):.2f} ± {np.std(found) / JUDGING_SEEDS**0.5:.2f}")
+                rows.append([replay.data.name, str(start), str(number), *cells])
+    return markdown_table(["", "start", "N", "at random", "least settled"], rows, 4)
+
+
+def _after_judging(replay: Replay, start: int, number: int, unsettled: bool, seed: int) -> float:
+    """The score on test after so many answers an expert at random, and then so many more."""
+    draw, scores, p = np.random.default_rng(seed), replay.data.train.scores, replay.train.p
+    learner, known = Pairwise(replay.train), np.zeros(scores.size, dtype=bool)
+
+    def ask(jobs: Integers) -> None:
+        """Has these pairs of prompt and expert judged."""
+        rows, experts = np.divmod(jobs, scores.shape[1])
+        known[jobs] = True
+        learner.learn(rows, experts, scores[rows, experts])
+
+    ask(draw.permutation(scores.size)[: start * scores.shape[1]])
+    weights = np.ones(scores.size)
+    if unsettled:
+        worth, error = p @ learner.pairs.score, np.sqrt(p**2 @ learner.error**2)
+        best = (worth[:, None] + error[:, None] * draw.standard_normal((len(p), 32, scores.shape[1]))).argmax(axis=2)
+        probability = np.stack([(best == expert).mean(axis=1) for expert in range(scores.shape[1])], axis=1)
+        weights = np.minimum(probability, 1 - probability).ravel() + 1e-9
+    weights[known] = 0
+    ask(draw.choice(scores.size, number, replace=False, p=weights / weights.sum()))
+    return replay.final(learner.expected(replay.test))
+
+
 def main() -> int:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", metavar="FILE")
     parser.add_argument("--output", required=True, type=Path, help="folder that keeps what takes long")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--part", action="append", choices=("exploring", "forgetting", "budgets"), help="default: all")
+    parser.add_argument(
+        "--part", action="append", choices=("exploring", "forgetting", "judging", "budgets"), help="default: all"
+    )
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     replays = [prepare(path, args.output) for path in args.files]
@@ -313,6 +356,7 @@ def main() -> int:
     parts: dict[str, Callable[[], str]] = {
         "exploring": lambda: tell_exploring(replays, args.seeds),
         "forgetting": lambda: tell_drift(replays, args.seeds),
+        "judging": lambda: tell_judging(replays),
         "budgets": lambda: "\n\n".join(f"{each.data.name}:\n\n{tell_budgets(each, args.seeds)}" for each in priced),
     }
     for name in args.part or parts:

@@ -91,18 +91,15 @@ def outcomes(prompts: int = 1000, rounds: int = 15) -> None:
             if kind == "with":
                 model._take_on(config, _judged(names, config.expert_names))
             pipes[kind] = IR3DERoutingPipeline(model, tokenizer, device="cpu", generate=False, top_n=5)
-        for way, batch in (("in a batch", texts), ("one by one", texts[:200])):
+        for way, requests, size in (("in a batch", [texts] * rounds, prompts), ("one by one", texts, 1)):
             times: dict[str, list[float]] = {kind: [] for kind in pipes}
-            for _ in range(rounds + 1):  # in turn, so that a busy moment hits all alike; the first round warms up
+            for request in (requests[0], *requests):  # the first call warms up
+                # In turn, request by request: a busy moment and what the last call left in the caches hit both alike.
                 for kind, pipe in pipes.items():
-                    start = time.process_time()  # of the processor: what else runs counts less
-                    if way == "in a batch":
-                        pipe(batch)
-                    else:
-                        for text in batch:
-                            pipe(text)
-                    times[kind].append(time.process_time() - start)
-            without, with_them = (1e6 * min(times[kind][1:]) / len(batch) for kind in ("without", "with"))
+                    start = time.perf_counter()
+                    pipe(request)
+                    times[kind].append(time.perf_counter() - start)
+            without, with_them = (1e6 * statistics.median(times[kind][1:]) / size for kind in ("without", "with"))
             print(
                 f"{experts:4} experts, {domains:4} domains, {way}: {without:7.0f} us a prompt without outcomes,"
                 f" {with_them:7.0f} with ({100 * (with_them / without - 1):+.0f} %)"

@@ -9,7 +9,7 @@ import numpy as np
 from ir3de.outlook_ir3de import Point, hull
 from ir3de.scripts.metrics.measures import Array, Integers
 
-WEIGHTS = 400  # of costs, that a frontier is drawn through
+WEIGHTS = 4000  # of costs, that a frontier is drawn through
 
 
 def macro_mean(values: Array, groups: Sequence[str]) -> float:

@@ -5,8 +5,8 @@ still to come can be paid from what is left:
 
     what is left / requests to come  =  mean over the latest requests of c(argmax_e q(e) - price c(e))
 
-Nothing is tuned: the latest requests say what a price would make them cost, and how many are to come is told by how the
-period before was spread, or without one by the pace so far. Where less comes than was expected the price falls, where
+The latest requests say what a price would make them cost, and how many are to come is told by how the period before was
+spread, or without one by the pace so far. Where less comes than was expected the price falls, where
 more comes it rises, up to where the cheapest expert answers everything. What an answer cost in truth takes the place of
 what it was expected to when it ends.
 """

@@ -619,7 +619,7 @@ class IR3DEModel(RouterRepository):
                 router is as before.
         """
         new = self._counted(source, where)
-        self._edit(experts_of(self)._replace(outcomes=self.outcomes.with_new(new)))
+        self._set_outcomes(self.outcomes.with_new(new))
         return new
 
     @_one_at_a_time
@@ -632,7 +632,20 @@ class IR3DEModel(RouterRepository):
         Raises:
             ValueError: they were not added as they are now. The router is as before.
         """
-        self._edit(experts_of(self)._replace(outcomes=self.outcomes.without(self._counted(source, where))))
+        self._set_outcomes(self.outcomes.without(self._counted(source, where)))
+
+    @_one_at_a_time
+    def replace_outcomes(self, old: Ledger, new: Ledger) -> None:
+        """Removes outcomes and adds others, in one step.
+
+        Args:
+            old ([`Ledger`]): what leaves.
+            new ([`Ledger`]): what joins.
+
+        Raises:
+            ValueError: outcomes that are to leave are not here, or some that are to join are. The router is as before.
+        """
+        self._set_outcomes(self.outcomes.without(self._counted(old)).with_new(self._counted(new)))
 
     @_one_at_a_time
     def set_half_life(self, days: float | None) -> None:
@@ -654,7 +667,16 @@ class IR3DEModel(RouterRepository):
         """Adds what the answer of a record was worth; see [`IR3DERoutingPipeline.feedback`]."""
         return self.add_outcomes(feedback_of(record, score, cost, seconds))
 
-    def _counted(self, source: Any, where: Mapping[str, str] | None) -> Ledger:
+    def _set_outcomes(self, outcomes: Ledger) -> None:
+        """Takes on other outcomes, once they are checked. W has no part in it, so that statistics are not read."""
+        check_days(self.outcomes, outcomes)
+        # Sums that are too large show here.
+        Panel.of(self.config.specs, self.config.domain_names, outcomes, self.config.half_life)
+        with _CHANGING:
+            self._outcomes = outcomes
+            self.config.judged = sorted(outcomes.contributions) or None
+
+    def _counted(self, source: Any, where: Mapping[str, str] | None = None) -> Ledger:
         """The ledger of a source."""
         if isinstance(source, Ledger):
             unknown = sorted(source.contributions.keys() - {*self.config.expert_names})

@@ -27,7 +27,8 @@ import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -248,14 +249,10 @@ class Ledger:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes one safetensors file an expert; the same outcomes give the same bytes."""
         for name, parts in self.contributions.items():
-            keys = sorted(parts)
-            header: dict[str, Any] = {"format": FORMAT, "domains": {key: list(parts[key].domains) for key in keys}}
-            if days := {key: parts[key].day for key in keys if parts[key].day is not None}:
-                header["days"] = days
-            tensors = {key: parts[key].sums for key in keys}
+            tensors = {key: parts[key].sums for key in sorted(parts)}
             path = Path(folder, f"{file_name(name)}.safetensors")
             # One metadata entry: safetensors does not keep the order of several.
-            save_file(tensors, path, metadata={"ir3de": json.dumps(header, sort_keys=True)})
+            save_file(tensors, path, metadata={"ir3de": json.dumps(header_of(parts), sort_keys=True)})
 
     @classmethod
     def load(cls, paths: Iterable[str | os.PathLike[str]], known: Sequence[str] = ()) -> Ledger:
@@ -355,6 +352,14 @@ def _bytes_of(part: Contribution) -> bytes:
 # What is read.
 
 
+def header_of(parts: Mapping[str, Contribution]) -> dict[str, Any]:
+    """What a file says of one expert's contributions besides their sums, as JSON."""
+    header: dict[str, Any] = {"format": FORMAT, "domains": {key: list(parts[key].domains) for key in sorted(parts)}}
+    if days := {key: parts[key].day for key in sorted(parts) if parts[key].day is not None}:
+        header["days"] = days
+    return header
+
+
 def read_contributions(path: str | os.PathLike[str]) -> dict[str, Contribution]:
     """The contributions of one expert's file, checked as a stranger's.
 
@@ -362,19 +367,45 @@ def read_contributions(path: str | os.PathLike[str]) -> dict[str, Contribution]:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or of another format, or its sums cannot be such of outcomes.
     """
+    with opened(path) as (file, header):
+        return contributions_of(path, header, file, {key: key for key in file.keys()})  # noqa: SIM118 (no mapping)
+
+
+@contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[Any, Any]]:
+    """A file of outcomes and its header, which may be anything.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or far too large.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"The outcomes file {path} is missing: copy it from the router's repository again.")
     try:
         _check_bytes(path)
         with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get("ir3de", "{}"))
-            slices = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            layout = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
-            domains = _check_layout(path, header, layout)
-            days = _check_days(path, header, layout)
-            sums = {key: file.get_tensor(key) for key in layout}
+            yield file, json.loads((file.metadata() or {}).get("ir3de", "{}"))
     except (SafetensorError, RecursionError, OSError) as error:
         raise ValueError(f"{path} is truncated or not an outcomes file ({error}): fetch it again.") from error
+
+
+def contributions_of(path: Any, header: Any, file: Any, tensors: Mapping[str, str]) -> dict[str, Contribution]:
+    """One expert's contributions in a file, checked as a stranger's.
+
+    Args:
+        path (`Path`): for messages.
+        header (`Any`): what the file says of them, as [`header_of`] makes it.
+        file (`safe_open`): the file.
+        tensors (`Mapping[str, str]`): where the sums of each contribution are in it.
+
+    Raises:
+        ValueError: header and sums do not fit each other, or the sums cannot be such of outcomes.
+    """
+    slices = {key: file.get_slice(tensor) for key, tensor in tensors.items()}
+    layout = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+    domains = _check_layout(path, header, layout)
+    days = _check_days(path, header, layout)
+    sums = {key: file.get_tensor(tensor) for key, tensor in tensors.items()}
     for key, part in sums.items():
         _check_sums(path, key, part)
     return {key: Contribution(tuple(domains[key]), part, days.get(key)) for key, part in sums.items()}

@@ -27,3 +27,11 @@ class NoAnswer(NotScored):
 
 class Conflict(NotScored):
     """Another score was given under the same key."""
+
+
+class ExchangeRefused(OSError):
+    """The repository where servers exchange outcomes cannot be read or written now; the message says why."""
+
+
+class MovedOn(Exception):
+    """Another server has written to it meanwhile: look again at what is there."""

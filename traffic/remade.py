@@ -24,8 +24,8 @@ from .tables import answers, feedback, panels, signals
 
 _ROWS = 50_000  # that are read at a time
 _DAY = 86_400
-_TAG = 6  # bytes of a name that stand for the server
-_ROUND = 1 << (8 * (16 - _TAG))  # where the rest of a name starts again
+TAG = 12  # digits of a name that stand for the server
+_ROUND = 1 << (4 * (32 - TAG))  # where the rest of a name starts again
 _SUMS = 9  # columns of a ledger
 
 
@@ -39,32 +39,31 @@ class _Group(NamedTuple):
 
 class Remade(NamedTuple):
     """
-    What a store is worth to a router.
+    What a store, or several of them, are worth to a router.
 
     Args:
         ledger ([`Ledger`]): of the scores.
-        replicas (`list[str]`): whose answers are or were in the store.
+        tags (`frozenset[str]`): of the servers whose answers are or were in the store, as [`tag_of`] makes them.
         outcomes (`int`): scores and signs that were counted.
     """
 
     ledger: Ledger
-    replicas: list[str]
+    tags: frozenset[str]
     outcomes: int
 
     def changes(self, ledger: Ledger, experts: Iterable[str]) -> tuple[Ledger, Ledger]:
-        """What leaves a router's ledger and what joins it, so that it holds of this store's servers this alone.
+        """What leaves a router's ledger and what joins it, so that it holds of these servers this alone.
 
         Args:
             ledger ([`Ledger`]): of the router.
             experts (`Iterable[str]`): of the router; outcomes of others are left out.
         """
-        tags = {tag_of(replica) for replica in self.replicas}
         new = self.ledger.of(experts)
         leaves, joins = {}, {}
         for expert in {*ledger.contributions, *new.contributions}:
             here, there = ledger.contributions.get(expert, {}), new.contributions.get(expert, {})
             leaves[expert] = {
-                name: part for name, part in here.items() if name[: 2 * _TAG] in tags and name not in there
+                name: part for name, part in here.items() if name[:TAG] in self.tags and name not in there
             }
             joins[expert] = {name: part for name, part in there.items() if name not in here}
         return Ledger(leaves), Ledger(joins)
@@ -72,7 +71,7 @@ class Remade(NamedTuple):
 
 def tag_of(replica: str) -> str:
     """What the names of a server's contributions begin with: 12 hexadecimal digits."""
-    return hashlib.blake2b(replica.encode(), digest_size=_TAG).hexdigest()
+    return hashlib.blake2b(replica.encode(), digest_size=TAG // 2).hexdigest()
 
 
 def remade(store: Store, replica: str | None = None) -> Remade:
@@ -98,10 +97,10 @@ def remade(store: Store, replica: str | None = None) -> Remade:
     contributions: dict[str, dict[str, Contribution]] = defaultdict(dict)
     for group, of_domain in sums.items():
         kept = sorted(domain for domain, row in of_domain.items() if row.any())
-        name = f"{tag_of(group.replica)}{names[group] % _ROUND:0{32 - 2 * _TAG}x}"
+        name = f"{tag_of(group.replica)}{names[group] % _ROUND:0{32 - TAG}x}"
         rows = np.stack([of_domain[domain] for domain in kept])
         contributions[group.expert][name] = Contribution(tuple(kept), rows, group.day)
-    return Remade(Ledger(contributions), store.replicas, outcomes)
+    return Remade(Ledger(contributions), frozenset(map(tag_of, store.replicas)), outcomes)
 
 
 def _groups(store: Store, replica: str | None) -> Iterator[tuple[_Group, list[str], Any, Any, int]]:

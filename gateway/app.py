@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -24,6 +24,9 @@ from .metrics import CONTENT_TYPE
 from .other import Other
 from .requests import ROUTER
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from .learning import Learning
 
 logger = logging.getLogger(__name__)
 
@@ -62,22 +65,23 @@ def _feedback(gateway: Gateway) -> list[Route]:
     ]
 
 
-def application(gateway: Gateway, watch: Watch | None = None) -> Starlette:
+def application(gateway: Gateway, watch: Watch | None = None, learning: Learning | None = None) -> Starlette:
     """The whole gateway: `/v1`, and what those who run it look at.
 
     Args:
         gateway ([`Gateway`]): that answers.
         watch ([`Watch`], *optional*): that keeps its router current.
+        learning ([`Learning`], *optional*): that exchanges outcomes with other servers.
     """
     pages = _Pages(gateway, watch)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        """Watches while it serves, and closes the connections to the experts at the end."""
-        watching = asyncio.ensure_future(watch.run()) if watch else None
+        """Watches and learns while it serves, and closes the connections to the experts at the end."""
+        tasks = [asyncio.ensure_future(each.run()) for each in (watch, learning) if each]
         yield
-        if watching:
-            watching.cancel()
+        for task in tasks:
+            task.cancel()
         await gateway.close()
 
     routes = [

@@ -53,9 +53,11 @@ class Metrics:
         kinds: Any = {"multiprocess_mode": "livesum", **made}
         self._spent = Gauge("ir3de_budget_spent", "Of the budget, in this period", **kinds)
         self._left = Gauge("ir3de_budget_left", "Of the budget, in this period", **kinds)
-        self._price = Gauge(
-            "ir3de_price", "Score that a unit of cost must be worth", multiprocess_mode="livemax", **made
-        )
+        largest: Any = {"multiprocess_mode": "livemax", **made}
+        self._price = Gauge("ir3de_price", "Score that a unit of cost must be worth", **largest)
+        self._rounds = Counter("ir3de_exchange_rounds", "Rounds of exchange with other servers", ["outcome"], **made)
+        self._known = Gauge("ir3de_exchange_servers", "Servers whose outcomes are known, this one too", **largest)
+        self._aside = Gauge("ir3de_exchange_set_aside", "Servers whose files are not read", **largest)
         self._swaps = Counter("ir3de_router_swaps", "New revisions of the router", ["outcome"], **made)
 
     def inside_here(self, number: int) -> None:
@@ -112,6 +114,12 @@ class Metrics:
     def waits(self, number: int) -> None:
         """So many pieces wait to be stored."""
         self._waiting.set(number)
+
+    def exchanged(self, ok: bool, known: int, aside: int) -> None:
+        """A round of exchange was taken (`ok`) or refused; so many servers are known, so many set aside."""
+        self._rounds.labels("ok" if ok else "refused").inc()
+        self._known.set(known)
+        self._aside.set(aside)
 
     def shown(self) -> bytes:
         """All of it as text."""

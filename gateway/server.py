@@ -33,6 +33,7 @@ from .watch import Watch, Watched, try_routes
 
 if TYPE_CHECKING:
     from .feedback import Keeping
+    from .learning import Learning
 
 _VARIABLE = "IR3DE_GATEWAY"  # tells worker processes what to serve
 _KEYS_VARIABLE = "IR3DE_KEYS"  # keys, where no file of them is named
@@ -64,6 +65,8 @@ class Service(NamedTuple):
         store (`str`, *optional*): a file of SQLite, or the address of a database, where answers and scores are kept.
         replica (`str`, *optional*): the name of this server in the store.
         keep_text (`str`, *optional*): a file for the text of requests.
+        exchange (`str`, *optional*): the repository on the Hub where servers exchange outcomes.
+        every (`float`): seconds between two rounds of exchange.
         budget (`str`, *optional*): what answers may cost in a period, as in `20/day`; each worker has an even share.
         budget_end (`str`): who answers once it is spent.
         feedback_days (`float`): that scores are taken for an answer.
@@ -93,6 +96,8 @@ class Service(NamedTuple):
     store: str | None = None
     replica: str | None = None
     keep_text: str | None = None
+    exchange: str | None = None
+    every: float = 900.0
     budget: str | None = None
     budget_end: str = "cheapest"
     feedback_days: float = 30.0
@@ -143,8 +148,8 @@ class Service(NamedTuple):
             OSError: store or file cannot be opened.
         """
         if self.store is None:
-            if self.keep_text or self.implicit or self.replica:
-                raise ValueError("`--keep-text`, `--implicit` and `--replica` need a `--store`.")
+            if self.keep_text or self.implicit or self.replica or self.exchange:
+                raise ValueError("`--keep-text`, `--implicit`, `--replica` and `--exchange` need a `--store`.")
             return None
         if not 0 <= self.implicit <= 1:
             raise ValueError(f"`--implicit` must be from 0 to 1, a part of an outcome; got {self.implicit:g}.")
@@ -222,7 +227,8 @@ def make_application(service: Service) -> Starlette:
             f"A budget needs a `cost` in the spec of every expert, or outcomes that tell it; {missing} have none."
         )
     gateway = Gateway(serving, settings, keeping=keeping, spending=spending)
-    return application(gateway, _watch(service, origin, gateway))
+    learning = _learning(service, gateway)
+    return application(gateway, _watch(service, origin, gateway, learning), learning)
 
 
 def _spent(keeping: Keeping, since: float) -> float:
@@ -234,12 +240,28 @@ def _spent(keeping: Keeping, since: float) -> float:
         return 0.0
 
 
-def _watch(service: Service, origin: Origin, gateway: Gateway) -> Watch | None:
+def _learning(service: Service, gateway: Gateway) -> Learning | None:
+    if service.exchange is None:
+        return None
+    from ir3de.traffic.repository import Repository
+
+    from .learning import Learning
+
+    return Learning(gateway, Repository(service.exchange), service.every)
+
+
+def _watch(service: Service, origin: Origin, gateway: Gateway, learning: Learning | None) -> Watch | None:
     if not service.watch:
         return None
+
+    def load(revision: str) -> Any:
+        """Loads a revision; what was exchanged is not in it."""
+        router = origin.load(revision)
+        return learning.taught(router) if learning else router
+
     samples = list(read_file(service.samples)) if service.samples else []
     refused = Path(service.shared) / "refused" if service.shared else None
-    return Watch(gateway, Watched(origin.current, origin.load, service.watch, samples, refused=refused))
+    return Watch(gateway, Watched(origin.current, load, service.watch, samples, refused=refused))
 
 
 def _log_requests() -> None:

@@ -39,6 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " since=...,until=... (times of UTC), scored=no; several joined by commas must all hold",
     )
     parser.add_argument("--texts", metavar="FILE", help="the file of `serve --keep-text`, for --take-back")
+    parser.add_argument(
+        "--exchange",
+        metavar="REPO_ID",
+        help="of --from-store: say in a branch of this repository on the Hub what the store holds, and add what other"
+        " servers say there",
+    )
     parser.add_argument("--dry-run", action="store_true", help="of --from-store: show what would be, change no router")
     parser.add_argument(
         "--half-life",
@@ -59,9 +65,9 @@ def run(args: argparse.Namespace) -> int:
     if args.from_store is not None:
         if args.files or args.remove or args.split or args.half_life is not None:
             raise ValueError("--from-store goes without files, --remove, --split and --half-life.")
-        return _bring(target, args.from_store, args.take_back, args.texts, args.dry_run)
-    if args.take_back or args.texts or args.dry_run:
-        raise ValueError("--take-back, --texts and --dry-run go with --from-store.")
+        return _bring(target, args.from_store, args.take_back, args.texts, args.exchange, args.dry_run)
+    if args.take_back or args.texts or args.exchange or args.dry_run:
+        raise ValueError("--take-back, --texts, --exchange and --dry-run go with --from-store.")
     if args.remove and not args.files:
         raise ValueError("--remove needs the files whose outcomes are to leave.")
     if not args.files and args.half_life is None:
@@ -90,7 +96,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _bring(target: TargetRouter, store: str, back: list[str], texts: str | None, dry_run: bool) -> int:
+def _bring(
+    target: TargetRouter, store: str, back: list[str], texts: str | None, exchange: str | None, dry_run: bool
+) -> int:
     """Gives a router the outcomes of a store, and prints the table before anything is written."""
     try:
         from ir3de.scripts.publishing.from_store import bring, read_store
@@ -102,7 +110,7 @@ def _bring(target: TargetRouter, store: str, back: list[str], texts: str | None,
 
     if back and dry_run:
         raise ValueError("--take-back removes for good: leave --dry-run away.")
-    made, gone = read_store(store, [Which.read(text) for text in back], texts)
+    made, gone = read_store(store, [Which.read(text) for text in back], texts, exchange, not dry_run)
     if back:
         print(f"{gone:,} answers were taken back from the store.")
     brought = bring(IR3DEModel.from_pretrained(target.router), made)

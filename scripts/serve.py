@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 
 from ir3de.gateway.limits import Limits, Timeouts
@@ -46,6 +47,12 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
         " servers share, such as postgresql+psycopg://user@host/name (or the variable IR3DE_STORE)",
     )
     parser.add_argument("--replica", metavar="NAME", help="name of this server in a store that several share")
+    parser.add_argument(
+        "--exchange",
+        metavar="REPO_ID",
+        help="exchange outcomes with other servers through a branch of this repository on the Hub, maybe the router's",
+    )
+    parser.add_argument("--every", default="15m", metavar="TIME", help="how often they do, such as 90s or 1h (15m)")
     parser.add_argument("--keep-text", metavar="FILE", help="keep the text of requests too, in this file")
     days = "take scores of answers for this long (default: 30)"
     parser.add_argument("--feedback-days", type=float, default=30, metavar="N", help=days)
@@ -141,6 +148,8 @@ def run(args: argparse.Namespace) -> int:
         replica=args.replica,
         keep_text=args.keep_text,
         feedback_days=args.feedback_days,
+        exchange=args.exchange,
+        every=_seconds(args.every),
         budget=args.budget,
         budget_end=args.budget_end,
         implicit=args.implicit,
@@ -150,6 +159,19 @@ def run(args: argparse.Namespace) -> int:
     print(f"Serving {service.router} at {where} once it has loaded; GET /ready tells when.", flush=True)
     server.run(service)
     return 0
+
+
+def _seconds(text: str) -> float:
+    """A time such as `90`, `90s`, `15m` or `1h`, in seconds.
+
+    Raises:
+        ValueError: it is none, or less than a second.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if seconds < 1:
+        raise ValueError(f"`--every` must be a time of at least a second, such as 90s, 15m or 1h; got {text!r}.")
+    return seconds
 
 
 main = command("serve", __doc__, add_arguments, run)

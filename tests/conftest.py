@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import pytest
+from huggingface_hub import HfApi, constants
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.scripts.fitting.embedded import build
 
 from . import tiny
+from .hub_server import WRITE_TOKEN, Hub, serve
 
 
 @pytest.fixture
@@ -68,3 +71,28 @@ def json_lines(tmp_path: Path) -> Path:
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    """A running Hub where this process is logged in."""
+    with pytest.MonkeyPatch.context() as patch, serve() as (url, running):
+        patch.setattr(constants, "ENDPOINT", url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))  # else made once a process
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
+        for name, value in {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE_TOKEN}.items():
+            patch.setenv(name, value)  # for other processes
+        yield running
+
+
+@pytest.fixture
+def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
+    """A published router of code and math."""
+    name = f"user/{request.node.name.partition('[')[0][5:60]}"
+    made = tiny.router({"code": {"model": "org/code"}})
+    made.remove_expert("law")
+    made.push_to_hub(name)
+    return name

@@ -692,6 +692,18 @@ def delete_branch(hub: Hub, call: Call, repo: Repo) -> Response:
     return remove_ref(repo, f"refs/heads/{call.params['name']}")
 
 
+def squash_branch(hub: Hub, call: Call, repo: Repo) -> Response:
+    """`HfApi.super_squash_history`: a commit without ancestors takes the place of the branch's."""
+    ref = f"refs/heads/{call.params['name']}"
+    gone = list(repo.history(repo.resolve(call.params["name"])))
+    repo.add_commit(gone[0].files, ref, call.json()["message"], call.caller)
+    kept = {commit.oid for oid in repo.refs.values() for commit in repo.history(repo.commits[oid])}
+    for commit in gone:
+        if commit.oid not in kept:
+            del repo.commits[commit.oid]
+    return Response()
+
+
 def create_tag(hub: Hub, call: Call, repo: Repo) -> Response:
     """`HfApi.create_tag`; the path names the revision, the body the tag."""
     return add_ref(repo, f"refs/tags/{call.json()['tag']}", repo.resolve(call.params["name"]))
@@ -1017,6 +1029,7 @@ ROUTES = (
     Route("GET", API + "/commits/{rev}", with_repo(Access.LOOK, list_commits)),
     Route("POST", API + "/branch/{name}", with_repo(Access.WRITE, create_branch)),
     Route("DELETE", API + "/branch/{name}", with_repo(Access.WRITE, delete_branch)),
+    Route("POST", API + "/super-squash/{name}", with_repo(Access.WRITE, squash_branch)),
     Route("POST", API + "/tag/{name}", with_repo(Access.WRITE, create_tag)),
     Route("DELETE", API + "/tag/{name}", with_repo(Access.WRITE, delete_tag)),
     Route("POST", API + "/preupload/{rev}", preupload),

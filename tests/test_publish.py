@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,33 +18,8 @@ from ir3de.scripts.publishing import targets as edit
 from ir3de.token_router_ir3de import FeatureMap
 
 from . import tiny
-from .hub_server import OTHER_TOKEN, READ_TOKEN, WRITE_TOKEN, Hub, serve
+from .hub_server import OTHER_TOKEN, READ_TOKEN, Hub
 from .test_second_opinion import WordEncoder, second
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A running Hub where this process is logged in."""
-    with pytest.MonkeyPatch.context() as patch, serve() as (url, running):
-        patch.setattr(constants, "ENDPOINT", url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        patch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))  # else made once a process
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name, value in {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE_TOKEN}.items():
-            patch.setenv(name, value)  # for other processes
-        yield running
-
-
-@pytest.fixture
-def repo(hub: Hub, request: pytest.FixtureRequest) -> str:
-    """A published router of code and math."""
-    name = f"user/{request.node.name.partition('[')[0][5:60]}"
-    made = tiny.router({"code": {"model": "org/code"}})
-    made.remove_expert("law")
-    made.push_to_hub(name)
-    return name
 
 
 @pytest.fixture

@@ -10,8 +10,10 @@ from ir3de.card_ir3de import outcomes_table
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.traffic.errors import StoreUnavailable
-from ir3de.traffic.remade import Remade, remade
+from ir3de.traffic.exchange import Exchange
+from ir3de.traffic.remade import Remade, remade, tag_of
 from ir3de.traffic.removal import Which, take_back
+from ir3de.traffic.repository import Repository
 from ir3de.traffic.store import Store
 from ir3de.traffic.texts import Texts
 
@@ -31,13 +33,22 @@ class Brought(NamedTuple):
     changed: bool
 
 
-def read_store(place: str, back: Sequence[Which] = (), texts: str | None = None) -> tuple[Remade, int]:
+def read_store(
+    place: str,
+    back: Sequence[Which] = (),
+    texts: str | None = None,
+    exchange: str | None = None,
+    write: bool = True,
+) -> tuple[Remade, int]:
     """What a store is worth, after answers were taken back from it.
 
     Args:
         place (`str`): of the store.
         back (`Sequence[Which]`): which answers to take back.
         texts (`str`, *optional*): the file of their text, from which they go too.
+        exchange (`str`, *optional*): a repository on the Hub where servers exchange outcomes; what others say there is
+            part of the outcomes then.
+        write (`bool`): whether to say there what this store holds.
 
     Returns:
         `tuple[Remade, int]`: the outcomes, and how many answers were taken back.
@@ -57,10 +68,21 @@ def read_store(place: str, back: Sequence[Which] = (), texts: str | None = None)
             gone += uids
         if gone:
             store.wipe()
-        made = remade(store)
         # What a server whose store is lost gave a router can be taken back too, by its name.
         named = {which.replica for which in back if which == Which(replica=which.replica) and which.replica}
-        return made._replace(replicas=sorted({*made.replicas, *named})), len(gone)
+
+        def worth() -> Remade:
+            """What the store is worth by now."""
+            made = remade(store)
+            return made._replace(tags=made.tags | {tag_of(name) for name in named})
+
+        if exchange is None:
+            return worth(), len(gone)
+        repository = Repository(exchange)
+        made = Exchange(repository).round(worth, write)
+        if gone or named:
+            repository.forget()
+        return made, len(gone)
     except StoreUnavailable as error:
         raise StoreUnavailable(f"The store cannot be used now: {error}. The router is as before.") from None
     finally:
@@ -77,10 +99,8 @@ def bring(model: IR3DEModel, made: Remade) -> Brought:
     """
     usable, ahead = _until_tomorrow(made.ledger)
     leaves, joins = made._replace(ledger=usable).changes(model.outcomes, model.config.expert_names)
-    if leaves:
-        model.remove_outcomes(leaves)
-    if joins:
-        model.add_outcomes(joins)
+    if leaves or joins:
+        model.replace_outcomes(leaves, joins)
     said = [f"{made.outcomes:,} outcomes: {_number(joins)} contributions joined, {_number(leaves)} left."]
     said += _resting("experts", made.ledger.contributions.keys() - {*model.config.expert_names})
     said += _resting("domains", made.ledger.domains - {*model.config.domain_names})

@@ -129,9 +129,13 @@ class Attempts:
         """The reply of one expert, after some patience with it."""
         for attempt in range(self._patience.retries + 1):
             started = time.perf_counter()
+            if exchange.trace is not None:
+                headers = {**headers, **exchange.trace.asks(expert)}
             try:
                 reply = await self._open(expert, ask, conversation, headers, exchange)
             except ExpertFailed as failure:
+                if exchange.trace is not None:
+                    exchange.trace.failed(failure.why)
                 if failure.broken:
                     breaker.failed()
                 else:

@@ -7,10 +7,13 @@ import logging
 import re
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ir3de.specs_ir3de import ExpertSpec
 from ir3de.traffic.signals import Turns
+
+if TYPE_CHECKING:
+    from .tracing import Trace
 
 logger = logging.getLogger("ir3de.requests")
 
@@ -52,6 +55,7 @@ class Exchange:
     recognised: dict[str, int] | None = None  # units of each domain, where answers are kept
     said: str = ""  # what was routed on, where text is kept
     turns: Turns | None = None  # where signs are looked for
+    trace: Trace | None = None  # its spans, where these are asked for
     failures: list[tuple[str, str]] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0

@@ -38,6 +38,7 @@ from .words import Words
 
 if TYPE_CHECKING:
     from .feedback import Keeping, Traffic
+    from .tracing import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Gateway:
         generate (`Callable`): how experts on this machine generate; a Space borrows hardware for it.
         keeping ([`Keeping`], *optional*): where answers and their scores are kept.
         spending ([`Spending`], *optional*): of a budget.
+        tracing ([`Tracing`], *optional*): where spans go.
     """
 
     def __init__(
@@ -76,10 +78,12 @@ class Gateway:
         generate: Generate = pieces,
         keeping: Keeping | None = None,
         spending: Spending | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self.serving = serving
         self.settings = settings
         self.metrics = Metrics()
+        self.tracing = tracing
         self.keys = Keys(settings.keys)
         self.started = int(time.time())
         self.traffic = self._traffic(keeping) if keeping else None
@@ -99,6 +103,8 @@ class Gateway:
         exchange.outcome = exchange.outcome or "left"
         self.keys.spent(exchange.caller, exchange.prompt_tokens + exchange.completion_tokens)
         self.metrics.went_out(exchange)
+        if exchange.trace is not None:
+            exchange.trace.end(exchange)
         if self.purse is not None and exchange.routed:
             self._pay(self.purse, exchange)
         if self.traffic is not None:
@@ -115,6 +121,8 @@ class Gateway:
     async def close(self) -> None:
         """Closes the connections to the experts, and the store once all is written."""
         await self.forwarder.close()
+        if self.tracing is not None:
+            await asyncio.to_thread(self.tracing.close)
         if self.traffic is not None:
             await asyncio.to_thread(self.traffic.close)
 
@@ -136,6 +144,8 @@ class Answer:
         """Answers one request, and notes how it went."""
         request = Request(scope, receive)
         exchange = Exchange(request_id(request), self._api.path)
+        if self._gateway.tracing is not None:
+            exchange.trace = self._gateway.tracing.begin(self._api, request.headers)
         self._gateway.metrics.came_in()
         try:
             await self._answer(request, send, exchange)
@@ -162,6 +172,8 @@ class Answer:
             began = time.perf_counter()
             choice = await gateway.chooser.choose(ask, serving)
             exchange.route_seconds = time.perf_counter() - began
+            if exchange.trace is not None:
+                exchange.trace.routed(choice.record, exchange.route_seconds)
             if not ask.generate:
                 await _tell_route(choice, exchange)(request.scope, request.receive, send)
                 return

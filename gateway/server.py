@@ -34,6 +34,7 @@ from .watch import Watch, Watched, try_routes
 if TYPE_CHECKING:
     from .feedback import Keeping
     from .learning import Learning
+    from .tracing import Tracing
 
 _VARIABLE = "IR3DE_GATEWAY"  # tells worker processes what to serve
 _KEYS_VARIABLE = "IR3DE_KEYS"  # keys, where no file of them is named
@@ -226,9 +227,30 @@ def make_application(service: Service) -> Starlette:
         raise ValueError(
             f"A budget needs a `cost` in the spec of every expert, or outcomes that tell it; {missing} have none."
         )
-    gateway = Gateway(serving, settings, keeping=keeping, spending=spending)
+    gateway = Gateway(serving, settings, keeping=keeping, spending=spending, tracing=tracing())
     learning = _learning(service, gateway)
     return application(gateway, _watch(service, origin, gateway, learning), learning)
+
+
+def tracing() -> Tracing | None:
+    """What makes spans, if OpenTelemetry's environment variables ask for them; else its packages are not needed.
+
+    Raises:
+        ValueError: a variable asks for what there is not.
+        ImportError: the packages are missing.
+    """
+    variables = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get(variables[0]) == "none"
+    if off or not any(map(os.environ.get, variables)):
+        return None
+    try:
+        from .tracing import Tracing
+    except ImportError as error:
+        message = (
+            f"Spans are asked for by the environment and need further packages ({error}): `pip install ir3de[otel]`."
+        )
+        raise ImportError(message) from error
+    return Tracing()
 
 
 def _spent(keeping: Keeping, since: float) -> float:

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import huggingface_hub
+import openai
 import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.inference._providers import CONVERSATIONAL_AUTO_ROUTER
@@ -25,6 +26,7 @@ from ir3de import IR3DERoutingPipeline
 from ir3de.experts_ir3de import ExpertError
 
 from . import tiny
+from .gateway_world import world
 
 LAW = "the court and a judge"
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 8}
@@ -139,6 +141,18 @@ def real(model: str) -> Iterator[str]:
 
 
 # A real server.
+
+
+def test_through_the_gateway_a_real_server_answers_as_it_does_directly(real: str, model: str) -> None:
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": LAW}], "max_tokens": 8, "temperature": 0.0}
+    with world({"law": {"endpoint": real, "model": model}}, names=("code", "math")) as made:
+        direct, through = openai.OpenAI(base_url=real, api_key="-"), openai.OpenAI(base_url=made.url, api_key="-")
+        whole = through.chat.completions.with_raw_response.create(model="ir3de", **asked)
+        assert whole.headers["x-ir3de-expert"] == "law"
+        expected = direct.chat.completions.create(model=model, **asked).choices[0].message.content
+        assert whole.parse().choices[0].message.content == expected
+        stream = through.chat.completions.create(model="ir3de", stream=True, **asked)
+        assert "".join(each.choices[0].delta.content or "" for each in stream if each.choices) == expected != ""
 
 
 def test_answers_chats_and_streams_are_those_of_a_direct_client(real: str, model: str) -> None:

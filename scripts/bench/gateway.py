@@ -240,7 +240,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--requests", type=int, default=400, help="of a load in a round (default: 400)")
     parser.add_argument("--rounds", type=int, default=5, help="of each load (default: 5)")
-    parser.add_argument("--former", metavar="DIR", help="folder with `ir3de/`, a former version, to measure its server")
+    parser.add_argument("--former", metavar="DIR", help="the source of a former version, to measure its server")
     parser.add_argument("--litellm", metavar="PATH", help="the `litellm` command, in a virtual environment of its own")
     parser.add_argument("--streams", type=int, nargs="*", default=[100, 1000], help="that are open at the same time")
     args = parser.parse_args()
@@ -251,7 +251,7 @@ def main() -> int:
         straight, router = _stand_in(stack, folder)
         servers = [straight, _gateway(stack, folder, router)]
         if args.former:
-            servers.append(_former(stack, args.former, router))
+            servers.append(_former(stack, Path(args.former), folder, router))
         if args.litellm:
             servers.append(_litellm(stack, args.litellm, straight.url, folder))
         _compare(servers, args.requests, args.rounds)
@@ -270,7 +270,8 @@ def _compare(servers: list[Server], requests: int, rounds: int) -> None:
     alone = measure(servers, 1, requests // 2, rounds, False)
     after = _routing(servers[1].url)
     for clients in (16, 100, 500):
-        measure([server for server in servers if clients <= server.most], clients, requests, rounds, False)
+        several = max(requests, 4 * clients)  # or it would be measured how fast connections are opened
+        measure([server for server in servers if clients <= server.most], clients, several, rounds, False)
     streams = measure(servers, 1, requests // 4, rounds, True)
     straight, gateway = (alone[server.name] for server in servers[:2])
     added = statistics.median(gateway.ms) - statistics.median(straight.ms)
@@ -306,10 +307,14 @@ def _gateway(stack: contextlib.ExitStack, folder: Path, router: Path) -> Server:
     return Server("gateway", f"http://127.0.0.1:{port}/v1", running)
 
 
-def _former(stack: contextlib.ExitStack, folder: str, router: Path) -> Server:
+def _former(stack: contextlib.ExitStack, source: Path, folder: Path, router: Path) -> Server:
+    """The server of a former version, whose source is the package `ir3de`, whatever its folder is called."""
+    named = folder / "former"
+    named.mkdir()
+    (named / "ir3de").symlink_to(source.resolve(), target_is_directory=True)
     port = free_port()
     start = "import sys; sys.path.insert(0, sys.argv.pop(1)); from ir3de.scripts.serve import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", start, folder, str(router), "--port", str(port)]
+    command = [sys.executable, "-c", start, str(named), str(router), "--port", str(port)]
     url = f"http://127.0.0.1:{port}/v1"
     return Server("former endpoint", url, stack.enter_context(process(command, f"{url}/models")), most=100)
 

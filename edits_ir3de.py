@@ -72,6 +72,18 @@ class Experts(NamedTuple):
         made = self if statistics is None else self.with_domain(name, statistics, second)
         return made._replace(specs={**made.specs, name: spec})
 
+    def with_spec(self, spec: Any) -> Experts:
+        """These, of whom one has another spec; its outcomes stay.
+
+        Raises:
+            ValueError: the spec is malformed, or there is no such expert.
+        """
+        spec = check_expert(spec)
+        if spec["name"] not in self.specs:
+            hint = nearest_name(spec["name"], self.specs)
+            raise ValueError(f"There is no expert {spec['name']!r} among {sorted(self.specs)}.{hint}")
+        return self._replace(specs={**self.specs, spec["name"]: spec})
+
     def with_domain(self, name: str, statistics: DomainStatistics, second: DomainStatistics | None = None) -> Experts:
         """These and a new domain, of which the second opinion learns what is in `second`.
 

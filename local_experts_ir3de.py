@@ -287,7 +287,7 @@ def _several_adapters() -> Iterator[None]:
 
 def _adapter_name(spec: ExpertSpec) -> str:
     """A name of the adapter itself: experts come and go, and another may come under the same name."""
-    origin = repr((spec["adapter"], spec.get("adapter_revision")))
+    origin = repr((spec["adapter"], spec.get("adapter_revision"), spec.get("adapter_subfolder")))
     return f"adapter_{hashlib.sha256(origin.encode()).hexdigest()[:16]}"
 
 

@@ -23,7 +23,7 @@ from .specs_ir3de import BaseSpec, ExpertSpec, check_hub_id, in_bytes
 
 logger = logging.getLogger(__name__)
 
-_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def base_spec(spec: ExpertSpec) -> BaseSpec:
@@ -35,7 +35,7 @@ def base_spec(spec: ExpertSpec) -> BaseSpec:
     """
     base = cast(BaseSpec, {key: value for key, value in spec.items() if key in BaseSpec.__annotations__})
     if "adapter" in spec:
-        trained_on = _adapter_config(spec["adapter"], spec.get("adapter_revision"), spec.get("token"))
+        trained_on = _adapter_config(spec["adapter"], **_where(spec))
         name = trained_on.get("base_model_name_or_path") or ""
         if spec.get("token") is False:  # a stranger's adapter may name no folder of this machine
             check_hub_id(f"The base of the adapter {spec['adapter']}", name)
@@ -58,14 +58,22 @@ def adapter_folder(spec: ExpertSpec) -> Path:
     Raises:
         OSError: one cannot be found.
     """
-    where = {"revision": spec.get("adapter_revision"), "token": spec.get("token")}
-    files = (cached_file(spec["adapter"], file, **where) for file in _ADAPTER_FILES)
+    files = (cached_file(spec["adapter"], file, **_where(spec)) for file in ADAPTER_FILES)
     return Path(*{str(Path(str(file)).parent) for file in files})
 
 
+def _where(spec: ExpertSpec) -> dict[str, Any]:
+    """What `cached_file` is told of an expert's adapter beside its name."""
+    return {
+        "revision": spec.get("adapter_revision"),
+        "subfolder": spec.get("adapter_subfolder", ""),
+        "token": spec.get("token"),
+    }
+
+
 @lru_cache(maxsize=1024)  # asked at each call, and on the Hub each answer is a request
-def _adapter_config(adapter: str, revision: str | None, token: bool | None) -> dict[str, Any]:
-    file = str(cached_file(adapter, _ADAPTER_FILES[0], revision=revision, token=token))
+def _adapter_config(adapter: str, revision: str | None, subfolder: str, token: bool | None) -> dict[str, Any]:
+    file = str(cached_file(adapter, ADAPTER_FILES[0], revision=revision, subfolder=subfolder, token=token))
     return dict(json.loads(Path(file).read_text(encoding="utf-8")))
 
 
@@ -121,7 +129,7 @@ class LocalSource:
         self._reads = _reading(self.tokenizer)
         if changes := self._reads.changes:
             logger.warning("The chat template of %s refuses or drops %s.", base["model"], " and ".join(changes))
-        self._fitting: set[tuple[str, str | None]] = set()  # adapters that were compared with this base
+        self._fitting: set[tuple[str, ...]] = set()  # adapters that were compared with this base
 
     def expected_size(self) -> int:
         """Bytes of memory that the weights will take: quantized where they are, and without what stays on disk."""
@@ -160,7 +168,7 @@ class LocalSource:
             ValueError: it does not fit.
             ImportError: peft is missing.
         """
-        adapter = (spec.get("adapter", ""), spec.get("adapter_revision"))
+        adapter = tuple(str(spec.get(key)) for key in ("adapter", "adapter_revision", "adapter_subfolder"))
         if "adapter" not in spec or adapter in self._fitting:
             return
         try:
@@ -171,7 +179,7 @@ class LocalSource:
         try:
             inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), model)
             weights = get_peft_model_state_dict(model, save_embedding_layers=False)  # or it asks the Hub for the base
-            with safe_open(folder / _ADAPTER_FILES[1], framework="pt") as file:
+            with safe_open(folder / ADAPTER_FILES[1], framework="pt") as file:
                 names = file.keys()
                 shapes = {name.removeprefix("base_model.model."): file.get_slice(name).get_shape() for name in names}
             if shapes.keys().isdisjoint(weights):
@@ -193,6 +201,11 @@ class LocalSource:
         if not self._reads.system:
             chat = with_system_folded(chat)
         return chat if self._reads.repeats else with_turns_merged(chat)
+
+    @property
+    def changes(self) -> list[str]:
+        """What is done to a chat because the template refuses or drops it, in words."""
+        return self._reads.changes
 
     def reject(self, spec: ExpertSpec, prompts: Sequence[Prompt], options: Options) -> list[Any]:
         """What keeps each prompt from being generated for: its template refuses it, or it is too long; else None."""

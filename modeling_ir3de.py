@@ -41,6 +41,7 @@ from .outcome_rows_ir3de import read_outcomes  # noqa: F401 (likewise)
 from .outcomes_ir3de import Ledger
 from .outlook_ir3de import Outlook  # noqa: F401 (likewise)
 from .policy_ir3de import Panel
+from .portable_ir3de import private_parts  # noqa: F401 (likewise)
 from .prompts_ir3de import token_ids_of
 from .repository_ir3de import RouterRepository
 from .route_selector_ir3de import MEANS, TokenTable, contributions, decisive, probabilities, select
@@ -570,6 +571,18 @@ class IR3DEModel(RouterRepository):
         else:
             new = self._new(name, texts, statistics)
             self._edit(experts_of(self).with_expert(spec, new), own=own or texts is not None)
+
+    @_one_at_a_time
+    def set_expert(self, spec: ExpertSpec) -> None:
+        """Gives an expert another spec; its domain and its outcomes stay.
+
+        Args:
+            spec ([`ExpertSpec`]): whole, under the name of the expert.
+
+        Raises:
+            ValueError: the spec is malformed, or there is no such expert. The router is as before.
+        """
+        self._edit(experts_of(self).with_spec(spec))
 
     @_one_at_a_time
     def add_domain(

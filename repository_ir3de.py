@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import shutil
 import tempfile
@@ -21,15 +23,20 @@ from .card_ir3de import CARD_NAME, FRONTIER_NAME, PLOT_NAME, read_card, update_c
 from .configuration_ir3de import IR3DEConfig
 from .names_ir3de import file_name
 from .outcomes_ir3de import Ledger
+from .portable_ir3de import check_portable, with_adapters
 from .samples_ir3de import SAMPLES_NAME, Sample, checked_samples, read_samples, write_samples
 from .second_opinion_ir3de import SecondOpinion
+from .specs_ir3de import ExpertSpec
 from .statistics_ir3de import (
     DomainStatistics,
     read_header,
 )
 
 _HUB_KEYS = ("cache_dir", "local_files_only", "token", "subfolder")
-_PUSH_KEYS = ("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr")
+_PUSH_KEYS = (
+    *("repo_id", "commit_message", "commit_description", "private", "token", "revision", "create_pr"),
+    "allow_private",
+)
 
 
 class RouterRepository(PreTrainedModel):
@@ -264,9 +271,10 @@ class RouterRepository(PreTrainedModel):
         revision: str | None = None,
         create_pr: bool = False,
         parent_commit: str | None = None,
+        allow_private: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Uploads the complete repository as one commit.
+        """Uploads the complete repository as one commit. Adapters that lie in folders here travel along.
 
         Args:
             repo_id (`str`): on the Hub; created if missing.
@@ -278,11 +286,20 @@ class RouterRepository(PreTrainedModel):
             create_pr (`bool`): open a pull request instead.
             parent_commit (`str`, *optional*): commit that the router was loaded from; the Hub refuses (412) if the
                 branch has moved on since.
+            allow_private (`bool`): publish folders of this machine and addresses of private networks that experts name.
             kwargs (*optional*): of [`~transformers.PreTrainedModel.save_pretrained`].
 
         Returns:
             `huggingface_hub.CommitInfo`: with `commit_url`, `oid` and, for a pull request, `pr_url`.
+
+        Raises:
+            ValueError: an expert is of this machine alone, and `allow_private` does not say that it may be read.
+                Nothing was sent.
+            OSError: files of an adapter are missing, or the Hub refuses.
         """
+        if not allow_private:
+            second = self.second_opinion
+            check_portable(self.config.specs, None if second is None else second.encoder)
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/"):
@@ -296,9 +313,12 @@ class RouterRepository(PreTrainedModel):
             if self.samples and SAMPLES_NAME not in here:
                 warnings.warn(_told_of(self.samples, repo_id), stacklevel=2)
             self.save_pretrained(folder, **kwargs)
+            config = copy.deepcopy(self.config)
+            config.set_experts(with_adapters(config.specs, repo_id, Path(folder)))
+            _write_experts(Path(folder, CONFIG), config.specs)
             message = commit_message or "Upload IR3DE router"
-            update_card(Path(folder, CARD_NAME), self.config, self.statistics, (repo_id, message), self.outcomes)
-            second = [f"{SECOND_FOLDER}/*"] if Path(folder, SECOND_FOLDER).is_dir() else []
+            update_card(Path(folder, CARD_NAME), config, self.statistics, (repo_id, message), self.outcomes)
+            of_second = [f"{SECOND_FOLDER}/*"] if Path(folder, SECOND_FOLDER).is_dir() else []
             return api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
@@ -307,7 +327,13 @@ class RouterRepository(PreTrainedModel):
                 revision=revision,
                 create_pr=create_pr,
                 ignore_patterns=[".cache/*"],
-                delete_patterns=[f"{STATISTICS_FOLDER}/*", f"{OUTCOMES_FOLDER}/*", PLOT_NAME, FRONTIER_NAME, *second],
+                delete_patterns=[
+                    f"{STATISTICS_FOLDER}/*",
+                    f"{OUTCOMES_FOLDER}/*",
+                    PLOT_NAME,
+                    FRONTIER_NAME,
+                    *of_second,
+                ],
                 parent_commit=parent_commit,
             )
 
@@ -375,6 +401,12 @@ def _file_of(folder: Path, name: str) -> Path | None:
     except ValueError:  # a folder that is not whole, which a save makes whole
         return None
     return path if path.is_file() and not path.is_symlink() else None
+
+
+def _write_experts(path: Path, specs: list[ExpertSpec]) -> None:
+    """Puts other specs into a config.json that transformers wrote, in its form."""
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**fields, "experts": specs}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:

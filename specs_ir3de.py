@@ -15,6 +15,7 @@ from .names_ir3de import check_name
 
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "revision", "gguf_file", "adapter", "adapter_revision", "dtype"), (str,)),
+    "adapter_subfolder": (str,),
     **dict.fromkeys(("endpoint", "provider", "task", "system_prompt"), (str,)),
     **dict.fromkeys(("trust_remote_code", "use_safetensors", "tools", "images", "json", "logprobs"), (bool,)),
     **dict.fromkeys(("quantization", "max_memory", "generation", "price"), (dict,)),
@@ -25,6 +26,7 @@ _DTYPES = ("auto", "bfloat16", "float16", "float32", "float64")
 _TASKS = ("chat", "text")
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}
 
+_SUBFOLDER = re.compile(r"(?!\.)[^/\\\0]+(?:/(?!\.)[^/\\\0]+)*")  # nothing that leads out of a repository
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(?:/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)  # of a model or router
 
 
@@ -73,6 +75,7 @@ class ExpertSpec(_Named, BaseSpec, total=False):
         name (`str`): of the expert; see [`~names_ir3de.check_name`].
         adapter (`str`, *optional*): Hub id or folder of a PEFT adapter on `model`, or on the base that it names.
         adapter_revision (`str`, *optional*): of the adapter.
+        adapter_subfolder (`str`, *optional*): of the adapter's repository or folder, where its files are.
         endpoint (`str`, *optional*): URL of an OpenAI-compatible server.
         provider (`str`, *optional*): of Hub inference, for `model`.
         task (`str`, *optional*): `"chat"`, or `"text"` for a server of plain text generation.
@@ -92,6 +95,7 @@ class ExpertSpec(_Named, BaseSpec, total=False):
 
     adapter: str
     adapter_revision: str
+    adapter_subfolder: str
     endpoint: str
     provider: str
     task: str
@@ -109,7 +113,12 @@ class ExpertSpec(_Named, BaseSpec, total=False):
 
 
 EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key != "token")
-_LOCAL_KEYS = {*BaseSpec.__annotations__, "adapter", "adapter_revision"} - {"model"}
+_LOCAL_KEYS = {*BaseSpec.__annotations__, "adapter", "adapter_revision", "adapter_subfolder"} - {"model"}
+
+
+def takes_text(key: str) -> bool:
+    """Whether the value of a spec's key is text, rather than a number, a list or a mapping."""
+    return _KINDS.get(key) == (str,)
 
 
 def has_source(spec: ExpertSpec | Mapping[str, object]) -> bool:
@@ -208,9 +217,15 @@ def _check_source(name: str, spec: dict[str, Any]) -> None:
         in_bytes(f"`max_memory` of expert {name!r}", size)
     if not spec.get("gguf_file", ".gguf").lower().endswith(".gguf"):
         raise ValueError(f"`gguf_file` of expert {name!r} must name a .gguf file, got {spec['gguf_file']!r}.")
+    if not _SUBFOLDER.fullmatch(spec.get("adapter_subfolder", "a")):
+        raise ValueError(
+            f"`adapter_subfolder` of expert {name!r} must be names with slashes between them, such as adapters/law; got"
+            f" {spec['adapter_subfolder']!r}."
+        )
     if "max_memory" in keys and "device_map" not in keys:
         raise ValueError(f"Expert {name!r} has `max_memory` but no `device_map` that it could bound: add one ('auto').")
     needs = {"revision": "model", "gguf_file": "model", "adapter_revision": "adapter", "provider": "model"}
+    needs["adapter_subfolder"] = "adapter"
     for key, needed in needs.items():
         if key in keys and needed not in keys:
             raise ValueError(f"Expert {name!r} has `{key}` but no `{needed}`: add its Hub id or folder.")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import command, values_of
 from ir3de.scripts.data.rows import RowSource, add_text_arguments, read_texts
 from ir3de.scripts.publishing.options import TargetRouter, add_spec_arguments, add_target_arguments, expert_spec
 
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
             introduce(opinion, args.name, list(read_texts(RowSource.of(**vars(args)), args.name)))
 
     message = f"Replace {args.replace} by {args.name}" if args.replace else f"Add {args.name}"
-    place = apply_edit(TargetRouter(args.router, args.output, args.create_pr), edit, message)
+    place = apply_edit(values_of(TargetRouter, vars(args)), edit, message)
     print(f"{message}: {place}")
     return 0
 

@@ -19,6 +19,7 @@ COMMANDS = (
     "evaluate",
     "tasks",
     "inspect",
+    "experts",
     "add",
     "remove",
     "collect",

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import command, values_of
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments
 
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     names = [Path(source).name if Path(source).exists() else source for source in args.source]  # no local paths
     message = f"Merge {', '.join(names)}" if args.pr is None else f"Merge pull request {args.pr}"
-    place = apply_edit(TargetRouter(args.router, args.output, args.create_pr), edit, message)
+    place = apply_edit(values_of(TargetRouter, vars(args)), edit, message)
     if args.pr is not None and args.output is None:
         comment = f"It was merged: {place}"
         HfApi().change_discussion_status(args.router, args.pr, "closed", comment=comment)

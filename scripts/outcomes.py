@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import command, values_of
 from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.publishing.targets import apply_edit
     from ir3de.scripts.reports.choices import Sample, shown_outcomes
 
-    target = TargetRouter(args.router, args.output, args.create_pr)
+    target = values_of(TargetRouter, vars(args))
     half_life = _half_life(args.half_life)
     if args.from_store is not None:
         if args.files or args.remove or args.split or args.half_life is not None:

@@ -1,4 +1,4 @@
-"""`ir3de publish`: sends a statistics file or outcomes to a router on the Hub, or makes a Space of the app."""
+"""`ir3de publish`: sends a router to the Hub, or a statistics file or outcomes to one there, or makes a Space."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ir3de.names_ir3de import name_of_file
-from ir3de.scripts.command import command
-from ir3de.scripts.publishing.options import TargetRouter, add_spec_arguments, expert_spec
+from ir3de.scripts.command import command, values_of
+from ir3de.scripts.publishing.options import TargetRouter, add_private_argument, add_spec_arguments, expert_spec
 
 if TYPE_CHECKING:
     from ir3de.modeling_ir3de import IR3DEModel
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de publish`."""
-    parser.add_argument("file", nargs="?", help="statistics of one domain, by `ir3de collect`")
+    parser.add_argument(
+        "file",
+        nargs="?",
+        help="statistics of one domain, by `ir3de collect`, or the folder of a router that replaces it",
+    )
     parser.add_argument("--router", metavar="DIR_OR_ID", help="Hub id (or folder) of the router")
     parser.add_argument(
         "--outcomes",
@@ -29,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the domain; default: the name of the file")
     add_spec_arguments(parser)
     parser.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
+    add_private_argument(parser)
     space = parser.add_argument_group("a Space, instead of statistics")
     space.add_argument("--space", metavar="ID", help="of the Space; without --router it shows the embedded router")
     space.add_argument("--revision", help="of the router; default: its present commit")
@@ -39,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Publishes statistics, or a Space."""
     from ir3de.scripts.publishing.space import publish_space
-    from ir3de.scripts.publishing.targets import apply_edit
+    from ir3de.scripts.publishing.targets import apply_edit, push_folder
 
     contributes = bool(args.file or args.outcomes)
     if contributes == bool(args.space) or (contributes and not args.router):
@@ -48,6 +53,14 @@ def run(args: argparse.Namespace) -> int:
         if args.samples:
             print(f"The text of {args.samples} goes to {args.space} too: whoever can read the Space reads it.")
         print(publish_space(args.space, args.router, args.revision, args.samples, args.private))
+        return 0
+    target = values_of(TargetRouter, {**vars(args), "output": None})
+    if args.file and Path(args.file).is_dir():
+        if args.outcomes or args.name or args.model:
+            raise ValueError(
+                f"{args.file} is a folder: all of its router is published, with no other outcomes, name or model."
+            )
+        print(f"Publish a router: {push_folder(args.file, target)}")
         return 0
     name = args.name or (name_of_file(Path(args.file).stem) if args.file else "")
     spec = expert_spec(name, args.model, args.model_revision, args.system_prompt, args.cost)
@@ -74,7 +87,6 @@ def run(args: argparse.Namespace) -> int:
             )
 
     message = f"Contribute to {name}" if args.file else "Contribute outcomes"
-    target = TargetRouter(args.router, create_pr=args.create_pr)
     print(f"{message}: {apply_edit(target, edit, message)}")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import command, values_of
 from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments
 
 
@@ -19,7 +19,7 @@ def run(args: argparse.Namespace) -> int:
     """Removes an expert."""
     from ir3de.scripts.publishing.targets import apply_edit
 
-    target = TargetRouter(args.router, args.output, args.create_pr)
+    target = values_of(TargetRouter, vars(args))
     message = f"Remove {args.name}"
     place = apply_edit(target, lambda model: model.remove_expert(args.name), message)
     print(f"{message}: {place}")

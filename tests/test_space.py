@@ -113,8 +113,10 @@ def test_a_visitor_pushes_with_a_token_of_their_own(api: HfApi, caplog: pytest.L
 def test_experts_of_a_router_on_the_hub_join_unless_they_answer_from_elsewhere(api: HfApi) -> None:
     router = tiny.router({"law": {"model": "org/law"}})
     router.push_to_hub("user/good", token=WRITE_TOKEN)
-    tiny.router({"law": {"model": "law", "endpoint": "http://127.0.0.1/v1"}}).push_to_hub("user/bad", token=WRITE_TOKEN)
-    tiny.router({"law": {"model": "/etc"}}).push_to_hub("user/worse", token=WRITE_TOKEN)
+    tiny.router({"law": {"model": "law", "endpoint": "http://127.0.0.1/v1"}}).push_to_hub(
+        "user/bad", token=WRITE_TOKEN, allow_private=True
+    )
+    tiny.router({"law": {"model": "/etc"}}).push_to_hub("user/worse", token=WRITE_TOKEN, allow_private=True)
     mine = tiny.router()
     mine.remove_expert("law")
     mine.merge(router)
@@ -205,7 +207,7 @@ def test_the_app_sends_prompts_into_no_private_network_for_a_router_of_the_hub(
     api: HfApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router = tiny.router({"law": {"endpoint": "http://127.0.0.1:9/v1"}})
-    router.push_to_hub("user/inside", token=WRITE_TOKEN)
+    router.push_to_hub("user/inside", token=WRITE_TOKEN, allow_private=True)
     with pytest.raises(ValueError, match=r"127\.0\.0\.1.*not public.*IR3DE_ALLOW_HOSTS"):
         app.load("user/inside")
     monkeypatch.setenv("IR3DE_ALLOW_HOSTS", "10.0.0.1, 127.0.0.1")

@@ -19,11 +19,22 @@ class TargetRouter:
         router (`str`): folder or Hub id.
         output (`str`, *optional*): folder for the result, instead of the router's own place.
         create_pr (`bool`): on the Hub, open a pull request.
+        allow_private (`bool`): on the Hub, publish folders and private addresses that an expert names.
     """
 
     router: str
     output: str | None = None
     create_pr: bool = False
+    allow_private: bool = False
+
+
+def add_private_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that says yes to what `check_portable` names."""
+    parser.add_argument(
+        "--allow-private",
+        action="store_true",
+        help="publish folders of this machine and addresses of private networks that experts name",
+    )
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +42,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("router", metavar="DIR_OR_ID", help="folder or Hub id of a router")
     parser.add_argument("--output", metavar="DIR", help="folder for the result, instead of the router's own place")
     parser.add_argument("--create-pr", action="store_true", help="on the Hub: propose it as a pull request")
+    add_private_argument(parser)
 
 
 def add_spec_arguments(parser: argparse.ArgumentParser) -> None:

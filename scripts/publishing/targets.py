@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
 from collections.abc import Callable
 from http import HTTPStatus
@@ -12,6 +13,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.portable_ir3de import check_portable, private_parts
 from ir3de.scripts.publishing.options import TargetRouter
 
 Edit = Callable[[IR3DEModel], None]
@@ -33,7 +35,7 @@ def apply_edit(target: TargetRouter, edit: Edit, message: str) -> str:
         `str`: where the result is.
     """
     if target.output is None and not Path(target.router).is_dir():
-        return publish(target.router, edit, message, target.create_pr)
+        return publish(target.router, edit, message, target.create_pr, allow_private=target.allow_private)
     place = target.output or target.router
     if target.create_pr:
         raise ValueError(f"--create-pr opens a pull request on the Hub, but the result goes to {place}.")
@@ -44,7 +46,13 @@ def apply_edit(target: TargetRouter, edit: Edit, message: str) -> str:
 
 
 def publish(
-    repo_id: str, edit: Edit, message: str, create_pr: bool = False, token: str | None = None, attempts: int = ATTEMPTS
+    repo_id: str,
+    edit: Edit,
+    message: str,
+    create_pr: bool = False,
+    token: str | None = None,
+    attempts: int = ATTEMPTS,
+    allow_private: bool = False,
 ) -> str:
     """Edits a router on the Hub by one commit that builds on the branch's head, also while others do the same.
 
@@ -58,11 +66,14 @@ def publish(
         create_pr (`bool`): open a pull request instead.
         token (`str`, *optional*): by default the login.
         attempts (`int`): after which it gives up.
+        allow_private (`bool`): publish folders of this machine and addresses of private networks that an expert names.
+            What experts on the Hub name already stays as it is.
 
     Returns:
         `str`: URL of the commit or pull request.
 
     Raises:
+        ValueError: an expert that is new names what is of this machine alone. Nothing was sent.
         RuntimeError: the branch moved on during every attempt.
         OSError: the repository is missing or may not be written.
     """
@@ -70,10 +81,18 @@ def publish(
     for attempt in range(attempts):
         head = api.model_info(repo_id, revision="main").sha
         model = IR3DEModel.from_pretrained(repo_id, revision=head, token=token)
+        there = list(model.config.specs)
         edit(model)
+        if not allow_private:
+            check_portable(spec for spec in model.config.specs if spec not in there)
         try:
             commit = model.push_to_hub(
-                repo_id, commit_message=message, create_pr=create_pr, parent_commit=head, token=token
+                repo_id,
+                commit_message=message,
+                create_pr=create_pr,
+                parent_commit=head,
+                token=token,
+                allow_private=True,
             )
             return str(commit.pr_url or commit.commit_url)
         except HfHubHTTPError as error:
@@ -85,6 +104,41 @@ def publish(
         f"Others committed to {repo_id} during each of {attempts} attempts. Nothing was published and your files are"
         " unchanged: try again, or with --create-pr."
     )
+
+
+def push_folder(folder: str, target: TargetRouter) -> str:
+    """Publishes the router of a folder; on a terminal it asks before it sends what is of this machine alone.
+
+    Args:
+        folder (`str`): of the router.
+        target ([`TargetRouter`]): where it goes.
+
+    Returns:
+        `str`: URL of the commit or pull request.
+
+    Raises:
+        ValueError: an expert is of this machine alone, and nobody says that it may be read. Nothing was sent.
+        OSError: the Hub refuses.
+    """
+    model = IR3DEModel.from_pretrained(folder)
+    try:
+        commit = model.push_to_hub(
+            target.router, create_pr=target.create_pr, allow_private=target.allow_private or _is_allowed(model)
+        )
+    except HfHubHTTPError as error:
+        check_permission(error, target.router)
+        raise
+    return str(commit.pr_url or commit.commit_url)
+
+
+def _is_allowed(model: IR3DEModel) -> bool:
+    """Whether a person at a terminal says that others may read what is of this machine alone."""
+    opinion = model.second_opinion
+    parts = private_parts(model.config.specs, opinion.encoder if opinion else None)
+    if not parts or not sys.stdin.isatty():
+        return False
+    print("Others could read this, and not use it:", *parts, sep="\n  ", file=sys.stderr)
+    return input("Publish it all the same? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def check_permission(error: HfHubHTTPError, repo_id: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ir3de.local_sources_ir3de import base_spec
+from ir3de.local_sources_ir3de import adapter_folder, base_spec
 from ir3de.scripts.metrics.perplexity import source_key
 from ir3de.specs_ir3de import BaseSpec, ExpertSpec, has_source, is_remote
 
@@ -57,10 +57,9 @@ def _average_adapters(folder: Path, specs: Sequence[ExpertSpec], name: str, base
     except ImportError as error:
         raise ImportError("Averaging adapters needs peft: `pip install ir3de[adapters]`.") from error
     first, *others = specs
-    revision = first.get("adapter_revision")
-    model: Any = PeftModel.from_pretrained(_load(base), first["adapter"], first["name"], revision=revision)
+    model: Any = PeftModel.from_pretrained(_load(base), str(adapter_folder(first)), first["name"])
     for spec in others:
-        model.load_adapter(spec["adapter"], spec["name"], revision=spec.get("adapter_revision"))
+        model.load_adapter(str(adapter_folder(spec)), spec["name"])
     names = [spec["name"] for spec in specs]
     model.add_weighted_adapter(names, [1 / len(names)] * len(names), name, combination_type="cat")
     model.save_pretrained(folder, selected_adapters=[name], save_embedding_layers=False)

@@ -8,14 +8,15 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .atomic_save_ir3de import CONFIG, OUTCOMES_FOLDER, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
@@ -193,7 +194,8 @@ class RouterRepository(PreTrainedModel):
         model: Any
         info: Any
         try:
-            model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
+            with _without_bars():
+                model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
                 f"The weights of {source} are damaged, or do not fit its config.json (does it name as many experts as W"
@@ -239,7 +241,8 @@ class RouterRepository(PreTrainedModel):
         if card := _file_of(folder, CARD_NAME):
             read_card(card)  # raises before anything is written
         with staged(folder) as new:
-            super().save_pretrained(new, *args, **kwargs)
+            with _without_bars():
+                super().save_pretrained(new, *args, **kwargs)
             tokenizer.save_pretrained(new)
             (new / STATISTICS_FOLDER).mkdir()
             for name, domain in statistics.items():
@@ -401,6 +404,23 @@ def _file_of(folder: Path, name: str) -> Path | None:
     except ValueError:  # a folder that is not whole, which a save makes whole
         return None
     return path if path.is_file() and not path.is_symlink() else None
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keeps transformers' bars for files of weights, which of a router are small, out of what is printed. Those of
+    downloads stay.
+    """
+
+    def hidden(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A bar that is not drawn."""
+        return make(*args, **{**kwargs, "disable": True})
+
+    before = logging.set_tqdm_hook(hidden)
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(before)
 
 
 def _write_experts(path: Path, specs: list[ExpertSpec]) -> None:

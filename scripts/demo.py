@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import textwrap
 import time
 from typing import Any
-
-from transformers import pipeline
-from transformers.utils import logging
-
-import ir3de  # noqa: F401 (registers the task)
-from ir3de.scripts.fitting.embedded import build
-from ir3de.scripts.reports.route import deciding_tokens
 
 PROMPTS = (
     "Write a Python function that reverses a linked list.",
@@ -32,8 +26,16 @@ ANSWERED = (0, 6)
 
 def main() -> int:
     """Runs the demo."""
+    os.environ["TQDM_DISABLE"] = "1"  # before any import that brings tqdm: no library's bars between the lines
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    import ir3de
+    from ir3de.scripts.fitting.embedded import build
+    from ir3de.scripts.reports.route import deciding_tokens
+
+    ir3de.register()
     logging.set_verbosity_error()
-    logging.disable_progress_bar()
     started = time.perf_counter()
     print("Building the embedded router from quickstart/ (once, then cached) ...", flush=True)
     # transformers lists its own tasks alone as types.
@@ -46,7 +48,6 @@ def main() -> int:
         second = record["ranking"][1]
         print(f"{record['expert']:<11}{record['score']:>6.2f}  {prompt}")
         print(f"{'':<19}({deciding_tokens(record)}; next: {second['expert']} {second['score']:.2f})")
-    # Now, so that what loading shows stands apart from the answers.
     print("\nLoading the LLM that the experts share ...", flush=True)
     router.experts.preload([records[index]["expert"] for index in ANSWERED], background=False)
     for index in ANSWERED:

@@ -101,3 +101,18 @@ def test_without_a_terminal_no_bar_is_drawn(
     for text in (done.stderr, routed.stderr, done.stdout, routed.stdout):
         assert "\r" not in text
         assert "%|" not in text
+
+
+def test_no_bars_of_a_routers_own_files_are_drawn(tmp_path: Path) -> None:
+    # In a process whose bars are not switched off, as a terminal's are not.
+    program = (
+        f"from ir3de import IR3DEModel; from tests import tiny; tiny.router().save_pretrained({str(tmp_path)!r})\n"
+        f"IR3DEModel.from_pretrained({str(tmp_path)!r})"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True, cwd=root
+    )
+    assert "Writing model shards" not in done.stderr
+    assert "Loading weights" not in done.stderr
+    assert "%|" not in done.stderr

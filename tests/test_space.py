@@ -146,7 +146,7 @@ def test_a_space_installs_what_the_package_needs_and_nothing_else() -> None:
 def test_publish_takes_statistics_or_a_space(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in ([], ["x.safetensors"], ["x.safetensors", "--space", "a/b", "--router", "c/d"]):
         assert cli.main(["publish", *arguments]) == 2
-        assert "either a statistics file" in capsys.readouterr().err
+        assert "Give a statistics file" in capsys.readouterr().err
 
 
 def test_a_visitors_expert_is_fetched_without_the_owners_login(

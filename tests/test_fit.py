@@ -140,6 +140,19 @@ def test_where_domains_are_many_discriminant_analysis_is_tried(fit: Fit, monkeyp
     assert model.config.domain_names[int(model.recognise(text).argmax())] == "law"
 
 
+@pytest.mark.parametrize("most", [0, 4 << 30], ids=["many", "few"])
+@pytest.mark.parametrize("option", ["--discriminant", "--no-discriminant"])
+def test_discriminant_analysis_is_taken_or_left_by_hand(
+    fit: Fit, monkeypatch: pytest.MonkeyPatch, option: str, most: int
+) -> None:
+    monkeypatch.setattr("ir3de.scripts.fitting.fit.RFF_MOST_BYTES", most)
+    folder = fit(option, *([] if most == 0 else ["--variant", "prompt", "--feature-map", "unit"]))
+    assert config(folder)["discriminant"] is (option == "--discriminant")
+    model = IR3DEModel.from_pretrained(folder)
+    assert (model.prompt_router.bias is not None) == (option == "--discriminant")
+    assert model.config.evaluation["macro_accuracy"] > 0.9
+
+
 def candidate(right: str, noise: float) -> Candidate:
     """One that has the prompts of one domain right that are marked 1."""
     scores = torch.tensor([[float(mark), 0.5] for mark in right])

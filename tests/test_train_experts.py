@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from ir3de import IR3DERoutingPipeline
+from ir3de.names_ir3de import file_name
 from ir3de.scripts import cli
 from ir3de.scripts.fitting import adapters
 
@@ -109,6 +110,38 @@ def test_a_domain_with_too_little_text_is_named(
     base, data, _ = trained
     assert train(base, data, tmp_path / "none", "--block", "4096") == 2
     assert "The training text of 'code' has fewer than 4096 tokens" in capsys.readouterr().err
+
+
+NAMES = {"code": "Refund not showing up?", "law": "a.b", "math": "keys", "base": "../法律 & co"}
+
+
+def test_domains_are_named_as_people_write_them(
+    trained: tuple[str, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, data, output = trained[0], tmp_path / "train.jsonl", tmp_path / "out" / "experts"
+    rows = [json.loads(line) for line in trained[1].read_text().splitlines()]
+    named = [{**row, "domain": NAMES[row["domain"]]} for row in rows]
+    named += [{**row, "domain": NAMES["base"]} for row in rows if row["domain"] == "law"]
+    data.write_text("".join(json.dumps(row) + "\n" for row in named), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        patch.setattr(adapters, "save_adapter", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+        assert train(base, data, output, "--epochs", "3") == 2, "checkpoints were made"
+    assert train(base, data, output, "--epochs", "3") == 0
+    assert [path.name for path in output.parent.iterdir()] == ["experts"], "nothing was written elsewhere"
+    folders = {name: output / file_name(name) for name in NAMES.values()}
+    assert {path.name for path in output.iterdir() if path.is_dir()} == {path.name for path in folders.values()}
+    table = json.loads((output / adapters.PERPLEXITY).read_text(encoding="utf-8"))
+    for name in (NAMES["code"], NAMES["math"]):
+        column = {other: row[name] for other, row in table.items()}
+        assert min(column, key=column.__getitem__) == name
+    for key in ("code", "law", "math"):
+        again = load_file(folders[NAMES[key]] / "adapter_model.safetensors")
+        assert again.keys() == load_file(trained[2] / key / "adapter_model.safetensors").keys(), "whatever the name"
+    specs = {name: {"model": base, "adapter": str(folders[NAMES[name]])} for name in tiny.DOMAINS}
+    made = tiny.router(specs)
+    pipe = IR3DERoutingPipeline(made, device="cpu")
+    for text in ("the court and a judge", "loop over a list", "the cube of a root"):
+        assert pipe(text, on_error="raise", max_new_tokens=4)["generated_text"]
 
 
 def test_held_out_rows_may_be_named(trained: tuple[str, Path, Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
@@ -115,7 +116,7 @@ def train_experts(
     model = add_adapters(llm, sorted(train), training)
     for domain, blocks in sorted(train.items()):
         if (output / file_name(domain) / "adapter_config.json").is_file():
-            model.load_adapter(output / file_name(domain), domain)
+            model.load_adapter(output / file_name(domain), adapter_name(domain))
             print(f"{domain}: trained before", flush=True)
         else:
             train_adapter(model, domain, blocks, training, output / _CHECKPOINTS / file_name(domain))
@@ -207,11 +208,19 @@ def add_adapters(base: Any, domains: Sequence[str], options: TrainingOptions) ->
             r=options.rank, lora_alpha=2 * options.rank, target_modules="all-linear", task_type="CAUSAL_LM"
         )
 
+    first, *others = map(adapter_name, domains)
     set_seed(options.seed)
-    model = PeftModel(base, lora(), adapter_name=domains[0])
-    for domain in domains[1:]:
-        model.add_adapter(domain, lora())
+    model = PeftModel(base, lora(), adapter_name=first)
+    for other in others:
+        model.add_adapter(other, lora())
     return model
+
+
+def adapter_name(domain: str) -> str:
+    """What PEFT calls a domain's adapter, as a module of torch and as a folder of checkpoints: neither may be called
+    `a.b` or `keys`, and no such name may be a part of another.
+    """
+    return f"adapter_{hashlib.sha256(domain.encode()).hexdigest()[:16]}"
 
 
 def train_adapter(model: Any, domain: str, blocks: Blocks, options: TrainingOptions, checkpoints: Path) -> None:
@@ -219,12 +228,12 @@ def train_adapter(model: Any, domain: str, blocks: Blocks, options: TrainingOpti
 
     Args:
         model (`PeftModel`): the base with its adapters.
-        domain (`str`): name of the adapter.
+        domain (`str`): whose adapter.
         blocks (`list[list[int]]`): token ids, all blocks of one length.
         options ([`TrainingOptions`]): how.
         checkpoints (`Path`): folder of this adapter's checkpoints.
     """
-    model.set_adapter(domain)
+    model.set_adapter(adapter_name(domain))
     trainer = Trainer(
         model=model,
         train_dataset=[{"input_ids": block, "labels": block} for block in blocks],  # type: ignore[arg-type]
@@ -252,10 +261,10 @@ def save_adapter(model: Any, domain: str, folder: Path, base: str) -> None:
     from peft import get_peft_model_state_dict
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = get_peft_model_state_dict(model, adapter_name=domain, save_embedding_layers=False)
+    state = get_peft_model_state_dict(model, adapter_name=adapter_name(domain), save_embedding_layers=False)
     weights = {key: value.to("cpu", torch.float16).contiguous() for key, value in state.items()}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config[domain]
+    config = model.peft_config[adapter_name(domain)]
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(folder)
 
@@ -270,9 +279,9 @@ def measure_perplexities(model: Any, held_out: dict[str, Blocks]) -> dict[str, d
 
     with model.disable_adapter():
         table = {"base": measure()}
-    for name in tqdm(sorted(held_out), desc="Measuring", unit=" models", disable=None):
-        model.set_adapter(name)
-        table[name] = measure()
+    for domain in tqdm(sorted(held_out), desc="Measuring", unit=" models", disable=None):
+        model.set_adapter(adapter_name(domain))
+        table[domain] = measure()
     return table
 
 

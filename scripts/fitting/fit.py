@@ -269,7 +269,8 @@ def _candidates(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, opt
     plan = _plan(options, len(spool.domains), config.num_features)
     if plan is MANY:
         config.lexical_smoothing = MANY_SMOOTHING
-        grids = grids._replace(discriminants=(False, True), lexical_shares=MANY_SHARES)
+        solves = (False, True) if options.discriminant is None else (options.discriminant,)
+        grids = grids._replace(discriminants=solves, lexical_shares=MANY_SHARES)
     for feature_map, variants in plan.items():
         config.feature_map = feature_map
         candidates += search(config, embeddings, splits(spool), variants, half, grids=grids)

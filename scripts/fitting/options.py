@@ -30,6 +30,7 @@ class FitOptions:
         regularization (`float`, *optional*): lambda.
         token_noise (`float`, *optional*): rho of prompt rows.
         lexical_weight (`float`, *optional*): of naive Bayes in prompt rows.
+        discriminant (`bool`, *optional*): fit prompt rows by discriminant analysis, or not.
         standard_errors (`float`): of its distance to the best choice, that a simpler choice may be behind.
         balance (`bool`): divide each domain's sums by its number of rows.
         bias (`bool`): append a column of ones to the token rows.
@@ -47,6 +48,7 @@ class FitOptions:
     regularization: float | None = None
     token_noise: float | None = None
     lexical_weight: float | None = None
+    discriminant: bool | None = None
     standard_errors: float = 1.0
     balance: bool = True
     bias: bool = True
@@ -66,6 +68,7 @@ class FitOptions:
             lambda_field: self.regularization,
             "token_noise": self.token_noise,
             "lexical_weight": self.lexical_weight,
+            "discriminant": self.discriminant,
         }
         return {
             "balance": self.balance,
@@ -123,6 +126,11 @@ def add_choice_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--regularization", type=float, help="lambda; default: chosen on held-out prompts")
     parser.add_argument("--token-noise", type=float, help="rho of prompt rows; default: chosen on held-out prompts")
     parser.add_argument("--lexical-weight", type=float, help="of naive Bayes in prompt rows; default: chosen likewise")
+    parser.add_argument(
+        "--discriminant",
+        action=argparse.BooleanOptionalAction,
+        help="fit prompt rows by linear discriminant analysis; default: chosen likewise with many domains, else no",
+    )
     parser.add_argument(
         "--standard-errors",
         type=float,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fsspec.implementations.local import LocalFileOpener
 
 from ir3de import DomainStatistics, IR3DEModel
 from ir3de.batch_ir3de import Prompts
@@ -109,6 +110,20 @@ def test_each_file_is_read_once_by_one_task(
     assert list(read.values()) == [1] * FILES
     told = [json.loads(path.read_text()) for path in (tmp_path / "law.safetensors.tasks" / "stats").iterdir()]
     assert [task[0]["stats"]["input_files"] for task in told] == [1] * 7
+
+
+def test_each_byte_is_read_once(router: str, data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: Counter[str] = Counter()
+    original = LocalFileOpener.read
+
+    def counted(file: LocalFileOpener, *size: int) -> bytes:
+        found: bytes = original(file, *size)
+        read[Path(file.path).name] += len(found)
+        return found
+
+    monkeypatch.setattr(LocalFileOpener, "read", counted)
+    run(router, data, tmp_path / "law.safetensors", "--tasks=7")
+    assert read == {path.name: path.stat().st_size for path in (tmp_path / "data").iterdir()}
 
 
 def test_two_workers_give_the_identical_file(router: str, data: list[str], tmp_path: Path) -> None:
@@ -345,6 +360,6 @@ def test_tasks_of_other_data_are_never_added(
 def test_cores_are_shared_among_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "cores", lambda: 8)
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
-    with engines._cores_for(3):
+    with engines.cores_for(3):
         assert os.environ["RAYON_NUM_THREADS"] == "2"
     assert "RAYON_NUM_THREADS" not in os.environ

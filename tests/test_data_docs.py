@@ -16,7 +16,7 @@ DOCS = Path(__file__).parents[1] / "docs" / "data.md"
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = re.findall(r"```python\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(examples) == 10
+    assert len(examples) == 13
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"Path": Path, "gzip": gzip, "pd": pd, "datasets": datasets}
     names.update(RowSource=RowSource, read_rows=read_rows)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from huggingface_hub import CommitOperationAdd, HfApi, constants
 
-from ir3de import IR3DEModel
+from ir3de import IR3DEConfig, IR3DEModel
 from ir3de.edits_ir3de import experts_of
 from ir3de.names_ir3de import file_name
 from ir3de.outcomes_ir3de import ONE, Ledger
@@ -331,3 +331,31 @@ def test_names_as_people_write_them_are_published_loaded_merged_and_removed(
     assert experts(repo) == ["code", "math"]
     left = [path for path in HfApi().list_repo_files(repo) if path.startswith("statistics/")]
     assert sorted(left) == ["statistics/code.safetensors", "statistics/math.safetensors"]
+
+
+def test_two_hundred_names_that_differ_by_case_or_accents_or_are_reserved(repo: str, tmp_path: Path) -> None:
+    """None takes the file of another: on the Hub, in a folder on disk, and when one is merged or removed."""
+    letters = ["e", "é", "è", "ê", "E", "É", "È", "Ê", "ë", "Ë", "ē", "Ē", "ę", "Ę", "ė"]
+    names = [f"Caf{one} n{other}" for one in letters for other in letters][:193]
+    names += ["CON", "nul", "aux.txt", "Com1", "lpt9.x", "prn.", "COM¹"]
+    config = IR3DEConfig(experts=[{"name": name} for name in names])
+    statistics = {name: tiny.statistics(tiny.sentences("law", 2, seed=i)) for i, name in enumerate(names)}
+    made = IR3DEModel.from_statistics(config, tiny.embeddings(), statistics, tiny.tokenizer())
+    made.push_to_hub(repo)
+    assert experts(repo) == sorted(names)
+    loaded = IR3DEModel.from_pretrained(repo)
+    assert all(torch.equal(loaded.statistics[name].gram("tokens"), statistics[name].gram("tokens")) for name in names)
+    stems = {path.removeprefix("statistics/") for path in HfApi().list_repo_files(repo) if "statistics/" in path}
+    assert len({stem.lower() for stem in stems}) == 200
+    more = tmp_path / f"{file_name(names[1])}.safetensors"
+    tiny.statistics(tiny.sentences("law", 2, seed=999)).save(more)
+    assert cli.main(["merge", repo, str(more), "--own"]) == 0
+    for name in (names[16], "nul"):
+        assert cli.main(["remove", repo, name]) == 0
+    left = IR3DEModel.from_pretrained(repo)
+    assert left.config.expert_names == sorted({*names} - {names[16], "nul"})
+    assert {name: len(of.contributions) for name, of in left.statistics.items() if len(of.contributions) > 1} == {
+        names[1]: 2
+    }
+    left.save_pretrained(tmp_path / "disk")
+    assert len({path.name.lower() for path in (tmp_path / "disk" / "statistics").iterdir()}) == 198

@@ -70,7 +70,7 @@ class Engine:
     def _run_here(self, steps: Sequence[PipelineStep]) -> None:
         logger.remove()  # what datatrove says goes to the files of the tasks
         executor = _Here(list(steps), self.tasks, self.workers, str(self.folder), **self.options)
-        with _cores_for(self.workers), _progress(executor):
+        with cores_for(self.workers), _progress(executor):
             executor.run()
 
     def _run_on_ray(self, steps: Sequence[PipelineStep]) -> None:
@@ -129,7 +129,7 @@ class _Here(LocalPipelineExecutor):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def _cores_for(workers: int) -> Iterator[None]:
+def cores_for(workers: int) -> Iterator[None]:
     """Shares this machine's cores among workers: each tokenizer takes as many threads as there are cores for it."""
     ours = {
         "RAYON_NUM_THREADS": str(max(1, cores() // workers)),

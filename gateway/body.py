@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 from .errors import GatewayError, short
 
 _SPACE = re.compile(r"[ \t\r\n]*")
+_SPACES = frozenset(" \t\r\n")
 
 
 def _finite(digits: str) -> float:
@@ -87,6 +88,8 @@ class Body:
             raise ValueError(f"more follows the object at character {place + 1}")
 
     def _after_space(self, place: int) -> int:
+        if self._text[place : place + 1] not in _SPACES:  # as almost everywhere
+            return place
         found = _SPACE.match(self._text, place)
         return found.end() if found else place
 

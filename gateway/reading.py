@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asyncio import timeout
 
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from .errors import GatewayError
 from .limits import Limits
@@ -22,19 +22,20 @@ async def read_body(request: Request, limits: Limits) -> bytes:
         raise too_large
     parts: list[bytes] = []
     size = 0
-    stream = request.stream()
+    more = True
     try:
-        while True:
+        while more:
             async with timeout(limits.body_seconds):
-                part = await anext(stream, None)
-            if part is None:
-                return b"".join(parts)
+                received = await request.receive()
+            if received["type"] == "http.disconnect":
+                left = f"The connection closed after {size:,} bytes of the body."
+                raise GatewayError(400, "incomplete_body", left)
+            part, more = received.get("body", b""), received.get("more_body", False)
             size += len(part)
             if size > limits.body:
                 raise too_large
             parts.append(part)
+        return b"".join(parts)
     except TimeoutError:
         message = f"The body stopped after {size:,} bytes for {limits.body_seconds:g} s."
         raise GatewayError(408, "request_timeout", message) from None
-    except ClientDisconnect:
-        raise GatewayError(400, "incomplete_body", f"The connection closed after {size:,} bytes of the body.") from None

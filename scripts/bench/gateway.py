@@ -239,7 +239,7 @@ def main() -> int:
     """Measures the gateway beside the same load sent straight to the server, and beside others that are named."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--requests", type=int, default=400, help="of a load in a round (default: 400)")
-    parser.add_argument("--rounds", type=int, default=5, help="of each load (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="of each load (default: 5); 0 for the streams alone")
     parser.add_argument("--former", metavar="DIR", help="the source of a former version, to measure its server")
     parser.add_argument("--litellm", metavar="PATH", help="the `litellm` command, in a virtual environment of its own")
     parser.add_argument("--streams", type=int, nargs="*", default=[100, 1000], help="that are open at the same time")
@@ -254,7 +254,8 @@ def main() -> int:
             servers.append(_former(stack, Path(args.former), folder, router))
         if args.litellm:
             servers.append(_litellm(stack, args.litellm, straight.url, folder))
-        _compare(servers, args.requests, args.rounds)
+        if args.rounds:
+            _compare(servers, args.requests, args.rounds)
         gateway = servers[1]
         asyncio.run(many_streams(gateway.url, gateway.running, tuple(args.streams)))
     return 0

@@ -7,17 +7,21 @@ import random
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
 import psutil
 
 from ir3de.scripts.bench.experts import QUESTIONS
+from ir3de.scripts.bench.gateway import make_router
+from ir3de.scripts.bench.stand_in import StandIn
 
 _TOKENS = 8
 _EACH = 4  # prompts of each question
@@ -30,10 +34,16 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--router", help="folder or Hub id; default: the embedded router")
+    parser.add_argument("--behind", action="store_true", help="the embedded router with experts behind a server")
     parser.add_argument("--waiting", type=int, help="requests that may wait, as in `ir3de serve`")
     args = parser.parse_args()
     options = [] if args.waiting is None else ["--waiting", str(args.waiting)]
-    with serving([args.router] if args.router else [], options) as (url, process):
+    with ExitStack() as stack:
+        router = args.router
+        if args.behind:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            router = str(make_router(folder, stack.enter_context(StandIn(keep=False)).url))
+        url, process = stack.enter_context(serving([router] if router else [], options))
         return soak(url, process, args.clients, 60 * args.minutes)
 
 

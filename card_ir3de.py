@@ -29,7 +29,8 @@ _MOST_SHOWN = 200  # characters of a name that a config gives
 _NAME = re.compile(r"[\w .-]{1,64}")  # of a domain, that needs no escaping
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 _CHANGE = re.compile(r"^\| \d{4}-\d\d-\d\d \| .* \| `([0-9a-f]{12})` \|$", re.MULTILINE)
-_MOST_CHANGES = 200  # that the history lists
+_JUDGED = re.compile(r"^\| \d{4}-\d\d-\d\d \| `([0-9a-f]{12})` \| .* \| [+-][\d,]+ \| ([\d,]+) \|$", re.MULTILINE)
+_MOST_CHANGES = 200  # that a history lists
 _MODEL_NAME = "IR3DE router"
 _HELD_OUT = "held-out part of the training data"
 STATE_KEY = "router_state"  # in a result's dataset_args: the state of the router that it was measured on
@@ -92,7 +93,8 @@ def update_card(
         config ([`IR3DEConfig`]): of the router.
         statistics (`Mapping[str, DomainStatistics]`): of each domain.
         change (`tuple[str, str]`, *optional*): the repository that the card is for, and what is done to it in a line.
-            The history gains that line if the experts or their statistics are others than the history knows.
+            The history gains that line if the experts or their statistics are others than the history knows; that of
+            outcomes, if these are.
         outcomes ([`Ledger`], *optional*): of the experts.
     """
     card: Any = read_card(path) if path.is_file() else ModelCard("---\n{}\n---\n# An IR3DE router\n")
@@ -110,7 +112,8 @@ def update_card(
         card.data.model_name = None
     before, mark, rest = card.text.partition(BEGIN)
     generated, _, after = rest.partition(END)
-    history = _history(generated, now, change[1] if change else None)
+    title = _plain_title(change[1]) if change else None
+    history = _history(generated, now, title) + _history_of_outcomes(generated, outcomes or Ledger(), title)
     confusion = (config.evaluation or {}).get("confusion")
     plotted = plot_confusion(path.with_name(PLOT_NAME), confusion) if confusion else False
     outlook = outlook_of(config, outcomes or Ledger())
@@ -195,13 +198,37 @@ def _history(old: str, now: str, change: str | None) -> list[str]:
     lines = [match[0] for match in _CHANGE.finditer(old)]
     last = _CHANGE.fullmatch(lines[-1]) if lines else None
     if change is not None and (last is None or last[1] != now):
-        title = re.sub(r"[\s|<>`]+", " ", change).strip()[:100]
-        lines.append(f"| {datetime.datetime.now(datetime.UTC):%Y-%m-%d} | {title} | `{now}` |")
+        lines.append(f"| {_today()} | {change} | `{now}` |")
     if not lines:
         return []
     about = "A state names the experts and their statistics: the same state is the same router."
     rows = [line.strip("| ").split(" | ") for line in lines[-_MOST_CHANGES:]]
     return ["## History of edits", "", about, "", markdown_table(["date", "change", "state"], rows), ""]
+
+
+def _history_of_outcomes(old: str, outcomes: Ledger, change: str | None) -> list[str]:
+    """The section on outcomes: the old generated part's lines, and one more where a change led to others."""
+    lines = [match[0] for match in _JUDGED.finditer(old)]
+    last = _JUDGED.fullmatch(lines[-1]) if lines else None
+    now = hashlib.sha256(json.dumps(outcomes.digest, sort_keys=True).encode()).hexdigest()[:12]
+    if change is not None and (last[1] != now if last else bool(outcomes)):
+        before = int(last[2].replace(",", "")) if last else 0
+        lines.append(f"| {_today()} | `{now}` | {change} | {outcomes.number - before:+,} | {outcomes.number:,} |")
+    if not lines:
+        return []
+    about = "Outcomes that are taken back leave nothing but their lines here: the same state is the same outcomes."
+    rows = [line.strip("| ").split(" | ") for line in lines[-_MOST_CHANGES:]]
+    table = markdown_table(["date", "state", "change", "outcomes", "in all"], rows)
+    return ["## History of outcomes", "", about, "", table, ""]
+
+
+def _plain_title(change: str) -> str:
+    """What was done, as a cell of a table."""
+    return re.sub(r"[\s|<>`]+", " ", change).strip()[:100]
+
+
+def _today() -> str:
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
 
 
 def _metadata(config: IR3DEConfig) -> dict[str, Any]:

@@ -209,6 +209,18 @@ class Ledger:
             found[part.day or days[0]].contributions.setdefault(name, {})[key] = part
         return found
 
+    def since(self, day: str) -> Ledger:
+        """What happened on a day or later; what has no day is not part of it.
+
+        Args:
+            day (`str`): such as 2026-11-28.
+        """
+        kept = {
+            name: {key: part for key, part in parts.items() if part.day is not None and part.day >= day}
+            for name, parts in self.contributions.items()
+        }
+        return Ledger(kept)
+
     def _totals(self, domains: Sequence[str], experts: Sequence[str]) -> Any:
         """Totals of each pair where all count whole, `(D, E, 9)`, int64."""
         place = {domain: index for index, domain in enumerate(domains)}
@@ -219,6 +231,12 @@ class Ledger:
                 rows = [place[part.domains[index]] for index in known]
                 totals[rows, column] = _plus(totals[rows, column], part.sums[known], expert)
         return totals
+
+    @property
+    def number(self) -> int:
+        """How many outcomes there are, to the nearest whole one."""
+        parts = [part for parts in self.contributions.values() for part in parts.values()]
+        return round(sum(int(part.sums[:, 0].sum()) for part in parts) / ONE)
 
     @property
     def domains(self) -> set[str]:

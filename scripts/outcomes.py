@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="remove answers from the store first, with all that was said of them: id=..., key=HASH, replica=...,"
         " since=...,until=... (times of UTC), scored=no; several joined by commas must all hold",
     )
+    parser.add_argument("--since", metavar="DAY", help="show the table of this day and later alone, such as 2026-11-28")
     parser.add_argument("--texts", metavar="FILE", help="the file of `serve --keep-text`, for --take-back")
     parser.add_argument(
         "--exchange",
@@ -62,6 +63,10 @@ def run(args: argparse.Namespace) -> int:
 
     target = values_of(TargetRouter, vars(args))
     half_life = _half_life(args.half_life)
+    if args.since is not None:
+        if args.files or args.from_store is not None or args.half_life is not None or args.output or args.create_pr:
+            raise ValueError("--since only shows the table: it goes with a router alone.")
+        return _show_since(IR3DEModel.from_pretrained(args.router), args.since)
     if args.from_store is not None:
         if args.files or args.remove or args.split or args.half_life is not None:
             raise ValueError("--from-store goes without files, --remove, --split and --half-life.")
@@ -89,10 +94,29 @@ def run(args: argparse.Namespace) -> int:
         shown[:] = [shown_outcomes(model) or "No outcomes are left."]
         shown.extend([sample.changes(model)] if args.files else [])
 
-    message = f"{'Remove' if args.remove else 'Add'} outcomes" if args.files else "Set the outcomes' half-life"
+    number = f"{len(args.files):,} files" if len(args.files) > 1 else "a file"
+    message = (
+        f"{'Remove' if args.remove else 'Add'} outcomes of {number}" if args.files else "Set the outcomes' half-life"
+    )
     place = apply_edit(target, edit, message)
     print("\n\n".join(shown))
     print(f"{message}: {place}")
+    return 0
+
+
+def _show_since(model: IR3DEModel, since: str) -> int:
+    """Prints the table of a span of time."""
+    from ir3de.outcome_rows_ir3de import check_day
+    from ir3de.scripts.reports.choices import shown_outcomes
+
+    try:
+        check_day(since)
+    except ValueError as error:
+        raise ValueError(f"--since takes a day such as 2026-11-28: {error}.") from None
+    print(shown_outcomes(model, since) or f"This router has no outcomes of {since} or later.")
+    days = [part.day for parts in model.outcomes.contributions.values() for part in parts.values()]
+    if undated := days.count(None):
+        print(f"Not counted: {undated:,} contributions that have no day.")
     return 0
 
 

@@ -1,4 +1,6 @@
-"""The Outcomes tab: how well each expert does in each domain, at which cost, and what weighing costs changes."""
+"""The Outcomes tab: how well each expert does in each domain and on which day, at which cost, and what weighing costs
+changes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ import numpy as np
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.outlook_ir3de import STEPS, Outlook, Point
 from ir3de.space import views
+from ir3de.space.over_time import over_time
 from ir3de.space.palette import Palette
 from ir3de.space.site import Options, Site, Visitor
 
@@ -34,16 +37,19 @@ def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
     )
     traded = gr.HTML(elem_id="frontier")
     table = gr.HTML(elem_id="heat-map")
+    days = gr.HTML(elem_id="over-time")
 
     def weigh(step: float, visitor: Visitor | None) -> str:
         return frontier(site, int(step), visitor)
 
-    def show(step: float, visitor: Visitor | None) -> tuple[str, str]:
-        return weigh(step, visitor), heat_map(site, visitor)
+    def show(step: float, visitor: Visitor | None) -> tuple[str, str, str]:
+        model = site.router_of(visitor).model
+        by_day = over_time(model.outcomes, model.config.expert_names, site.palette_of(visitor))
+        return weigh(step, visitor), heat_map(site, visitor), by_day
 
     private: Options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
     step.change(weigh, [step, visitor], traded, trigger_mode="always_last", **private)
-    gr.on([tab.select, visitor.change], show, [step, visitor], [traded, table], **private)
+    gr.on([tab.select, visitor.change], show, [step, visitor], [traded, table, days], **private)
 
 
 def _outlook(model: IR3DEModel) -> Outlook | None:

@@ -65,7 +65,9 @@ def wide_site(model: str, **changes: Any) -> Site:
 
 
 def judged_site(specs: dict[str, dict[str, Any]], **changes: Any) -> Site:
-    """A site whose experts were judged: code and law are cheap and good at their own, math is dear and good at all."""
+    """A site whose experts were judged on ten days: code and law are cheap and good at their own, math is dear and good
+    at all.
+    """
     site = make_site(specs, **changes)
     costs = {"code": 0.001, "law": 0.002, "math": 0.01}
     rows = []
@@ -73,7 +75,8 @@ def judged_site(specs: dict[str, dict[str, Any]], **changes: Any) -> Site:
         for place, text in enumerate(tiny.sentences(domain, 40, seed=3)):
             good = {"code": domain == "code", "law": domain == "law" or place % 4 == 0, "math": place % 8 != 0}
             scores = {name: float(value) for name, value in good.items()}
-            rows.append({"text": text, "domain": domain, "scores": scores, "costs": costs})
+            row = {"text": text, "domain": domain, "scores": scores, "costs": costs}
+            rows.append({**row, "day": f"2026-11-{1 + 2 * (place // 4):02d}"})
     site.router.model.add_outcomes(rows)
     return site
 

@@ -317,6 +317,7 @@ def test_the_weight_of_costs_acts_at_once(open_page: Any, expert_specs: dict[str
         go(page, "Outcomes")
         sync_api.expect(page.locator("#heat-map td")).to_have_count(9)
         page.locator("#frontier", has_text="cost_weight=0 ").wait_for()
+        sync_api.expect(page.locator("#over-time svg")).to_have_count(2)
         ring = page.locator("#frontier .ir-here")
         before = ring.get_attribute("cx")
         page.locator("#step input[type=number]").fill("100")

@@ -149,6 +149,37 @@ def test_the_history_has_a_line_for_each_change_of_the_experts(tmp_path: Path) -
     assert history(card(model, tmp_path).text) == changes, "saving keeps it"
 
 
+def test_outcomes_have_a_history_of_their_own(tmp_path: Path) -> None:
+    def made(change: str | None) -> Any:
+        about = change and ("org/router", change)
+        update_card(tmp_path / CARD_NAME, model.config, model.statistics, about, model.outcomes)
+        return ModelCard.load(tmp_path / CARD_NAME)
+
+    def lines(text: str) -> list[tuple[str, ...]]:
+        return re.findall(r"^\| [0-9-]{10} \| `(\w+)` \| (.*) \| (.*) \| (.*) \|$", text, re.MULTILINE)
+
+    model = tiny.router()
+    assert "History of outcomes" not in made("Upload").text
+    first = model.add_outcomes([{"text": f"case {n}", "expert": "law", "score": 1.0} for n in range(1200)])
+    made("Add outcomes of a file | `x`")
+    more = model.add_outcomes([{"text": "a proof", "expert": "math", "score": 0.0}])
+    made("Add outcomes of traffic")
+    made("Something else")
+    model.remove_outcomes(more)
+    text = made("Remove outcomes of a file").text
+    found = lines(text)
+    assert [line[1:] for line in found] == [
+        ("Add outcomes of a file x", "+1,200", "1,200"),
+        ("Add outcomes of traffic", "+1", "1,201"),
+        ("Remove outcomes of a file", "-1", "1,200"),
+    ]
+    assert found[0][0] == found[2][0] != found[1][0], "added and taken back again is the same state"
+    assert [title for title, _ in history(text)] == ["Upload"], "the experts are as they were"
+    assert lines(made(None).text) == found, "saving keeps it"
+    model.remove_outcomes(first)
+    assert lines(made("Remove all").text)[-1][2:] == ("-1,200", "0")
+
+
 # A card is text.
 
 INJECTED = [

@@ -1,6 +1,7 @@
 """Commands that take outcomes: fit, discover, outcomes and benchmark."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,26 @@ def test_the_table_has_a_legend(source: str, judged: Path, tmp_path: Path, capsy
     shown = capsys.readouterr().out
     assert "| domain | open/general 1 | small |" in shown
     assert "in brackets how many outcomes tell of it" in shown
+
+
+def test_the_table_of_a_span_of_time(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "judged.jsonl"
+    days = {0: "2026-03-01", 1: "2026-03-02", 2: None}
+    made = [{**row, "day": days[place % 3]} for place, row in enumerate(rows(3))]
+    path.write_text("".join(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n" for row in made))
+    output = str(tmp_path / "router")
+    assert cli.main(["fit", *FAST, "--embeddings", source, "--outcomes", str(path), "--output", output]) == 0
+    capsys.readouterr()
+    assert cli.main(["outcomes", output, "--since", "2026-03-02"]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"\((\d+), ", shown) == ["1"] * 6, "of three a domain and expert"
+    assert "Not counted: 2 contributions that have no day." in shown
+    assert cli.main(["outcomes", output, "--since", "2026-03-03"]) == 0
+    assert "no outcomes of 2026-03-03 or later" in capsys.readouterr().out
+    assert cli.main(["outcomes", output, "--since", "yesterday"]) != 0
+    assert "--since takes a day such as 2026-11-28" in capsys.readouterr().err
+    assert cli.main(["outcomes", output, str(path), "--since", "2026-03-02"]) != 0
+    assert "goes with a router alone" in capsys.readouterr().err
 
 
 def test_a_file_is_read_as_often_as_it_is_needed(judged: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from ir3de.outcomes_ir3de import ONE, Ledger
+from ir3de.outcomes_ir3de import Ledger
 
 from .errors import ExchangeRefused, MovedOn
 from .remade import TAG, Remade
@@ -123,7 +123,7 @@ class Exchange:
         others = {tag: said.ledger for tag, said in sorted(self.known.items()) if tag not in made.tags}
         for other in others.values():
             ledger = ledger | other
-            outcomes += _outcomes_in(other)
+            outcomes += other.number
         return Remade(ledger, made.tags | self._met, outcomes)
 
     def _read(self, head: str, found: Mapping[str, Found], own: frozenset[str], folder: Path) -> None:
@@ -237,9 +237,3 @@ def _of_tag(ledger: Ledger, tag: str) -> Ledger:
             for expert, parts in ledger.contributions.items()
         }
     )
-
-
-def _outcomes_in(ledger: Ledger) -> int:
-    """How many outcomes there are, to the nearest whole one."""
-    units = sum(int(part.sums[:, 0].sum()) for parts in ledger.contributions.values() for part in parts.values())
-    return round(units / ONE)

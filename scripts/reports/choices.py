@@ -23,9 +23,15 @@ _LEGEND = (
 )
 
 
-def shown_outcomes(model: IR3DEModel) -> str:
-    """What outcomes let expect of each pair, with a legend; empty without outcomes."""
-    table = outcomes_table(model.config, model.outcomes)
+def shown_outcomes(model: IR3DEModel, since: str | None = None) -> str:
+    """What outcomes let expect of each pair, with a legend; empty without outcomes.
+
+    Args:
+        model ([`IR3DEModel`]): the router.
+        since (`str`, *optional*): only outcomes of this day or later, as in 2026-11-28.
+    """
+    outcomes = model.outcomes if since is None else model.outcomes.since(since)
+    table = outcomes_table(model.config, outcomes)
     return f"{table}\n\n{_LEGEND}" if table else ""
 
 

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import random
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ from ir3de.gateway.body import Body
 from ir3de.gateway.errors import GatewayError
 from ir3de.gateway.serving import served
 from ir3de.gateway.settings import Settings
+from ir3de.scripts.bench.fuzz import STATUSES, Fuzz
 from ir3de.scripts.bench.stand_in import Received, StandIn, answer
 
 from . import tiny
@@ -344,6 +346,22 @@ def test_hostile_requests_are_refused_with_a_clear_status(three: World, request_
     assert answered.json["error"]["type"] == "invalid_request_error"
     assert before == sum(len(server.received) for server in three.behind.values())
     assert three.ask().status == 200
+
+
+def test_requests_of_every_wrong_kind_get_an_answer_or_a_documented_refusal(
+    expert_specs: dict[str, dict[str, Any]],
+) -> None:
+    """A few of those that `scripts/bench/fuzz.py` sends by the thousand, to servers and to an expert here."""
+    fuzz = Fuzz(seed=17)
+    with world({"math": expert_specs["math"]}, names=("code", "law")) as made:
+        seen = Counter[int]()
+        for _ in range(200):
+            api, data, headers = fuzz.request()
+            answered = made.send("POST", f"/v1/{api}", data, **headers)
+            assert answered.status in STATUSES, (api, data, headers, answered.body)
+            seen[answered.status] += 1
+        assert seen[200] > 20
+        assert seen[400] > 20
 
 
 def test_a_large_body_is_refused_before_it_is_read(three: World) -> None:

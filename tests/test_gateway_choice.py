@@ -283,6 +283,15 @@ def test_a_server_of_a_model_of_the_hub_can_what_its_files_show(
         assert made.ask(tools=TOOLS).expert in ("code", "math")
 
 
+def test_experts_here_can_be_loaded_before_they_are_asked(expert_specs: dict[str, dict[str, Any]]) -> None:
+    with world({"law": expert_specs["law"]}, names=("code", "math")) as made:
+        pool = made.gateway.serving.router.experts
+        prepare_in_background(made.gateway.serving).join()
+        assert pool.loaded == []
+        prepare_in_background(made.gateway.serving, preload=True).join()
+        assert [each["experts"] for each in pool.loaded] == [["law"]]
+
+
 def test_many_turns_of_an_agent_are_read_in_time(three: World) -> None:
     import time
 

@@ -48,8 +48,8 @@ def _events(asked: dict[str, Any], word: str) -> list[bytes]:
     return [*made, b"data: [DONE]\n\n"]
 
 
-async def echo(request: web.Request, received: Received) -> web.StreamResponse:
-    """Answers with the word that a request carries."""
+async def echo(request: web.Request, received: Received, pause: float = 0.0) -> web.StreamResponse:
+    """Answers with the word that a request carries, and pauses so many seconds after each event."""
     asked = received.json
     word = asked["messages"][-1]["content"].split()[-1]
     if not asked.get("stream"):
@@ -60,6 +60,7 @@ async def echo(request: web.Request, received: Received) -> web.StreamResponse:
     await stream.prepare(request)
     for event in _events(asked, word):
         await stream.write(event)
+        await asyncio.sleep(pause)
     return stream
 
 
@@ -264,7 +265,7 @@ def swaps(number: int, seconds: float, clients: int) -> int:
         async def answer(request: web.Request, received: Received) -> web.StreamResponse:
             if not received.json["model"].startswith(prefix):
                 wrong.append(received.json["model"])
-            return await echo(request, received)
+            return await echo(request, received, pause=0.05)  # so that many a stream is older than its router
 
         return StandIn(answer, keep=False)
 

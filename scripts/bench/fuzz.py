@@ -23,7 +23,7 @@ import aiohttp
 from ir3de.scripts.bench.gateway import free_port, memory, process
 from ir3de.scripts.bench.stand_in import StandIn
 
-_STATUSES = {200, 400, 404, 405, 413, 422, 429}
+STATUSES = {200, 400, 404, 405, 413, 422, 429}
 _HERE = "math"  # the expert on this machine
 _SAID = "Find the roots of the polynomial x^2 - 5x + 6."
 _BASES: dict[str, dict[str, Any]] = {
@@ -148,7 +148,7 @@ async def send(url: str, requests: int, seed: int, clients: int) -> tuple[Counte
                 async with session.post(f"{url}/{api}", data=data, headers=headers) as response:
                     text = await response.read()
                     said = f"{response.status}"
-                    known = response.status in _STATUSES and (response.status == 200 or b'"message"' in text)
+                    known = response.status in STATUSES and (response.status == 200 or b'"message"' in text)
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
                 if isinstance(error, ValueError):  # the client does not send such a header
                     continue

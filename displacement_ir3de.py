@@ -4,6 +4,11 @@ A domain's sums give the mean m and the second moment C of its rows x. Its promp
 (w_own - w_other)^T x, has therefore the mean (w_own - w_other)^T m and a variance from C; as a sum over tokens it is
 close to normal, so that Phi(-mean / deviation) of the prompts go to the other. Over all other domains this adds up to
 at least what is lost (Boole's inequality), as far as leads are normal.
+
+That is so of the prompts that W was solved from, whose leads are larger than those of prompts to come: each has drawn W
+toward itself. How much tells its leverage h: had it been left out, its lead would be (lead - h) / (1 - h) (the
+leave-one-out formula of ridge regression: Allen 1974; Hastie, Tibshirani and Friedman, The Elements of Statistical
+Learning, equation 7.64). Both shares are estimated, with the mean h of a domain's prompts.
 """
 
 from __future__ import annotations
@@ -15,6 +20,32 @@ from typing import NamedTuple
 import torch
 
 from .statistics_ir3de import DomainStatistics
+from .token_router_ir3de import Problem
+
+_MOST_LEVERAGE = 0.99  # below 1 in truth; an estimate over prompts of many lengths might not be
+
+
+class Solved(NamedTuple):
+    """
+    What W was solved with, as far as it tells how much of its own scores a row makes.
+
+    Args:
+        inverse (`torch.Tensor` of shape `(F, F)` or, with a bias, `(F + 1, F + 1)`): (A + lambda I)^-1, float64.
+        weights (`Sequence[float]`): that a row of each domain has in A.
+        targets (`Sequence[float]`): what each domain's leads were drawn to: 1, divided by what its column was.
+    """
+
+    inverse: torch.Tensor
+    weights: Sequence[float]
+    targets: Sequence[float]
+
+    @classmethod
+    def of(cls, problem: Problem, weights: Sequence[float]) -> Solved:
+        """Of what W solves. Takes about as long as three solves, and the memory of two more A."""
+        left, right = problem.equations
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(left))
+        norms = (inverse @ right).norm(dim=0) if problem.normalize_columns else torch.ones(len(weights))
+        return cls(inverse, weights, norms.reciprocal().tolist())
 
 
 class Scorer(NamedTuple):
@@ -25,17 +56,35 @@ class Scorer(NamedTuple):
         kind (`str`): of the rows that W is of, `"prompts"` or `"tokens"`.
         domains (`Sequence[str]`): D names.
         W (`torch.Tensor` of shape `(F, D)` or, with a bias, `(F + 1, D)`): of the rows that the router's variant sums.
+        solved ([`Solved`], *optional*): what W was solved with; None where that was no ridge regression, so that
+            nothing is known of prompts that it was not solved from.
         lexicon (`torch.Tensor` of shape `(V, D)`, *optional*): what naive Bayes adds for each token.
     """
 
     kind: str
     domains: Sequence[str]
     W: torch.Tensor
+    solved: Solved | None
     lexicon: torch.Tensor | None = None
 
 
+class Lost(NamedTuple):
+    """
+    What a domain loses, as shares of its prompts.
+
+    Args:
+        seen (`float`): of the prompts that W was solved from.
+        unseen (`float`): of others like them.
+        to (`str`): the domain that most of these go to.
+    """
+
+    seen: float
+    unseen: float
+    to: str
+
+
 @torch.no_grad()
-def displaced(statistics: Mapping[str, DomainStatistics], before: Scorer, after: Scorer) -> dict[str, float]:
+def displaced(statistics: Mapping[str, DomainStatistics], before: Scorer, after: Scorer) -> dict[str, Lost]:
     """By how much more of its prompts each domain loses after than before: 0.1 is ten in a hundred.
 
     Args:
@@ -45,27 +94,65 @@ def displaced(statistics: Mapping[str, DomainStatistics], before: Scorer, after:
     more = {}
     for name in before.domains:
         if name in after.domains:
-            domain = statistics[name]
-            A = domain.gram(before.kind)
-            more[name] = _lost(domain, A, name, after) - _lost(domain, A, name, before)
+            old, new = _lost(statistics[name], name, before), _lost(statistics[name], name, after)
+            more[name] = Lost(new.seen - old.seen, new.unseen - old.unseen, new.to)
     return more
 
 
-def _lost(domain: DomainStatistics, A: torch.Tensor, name: str, scorer: Scorer) -> float:
-    """The share of a domain's prompts that others get, at most 1."""
-    W, own = scorer.W.double().cpu(), list(scorer.domains).index(name)
+def _lost(domain: DomainStatistics, name: str, scorer: Scorer) -> Lost:
+    """What others get of a domain's prompts, each share at most 1."""
+    own = list(scorer.domains).index(name)
+    mean, variance = _leads(domain, scorer, own)
+    unseen_mean, unseen_variance = mean, variance
+    if scorer.solved is not None:
+        h = _leverage(domain, scorer.kind, scorer.solved, own)
+        unseen_mean, unseen_variance = (mean - h * scorer.solved.targets[own]) / (1 - h), variance / (1 - h) ** 2
+    if scorer.lexicon is not None and domain.documents is not None:
+        more_mean, more_variance = _lexical(domain, scorer.lexicon.double().cpu(), own)
+        mean, variance = mean + more_mean, variance + more_variance
+        unseen_mean, unseen_variance = unseen_mean + more_mean, unseen_variance + more_variance
+    seen, unseen = _negative(mean, variance, own), _negative(unseen_mean, unseen_variance, own)
+    return Lost(min(float(seen.sum()), 1.0), min(float(unseen.sum()), 1.0), scorer.domains[int(unseen.argmax())])
+
+
+def _leads(domain: DomainStatistics, scorer: Scorer, own: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance of a domain's leads over each domain by W, each of shape `(D,)`."""
+    A, W = domain.gram(scorer.kind), scorer.W.double().cpu()
     width = len(W)  # without the column of ones where there is no bias
     leads = W[:, [own]] - W
     mean = A[:width, -1] / A[-1, -1] @ leads
     variance = (A[:width, :width] / A[-1, -1] @ leads * leads).sum(dim=0) - mean.square()
     if scorer.kind == "tokens":  # a prompt's score is taken for a mean over as many as its domain's prompts have
-        variance /= domain.rows("tokens") / domain.rows("prompts")
-    if scorer.lexicon is not None and domain.documents is not None:
-        more = _lexical(domain, scorer.lexicon.double().cpu(), own)
-        mean, variance = mean + more[0], variance + more[1]
+        variance /= _tokens_of_a_prompt(domain)
+    return mean, variance
+
+
+def _leverage(domain: DomainStatistics, kind: str, solved: Solved, own: int) -> float:
+    """The mean h of a domain's prompts: weight * r^T (A + lambda I)^-1 r, where r is a prompt's row.
+
+    Where rows are tokens, a prompt leaves with all its n tokens x. The score that is left then is that of the block's
+    mean, with h = weight * s^T (A + lambda I)^-1 s / n, s the sum of x; and s / sqrt(n) is about the prompt's row, its
+    column of ones being sqrt(n).
+    """
+    inverse, weights, _ = solved
+    scale = torch.ones(domain.size, dtype=torch.float64)
+    if kind == "tokens":
+        scale[-1] = math.sqrt(_tokens_of_a_prompt(domain))
+    A = domain.gram("prompts") * scale * scale.unsqueeze(1)
+    width = len(inverse)
+    h = weights[own] * float((A[:width, :width] * inverse).sum()) / domain.rows("prompts")
+    return min(h, _MOST_LEVERAGE)
+
+
+def _tokens_of_a_prompt(domain: DomainStatistics) -> float:
+    return domain.rows("tokens") / domain.rows("prompts")
+
+
+def _negative(mean: torch.Tensor, variance: torch.Tensor, own: int) -> torch.Tensor:
+    """The shares of normal leads that are below 0, of shape `(D,)`; none over the domain itself."""
     shares = torch.erfc(mean / variance.clamp_min(1e-30).sqrt() / math.sqrt(2)) / 2
     shares[own] = 0
-    return min(float(shares.sum()), 1.0)
+    return shares
 
 
 def _lexical(domain: DomainStatistics, lexicon: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:

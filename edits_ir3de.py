@@ -17,7 +17,7 @@ import torch
 
 from .batch_ir3de import Prompts
 from .configuration_ir3de import IR3DEConfig
-from .displacement_ir3de import Scorer, displaced
+from .displacement_ir3de import Lost
 from .names_ir3de import alike, check_name, name_of_file
 from .outcome_rows_ir3de import Outcome, read_outcomes
 from .outcomes_ir3de import Ledger, OutcomesCollector, shared, whole
@@ -26,9 +26,15 @@ from .statistics_ir3de import KINDS, DomainStatistics, FeatureSpace, StatisticsC
 
 _TEXTS = 1024  # that are tokenized at a time
 _MOST_TIMES = 3  # the longest domain's prompts that another's may be as long as
-_MOST_OF_ONE = 0.20  # of a domain's prompts, by estimate, that statistics of others may take
-_MOST_OF_ALL = 0.03  # of all domains' prompts in the mean
+# The shares of one domain's prompts, and of all domains' in the mean, that statistics of others may take by estimate,
+# of prompts that W was solved from and of others like them. Where tokens are scored the estimate is higher: it takes
+# them to come on their own.
+_MOST_TAKEN = {"prompts": ((0.20, 0.03), (0.35, 0.05)), "tokens": ((0.20, 0.06), (0.35, 0.07))}
 _CHUNK = 8192  # rows of the vocabulary that are measured at a time
+
+
+class TakesPrompts(ValueError):
+    """What is new would take other domains' prompts; with `own=True` it may."""
 
 
 class Experts(NamedTuple):
@@ -286,7 +292,8 @@ def statistics_of(
 def check_new(
     before: Experts, after: Experts, config: IR3DEConfig, embeddings: torch.Tensor, own: bool = False
 ) -> bool:
-    """Whether an edit brings contributions. Raises ValueError where one cannot be what it claims, or is too long.
+    """Whether an edit brings contributions. Raises ValueError where one cannot be what it claims, and TakesPrompts
+    where its prompts are too long.
 
     Args:
         before, after ([`Experts`]): without and with what is new.
@@ -308,7 +315,7 @@ def check_new(
         for key in domain.contributions:
             length = prompt_length(domain.only({key}))
             if before.statistics and not own and length > most:
-                raise ValueError(
+                raise TakesPrompts(
                     f"Contribution {key} to {name!r} has prompts of a mean squared length of {length:.4g}, more than"
                     f" {_MOST_TIMES} times that of any domain here ({most / _MOST_TIMES:.4g} at most): it would take"
                     " other domains' prompts. Have it collected of texts about as long as those of the others."
@@ -316,23 +323,33 @@ def check_new(
     return any(domain.contributions for domain in new.values())
 
 
-def check_displaced(statistics: Mapping[str, DomainStatistics], before: Scorer, after: Scorer) -> None:
-    """Raises ValueError where new statistics would take too many prompts of the domains that are here.
+def check_displaced(lost: Mapping[str, Lost], kind: str) -> None:
+    """Raises TakesPrompts where new statistics would take too many prompts of the domains that are here.
 
     Args:
-        statistics (`Mapping[str, DomainStatistics]`): of the domains before.
-        before, after ([`Scorer`]): what prompts are scored with, without and with the new statistics.
+        lost (`Mapping[str, Lost]`): what each domain loses, as [`displaced`] estimates it.
+        kind (`str`): of the rows that are scored, one of `KINDS`.
     """
-    taken = displaced(statistics, before, after)
-    if not taken:
+    takers = {name: of_domain.to for name, of_domain in lost.items()}
+    seen, unseen = _MOST_TAKEN[kind]
+    _check_taken({name: of_domain.seen for name, of_domain in lost.items()}, takers, *seen)
+    _check_taken({name: of_domain.unseen for name, of_domain in lost.items()}, takers, *unseen)
+
+
+def _check_taken(
+    shares: Mapping[str, float], takers: Mapping[str, str], most_of_one: float, most_of_all: float
+) -> None:
+    """Raises TakesPrompts where too large a share of prompts is taken, of one domain or in the mean."""
+    if not shares:
         return
-    most, mean = max(taken, key=taken.__getitem__), sum(taken.values()) / len(taken)
-    if not (taken[most] <= _MOST_OF_ONE and mean <= _MOST_OF_ALL):  # NaN is too many
-        raise ValueError(
-            f"The new statistics would take an estimated {taken[most]:.0%} of the prompts of {most!r}, and {mean:.1%}"
-            f" of those of all domains; {_MOST_OF_ONE:.0%} and {_MOST_OF_ALL:.0%} are allowed. They resemble domains"
-            " that are here, or mix what these keep apart. Add them to the domain that they belong to; or, where you"
-            " know their text and want this, say so with `own=True`, or --own of the command."
+    name, mean = max(shares, key=shares.__getitem__), sum(shares.values()) / len(shares)
+    if not (shares[name] <= most_of_one and mean <= most_of_all):  # NaN is too many
+        raise TakesPrompts(
+            f"The new statistics would take an estimated {shares[name]:.0%} of the prompts of {name!r}, most of which"
+            f" would go to {takers[name]!r}, and {mean:.1%} of those of all domains; {most_of_one:.0%} and"
+            f" {most_of_all:.0%} are allowed. They resemble domains that are here, or mix what these keep apart. Add"
+            " them to the domain that they belong to; or, where you know their text and want this, say so with"
+            " `own=True`, or --own of the command."
         )
 
 

@@ -20,7 +20,7 @@ from transformers.utils.generic import ModelOutput
 
 from .batch_ir3de import Prompts, batches
 from .configuration_ir3de import IR3DEConfig, check_choice, check_half_life
-from .displacement_ir3de import Scorer
+from .displacement_ir3de import Scorer, Solved, displaced
 from .edits_ir3de import (
     Experts,
     check_days,
@@ -58,7 +58,7 @@ from .statistics_ir3de import (
     threads_of_this_process,
     total,
 )
-from .token_router_ir3de import FeatureMap, discriminant, log_odds, mean_diagonal, ridge
+from .token_router_ir3de import FeatureMap, Problem, discriminant, log_odds, mean_diagonal, ridge
 
 PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'été' 東京"
 _P = ParamSpec("_P")
@@ -461,7 +461,7 @@ class IR3DEModel(RouterRepository):
             familiarity = _familiarity(config, domains, self.embed_tokens.weight.device)
         token_router, prompt_router = _filled(self.token_router, W_tokens), _filled(self.prompt_router, W_prompts)
         if accept is not None:
-            accept(_scorer(config, token_router, prompt_router, lexicon))
+            accept(_scorer(config, domains, token_router, prompt_router, lexicon))
         with _CHANGING:
             self.token_router = token_router
             self.prompt_router = prompt_router
@@ -790,24 +790,53 @@ class IR3DEModel(RouterRepository):
         else:
             accept = None
             if new and not own:
-                scorer = _scorer(self.config, self.token_router, self.prompt_router, self.lexicon)
-                accept = functools.partial(check_displaced, before.statistics, scorer)
+                scorer = self.scorer
+
+                def accept(changed: Scorer) -> None:
+                    """Raises where too many prompts would go elsewhere."""
+                    check_displaced(displaced(before.statistics, scorer, changed), changed.kind)
+
             self._become(config, experts.statistics, experts.outcomes, second, accept=accept)
+
+    @property
+    def scorer(self) -> Scorer:
+        """What prompts are scored with, to compare it with what they were or will be scored with."""
+        domains = [self.statistics[name] for name in self.config.domain_names]
+        return _scorer(self.config, domains, self.token_router, self.prompt_router, self.lexicon)
 
 
 def _scorer(
-    config: IR3DEConfig, token_router: nn.Linear, prompt_router: nn.Linear, lexicon: nn.Embedding | None
+    config: IR3DEConfig,
+    domains: list[DomainStatistics],
+    token_router: nn.Linear,
+    prompt_router: nn.Linear,
+    lexicon: nn.Embedding | None,
 ) -> Scorer:
-    """What the config's variant scores prompts with."""
+    """What the config's variant scores prompts with, and what that was solved with from the statistics of domains."""
     by_prompts = config.variant == "prompt"
     router = prompt_router if by_prompts else token_router
     W = router.weight.T if router.bias is None else torch.cat([router.weight.T, router.bias.unsqueeze(0)])
     words = lexicon.weight if by_prompts and lexicon is not None else None
-    return Scorer("prompts" if by_prompts else "tokens", list(config.domain_names), W, words)
+    kind = "prompts" if by_prompts else "tokens"
+    even = by_prompts or config.balance
+    solved = None
+    if not (by_prompts and config.discriminant):
+        with one_thread():
+            problem = _problems(config, domains)[by_prompts]
+            solved = Solved.of(problem, [1 / domain.rows(kind) if even else 1.0 for domain in domains])
+    return Scorer(kind, list(config.domain_names), W, solved, words)
 
 
 def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.Tensor, torch.Tensor]:
-    """W of the token rows and W of the prompt rows, which has no bias but the constants of discriminant analysis.
+    """W of the token rows and W of the prompt rows, which has no bias but the constants of discriminant analysis."""
+    of_tokens, of_prompts = _problems(config, domains)
+    if config.discriminant:
+        return ridge(*of_tokens), discriminant(*of_prompts[:3])
+    return ridge(*of_tokens), ridge(*of_prompts)
+
+
+def _problems(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[Problem, Problem]:
+    """What W of the token rows and W of the prompt rows solve.
 
     The prompt rows' A is given token noise: rho times the balanced A over the token rows. That is what A gains in
     expectation when prompts lose and gain single tokens at random, since a prompt's row is a sum over its tokens, and
@@ -816,14 +845,13 @@ def _solve(config: IR3DEConfig, domains: list[DomainStatistics]) -> tuple[torch.
     reward.
     """
     A, B = total(domains, "tokens", config.balance)
-    W_tokens = ridge(A, B, config.regularization, config.bias, config.normalize_columns)
+    of_tokens = Problem(A, B, config.regularization, config.bias, config.normalize_columns)
     noise = A if config.balance else total(domains, "tokens", balance=True)[0]
     A, B = total(domains, "prompts", balance=True)
     value = config.prompt_regularization
     if value is None:
         value = 1e-3 * mean_diagonal(A)
-    A.add_(noise, alpha=config.token_noise)
-    return W_tokens, discriminant(A, B, value) if config.discriminant else ridge(A, B, value, bias=False)
+    return of_tokens, Problem(A.add_(noise, alpha=config.token_noise), B, value, bias=False)
 
 
 def _lexicon(config: IR3DEConfig, domains: list[DomainStatistics], device: torch.device) -> nn.Embedding | None:

@@ -108,10 +108,9 @@ def sums(grams: Iterable[torch.Tensor], balance: bool = True) -> tuple[torch.Ten
     return A, torch.stack(columns, dim=1)
 
 
-def ridge(
-    A: torch.Tensor, B: torch.Tensor, regularization: float, bias: bool = True, normalize_columns: bool = False
-) -> torch.Tensor:
-    """Ridge regression of one-hot domain labels on rows: min_W ||X W - Y||^2 + lambda ||W||^2.
+class Problem(NamedTuple):
+    """
+    Ridge regression of one-hot domain labels on rows: min_W ||X W - Y||^2 + lambda ||W||^2.
 
     Args:
         A (`torch.Tensor` of shape `(F + 1, F + 1)`): X^T X over all domains, the column of ones last; float64.
@@ -119,6 +118,27 @@ def ridge(
         regularization (`float`): lambda, above 0.
         bias (`bool`): keep the column of ones.
         normalize_columns (`bool`): divide each column of W by its Euclidean norm, as the authors' code does.
+    """
+
+    A: torch.Tensor
+    B: torch.Tensor
+    regularization: float
+    bias: bool = True
+    normalize_columns: bool = False
+
+    @property
+    def equations(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both sides of (A + lambda I) W = B, without the column of ones where there is no bias."""
+        A, B = (self.A, self.B) if self.bias else (self.A[:-1, :-1], self.B[:-1])
+        regularized = A.clone()
+        regularized.diagonal().add_(self.regularization)
+        return regularized, B
+
+
+def ridge(
+    A: torch.Tensor, B: torch.Tensor, regularization: float, bias: bool = True, normalize_columns: bool = False
+) -> torch.Tensor:
+    """Solves a [`Problem`], of which these are the fields.
 
     Returns:
         `torch.Tensor` of shape `(F + 1, D)`, or `(F, D)` without `bias`; float64. With the bias its row is the last.
@@ -126,18 +146,15 @@ def ridge(
     Raises:
         ValueError: A + lambda I is not positive definite in float64.
     """
-    if not bias:
-        A, B = A[:-1, :-1], B[:-1]
     # section 3.1: W* = (A + lambda I)^-1 B
-    regularized = A.clone()
-    regularized.diagonal().add_(regularization)
-    L, failed = torch.linalg.cholesky_ex(regularized)
+    left, right = Problem(A, B, regularization, bias).equations
+    L, failed = torch.linalg.cholesky_ex(left)
     if int(failed):
         raise ValueError(
-            f"A + lambda I is not positive definite at lambda {regularization}: the mean of A's diagonal is"
-            f" {float(A.diagonal().mean()):.3g}. Raise `regularization`."
+            f"A + lambda I is not positive definite at lambda {regularization}: the mean of its diagonal is"
+            f" {float(left.diagonal().mean()):.3g}. Raise `regularization`."
         )
-    W = torch.cholesky_solve(B, L)
+    W = torch.cholesky_solve(right, L)
     return W / W.norm(dim=0) if normalize_columns else W
 
 

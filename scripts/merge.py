@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     """Merges, and prints what that changes."""
     from huggingface_hub import HfApi
 
+    from ir3de.edits_ir3de import TakesPrompts
     from ir3de.modeling_ir3de import IR3DEModel
     from ir3de.scripts.publishing.review import Proposal, Snapshot, compare
     from ir3de.scripts.publishing.targets import apply_edit
@@ -43,14 +44,18 @@ def run(args: argparse.Namespace) -> int:
     rows = list(read_rows(RowSource.of(**vars(args)))) if args.data else []
 
     def edit(model: IR3DEModel) -> None:
-        """Merges, and prints before and after."""
-        before = Snapshot.of(model, rows)
-        if args.pr is None:
-            model.merge(*args.source, own=args.own)
-        else:
+        """Merges, and prints before and after, also where the merge is refused for what it would take."""
+        before, sources = Snapshot.of(model, rows), args.source
+        if args.pr is not None:
             proposal = Proposal(args.router, args.pr, model, args.head)
             print(f"pull request {args.pr} at {proposal.head} (merge just this with --head {proposal.head})")
-            model.merge(proposal, own=args.own)
+            sources = [proposal]
+        try:
+            model.merge(*sources, own=args.own)
+        except TakesPrompts:
+            model.merge(*sources, own=True)
+            print(f"{compare(before, Snapshot.of(model, rows))}\nNone of this was done:")
+            raise
         print(compare(before, Snapshot.of(model, rows)))
 
     if args.dry_run:

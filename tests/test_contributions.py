@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from ir3de import DomainStatistics, IR3DEModel
-from ir3de.displacement_ir3de import Scorer, displaced
-from ir3de.edits_ir3de import prompt_length
+from ir3de.displacement_ir3de import Scorer, Solved, displaced
+from ir3de.edits_ir3de import TakesPrompts, prompt_length
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.scripts.bench.contributions import Maker, honest, try_all
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.publishing.review import Snapshot, compare
 from ir3de.statistics_ir3de import KINDS
+from ir3de.token_router_ir3de import Problem, ridge, sums
 
 from . import tiny
 
@@ -126,7 +127,7 @@ def test_a_near_copy_is_refused_unless_it_is_ones_own(discriminant: bool) -> Non
     made = tiny.router(variant="prompt", discriminant=discriminant)
     near_copy = tiny.statistics(tiny.sentences("code", 30, seed=21))
     before = {key: value.clone() for key, value in made.state_dict().items()}
-    with pytest.raises(ValueError, match="of the prompts of 'code'"):
+    with pytest.raises(TakesPrompts, match="of the prompts of 'code', most of which would go to 'programming'"):
         made.merge({"programming": near_copy})
     assert all(torch.equal(before[key], value) for key, value in made.state_dict().items())
     made.merge({"code": near_copy})  # where it belongs
@@ -137,13 +138,41 @@ def test_a_near_copy_is_refused_unless_it_is_ones_own(discriminant: bool) -> Non
 
 
 def test_what_is_displaced_is_what_the_normal_law_says() -> None:
-    """Rows of one column, of mean 1 and variance 4: the lead over the other is x, and below 0 in Phi(-1/2) of them."""
+    """Rows of one column, of mean 1 and variance 4: the lead over the other is x, and below 0 in Phi(-1/2) of them.
+
+    With a leverage of 0.2 leads of those left out have mean 1 and deviation 2 / 0.8.
+    """
     grams = {kind: torch.tensor([[5.0, 1.0], [1.0, 1.0]], dtype=torch.float64) * 10 for kind in KINDS}
     statistics = {"a": DomainStatistics.from_grams(grams, "x")}
-    alone = Scorer("prompts", ["a"], torch.tensor([[1.0]]))
-    both = Scorer("prompts", ["b", "a"], torch.tensor([[0.0, 1.0]]))
-    assert displaced(statistics, alone, both) == pytest.approx({"a": 0.308538}, abs=1e-6)
-    assert displaced(statistics, both, alone) == pytest.approx({"a": -0.308538}, abs=1e-6)
+    solved = Solved(torch.tensor([[0.4]], dtype=torch.float64), [0.1, 0.1], [1.0, 1.0])
+    alone = Scorer("prompts", ["a"], torch.tensor([[1.0]]), solved)
+    both = Scorer("prompts", ["b", "a"], torch.tensor([[0.0, 1.0]]), solved)
+    lost = displaced(statistics, alone, both)["a"]
+    assert lost[:2] == pytest.approx((0.308538, 0.344578), abs=1e-6)
+    assert lost.to == "b"
+    assert displaced(statistics, both, alone)["a"][:2] == pytest.approx((-0.308538, -0.344578), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("normalize_columns", [False, True])
+def test_leads_of_rows_that_are_left_out_are_those_of_a_solve_without_them(kind: str, normalize_columns: bool) -> None:
+    """Of rows that have the same leverage, where it is exact; each a prompt of one token."""
+    rows = {"a": torch.tensor([[1, 0.5], [1, -0.5]]).double(), "b": torch.tensor([[-1, 0.5], [1, 0.5]]).double()}
+    ones = torch.ones(2, 1, dtype=torch.float64)
+    grams = {name: (X := torch.cat([part, ones], dim=1)).T @ X for name, part in rows.items()}
+    statistics = {name: DomainStatistics.from_grams(dict.fromkeys(KINDS, A), "x") for name, A in grams.items()}
+    problem = Problem(*sums(grams.values()), 0.3, bias=False, normalize_columns=normalize_columns)
+    scorer = Scorer(kind, ["a", "b"], ridge(*problem), Solved.of(problem, [1 / 2, 1 / 2]))
+    alone = scorer._replace(domains=["a"], W=scorer.W[:, :1])
+    M, B = problem.equations
+    norms = torch.linalg.solve(M, B).norm(dim=0) if normalize_columns else torch.ones(2)
+    leads = []
+    for x in rows["a"]:
+        W = torch.linalg.solve(M - x.outer(x) / 2, B - torch.stack([x / 2, torch.zeros(2)], dim=1)) / norms
+        leads.append(x @ (W[:, 0] - W[:, 1]))
+    mean, deviation = torch.stack(leads).mean(), torch.stack(leads).std(correction=0)
+    expected = torch.erfc(mean / deviation / 2**0.5) / 2
+    assert displaced(statistics, alone, scorer)["a"].unseen == pytest.approx(float(expected), abs=1e-9)
 
 
 @pytest.mark.parametrize("fields", [{}, {"lexical_weight": 1.0}], ids=["rows", "lexicon"])

@@ -139,6 +139,27 @@ def test_a_stranger_proposes_and_the_owner_merges(
     assert "nothing to merge" in capsys.readouterr().err.lower()
 
 
+def test_a_refused_merge_shows_what_it_would_take(
+    repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.statistics(tiny.sentences("code", 30, seed=21)).save(tmp_path / "programming.safetensors")
+    lines = [json.dumps({"text": text, "domain": d}) for d in ("code", "math") for text in tiny.sentences(d, 9, seed=7)]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    with monkeypatch.context() as patch:
+        patch.setenv("HF_TOKEN", OTHER_TOKEN)
+        copy = str(tmp_path / "programming.safetensors")
+        assert cli.main(["publish", copy, "--router", repo, "--model", "org/x", "--create-pr"]) == 0
+    capsys.readouterr()
+    for more in (["--dry-run"], []):
+        assert cli.main(["merge", repo, "--pr", "1", "--data", str(tmp_path / "test.jsonl"), *more]) == 2
+        shown = capsys.readouterr()
+        marked = [line.split()[0] for line in shown.out.splitlines() if line.endswith("more than 5 points")]
+        assert "code" in marked
+        assert 'who answers for programming: {"model": "org/x", "name": "programming"}' in shown.out
+        assert "most of which would go to 'programming'" in shown.err
+        assert experts(repo) == ["code", "math"]
+
+
 def test_a_proposal_reaches_the_second_opinion_too(repo: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ir3de.second_opinion_ir3de._load_encoder", lambda name, revision: WordEncoder())
     model = IR3DEModel.from_pretrained(repo)

@@ -9,15 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
-from unittest import mock
 
 import torch
 
-from ir3de import edits_ir3de
 from ir3de.batch_ir3de import Prompts
 from ir3de.card_ir3de import markdown_table
 from ir3de.configuration_ir3de import IR3DEConfig
-from ir3de.edits_ir3de import prompt_length
+from ir3de.displacement_ir3de import Lost, displaced
+from ir3de.edits_ir3de import check_displaced, prompt_length
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, by_domain, read_rows
 from ir3de.scripts.data.sources import load_quickstart_source, load_source
@@ -51,6 +50,7 @@ class Result(NamedTuple):
     Args:
         kind (`str`): of the contribution.
         times (`float`): its rows' mean squared length over the longest domain's.
+        lost (`dict[str, Lost]`): what each domain was estimated to lose.
         refused (`bool`): by the estimate of what it takes, or as not solvable.
         macro (`float`): honest macro accuracy that was lost, 0 to 1; 0 where it was refused.
         most (`float`): recall that the domain which lost most lost.
@@ -58,6 +58,7 @@ class Result(NamedTuple):
 
     kind: str
     times: float
+    lost: dict[str, Lost]
     refused: bool
     macro: float
     most: float
@@ -188,19 +189,20 @@ def try_all(model: IR3DEModel, hostile: Iterator[Hostile], prompts: Mapping[str,
         hostile (`Iterator[Hostile]`): contributions.
         prompts (`Mapping[str, Prompts]`): honest prompts of each domain.
     """
-    before, results = recalls(model, prompts), []
+    before, scorer, results = recalls(model, prompts), model.scorer, []
     longest = max(map(prompt_length, model.statistics.values()))
     for part in hostile:
-        router, times = model.copy(), prompt_length(part.statistics) / longest
+        router, times, lost = model.copy(), prompt_length(part.statistics) / longest, {}
         try:
-            with mock.patch.object(edits_ir3de, "_MOST_TIMES", math.inf):
-                router.merge({part.domain: part.statistics})
+            router.merge({part.domain: part.statistics}, own=True)  # whatever it takes, and however long it is
+            lost = displaced(model.statistics, scorer, router.scorer)
+            check_displaced(lost, scorer.kind)
         except ValueError:
-            results.append(Result(part.kind, times, True, 0.0, 0.0))
+            results.append(Result(part.kind, times, lost, True, 0.0, 0.0))
             continue
         after = recalls(router, prompts)
-        lost = [before[name] - after[name] for name in prompts]
-        results.append(Result(part.kind, times, False, mean_recall(before) - mean_recall(after), max(lost)))
+        gone = [before[name] - after[name] for name in prompts]
+        results.append(Result(part.kind, times, lost, False, mean_recall(before) - mean_recall(after), max(gone)))
     return results
 
 
@@ -243,6 +245,17 @@ def table(results: Sequence[Result]) -> str:
     return markdown_table(head, rows, numbers=len(head) - 1)
 
 
+def largest(results: Sequence[Result]) -> str:
+    """The largest estimates of what one domain and all in the mean lose."""
+    lines = []
+    for field in ("seen", "unseen"):
+        shares = [[getattr(lost, field) for lost in result.lost.values()] for result in results if result.lost]
+        most = max((max(each) for each in shares), default=0.0)
+        mean = max((sum(each) / len(each) for each in shares), default=0.0)
+        lines.append(f"estimated of {field} prompts: at most {most:.1%} of one domain, {mean:.1%} in the mean")
+    return "\n".join(lines)
+
+
 class Made(NamedTuple):
     """
     The router that is tried.
@@ -258,10 +271,23 @@ class Made(NamedTuple):
     lexical_weight: float
 
 
+class Most(NamedTuple):
+    """
+    How many prompts of a domain are used at most.
+
+    Args:
+        train (`int`, *optional*): to fit the router.
+        test (`int`): to measure it.
+    """
+
+    train: int | None
+    test: int
+
+
 def build(
-    made: Made, train_source: RowSource, test_source: RowSource, most: int
+    made: Made, train_source: RowSource, test_source: RowSource, most: Most
 ) -> tuple[IR3DEModel, dict[str, Prompts]]:
-    """The router, and honest prompts that it was not fitted on, so many a domain at most."""
+    """The router, and honest prompts that it was not fitted on."""
     tokenizer, E = load_quickstart_source() if made.embeddings is None else load_source(made.embeddings)
     train, test = by_domain(read_rows(train_source)), by_domain(read_rows(test_source))
     config = IR3DEConfig(
@@ -275,10 +301,10 @@ def build(
     statistics = {}
     for name, texts in train.items():
         collector = model.collector()
-        collector.add(model.tokenize(texts))
+        collector.add(model.tokenize(texts[: most.train]))
         statistics[name] = collector.statistics
     model.fit(statistics)
-    return model, {name: model.tokenize(test[name][:most]) for name in train}
+    return model, {name: model.tokenize(test[name][: most.test]) for name in train}
 
 
 def main() -> int:
@@ -287,17 +313,22 @@ def main() -> int:
     add_data_arguments(parser)
     parser.add_argument("--test-where", action="append", required=True, metavar="KEY=VALUE", help="rows to test on")
     parser.add_argument("--most", type=int, default=450, help="prompts to test each domain on (default: 450)")
+    parser.add_argument("--train-most", type=int, help="prompts to fit each domain on (default: all)")
     parser.add_argument("--embeddings", help="Hub id or folder of a causal LM; default: SmolLM2-135M-Instruct")
     parser.add_argument("--variant", default="prompt")
     parser.add_argument("--lexical-weight", type=float, default=0.0)
-    parser.add_argument("--number", type=int, default=500, help="contributions to try (default: 500)")
+    parser.add_argument("--number", type=int, default=500, help="hostile ones to try (default: 500)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     source = RowSource.of(**vars(args))
     test_source = replace(source, where=tuple(args.test_where))
-    model, prompts = build(Made(args.embeddings, args.variant, args.lexical_weight), source, test_source, args.most)
+    made, most = Made(args.embeddings, args.variant, args.lexical_weight), Most(args.train_most, args.most)
+    model, prompts = build(made, source, test_source, most)
     print(f"macro accuracy {mean_recall(recalls(model, prompts)):.2%} of {len(prompts)} domains", flush=True)
-    print(f"honest domains that join\n{table(honest(model, prompts))}", flush=True)
+    joined = honest(model, prompts)
+    print(f"{len(joined)} honest domains that join\n{table(joined)}\n{largest(joined)}", flush=True)
+    if not args.number:
+        return 0
     results = try_all(model, Maker(model.statistics, args.seed).make(args.number), prompts)
     print(f"hostile contributions\n{table(results)}")
     taken = Counter(result.kind for result in results if not result.refused)

@@ -201,15 +201,7 @@ class RouterRepository(PreTrainedModel):
                 f"The weights of {source} are damaged, or do not fit its config.json (does it name as many experts as W"
                 f" has columns?): fetch both again. Cause: {error}"
             ) from error
-        if info["missing_keys"]:
-            raise ValueError(
-                f"The weights of {source} lack {sorted(info['missing_keys'])}: fetch model.safetensors again."
-            )
-        if "prompt_router.bias" in info["unexpected_keys"]:
-            raise ValueError(
-                f"The weights of {source} have the constants of discriminant analysis, and its config says that"
-                " `discriminant` is false: load it as it was saved, or change `discriminant` and `fit()` it again."
-            )
+        _check_whole(str(source), info)
         for name, parameter in model.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise ValueError(f"{name} of {source} holds NaN or infinity: fit the router again.")
@@ -427,6 +419,32 @@ def _write_experts(path: Path, specs: list[ExpertSpec]) -> None:
     """Puts other specs into a config.json that transformers wrote, in its form."""
     fields = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**fields, "experts": specs}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _check_whole(source: str, info: Mapping[str, Any]) -> None:
+    """Raises ValueError where weights and config are not of one router, so that it would be loaded in part.
+
+    Args:
+        source (`str`): where the router is.
+        info (`Mapping[str, Any]`): what transformers says of its loading.
+    """
+    if info["missing_keys"]:
+        raise ValueError(
+            f"The weights of {source} lack {sorted(info['missing_keys'])}: fetch model.safetensors and config.json"
+            " again, both of one revision."
+        )
+    if info["mismatched_keys"]:
+        raise ValueError(
+            f"The weights of {source} have other shapes than its config.json says: {sorted(info['mismatched_keys'])}."
+            " Fetch both again, of one revision."
+        )
+    if info["unexpected_keys"]:
+        raise ValueError(
+            f"The weights of {source} hold {sorted(info['unexpected_keys'])}, which its config.json does not speak of,"
+            " so the router would be loaded in part. Fetch both again, of one revision. Where you set `discriminant`,"
+            " `lexical_weight`, `bias` or `familiarity`: load the router as it was saved, set it in its config and"
+            " `fit()` it again."
+        )
 
 
 def _warn_of_unknown(second_opinion: SecondOpinion, names: list[str]) -> None:

@@ -142,7 +142,7 @@ def test_discriminant_analysis_gives_each_domain_a_constant(tmp_path: Path) -> N
     torch.testing.assert_close(model(**inputs, labels=torch.arange(3)).logits, output.logits)
     model.save_pretrained(tmp_path)
     assert torch.equal(IR3DEModel.from_pretrained(tmp_path)(**inputs).logits, output.logits)
-    with pytest.raises(ValueError, match="`discriminant` is false"):
+    with pytest.raises(ValueError, match=r"prompt_router\.bias.*Where you set `discriminant`"):
         IR3DEModel.from_pretrained(tmp_path, discriminant=False)
     model.config.discriminant = False
     model.fit()
@@ -340,6 +340,11 @@ def test_a_file_is_no_folder_to_save_in(router: IR3DEModel, tmp_path: Path) -> N
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 def edit_weights(folder: Path, **changes: torch.Tensor | None) -> None:
     path = folder / "model.safetensors"
     tensors = {**load_file(path), **{key.replace("__", "."): value for key, value in changes.items()}}
@@ -362,6 +367,12 @@ DAMAGES = {
         folder, embed_tokens__weight=torch.full((len(tiny.TOKENS), tiny.HIDDEN), torch.nan)
     ),
     "W of another shape": lambda folder: edit_weights(folder, token_router__weight=torch.zeros(2, tiny.HIDDEN)),
+    "W of a router without bias": lambda folder: edit_config(folder, bias=False),
+    "a lexicon that the config does not speak of": lambda folder: edit_weights(
+        folder, lexicon__weight=torch.zeros(len(tiny.TOKENS), 3)
+    ),
+    "a lexicon that is absent": lambda folder: edit_config(folder, lexical_weight=0.1),
+    "another model's weights beside": lambda folder: edit_weights(folder, classifier__weight=torch.zeros(3, 3)),
     "statistics missing": lambda folder: (folder / "statistics/law.safetensors").unlink(),
     "statistics truncated": lambda folder: (folder / "statistics/law.safetensors").write_bytes(
         (folder / "statistics/law.safetensors").read_bytes()[:-9]
@@ -383,6 +394,12 @@ def test_a_config_that_disagrees_with_the_other_files_is_refused(experts: list[s
     path.write_text(json.dumps({**json.loads(path.read_text()), "experts": [{"name": name} for name in experts]}))
     with pytest.raises((ValueError, OSError), match=r"experts|art\.safetensors is missing"):
         IR3DEModel.from_pretrained(tmp_path)
+
+
+def test_weights_of_other_shapes_are_refused_also_where_transformers_would_draw_them(tmp_path: Path) -> None:
+    edit_weights(saved(tmp_path), token_router__weight=torch.zeros(2, tiny.HIDDEN))
+    with pytest.raises(ValueError, match="other shapes than its config"):
+        IR3DEModel.from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
 
 def test_loading_in_bfloat16_keeps_w_in_float32(tmp_path: Path) -> None:

@@ -191,11 +191,16 @@ def check_public(endpoint: str, allowed: Collection[str] = ()) -> None:
     if server.host in allowed:
         return
     for *_, address in socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM):
-        if not is_public(str(address[0])):
-            raise ValueError(
-                f"{server.host} has the address {address[0]}, which is not public. If prompts may go there, allow it:"
-                f" IR3DE_ALLOW_HOSTS={server.host}"
-            )
+        check_address(server.host, str(address[0]))
+
+
+def check_address(host: str, address: str) -> None:
+    """Raises ValueError where the address that a host has is not of the public internet."""
+    if not is_public(address):
+        raise ValueError(
+            f"{host} has the address {address}, which is not public. If prompts may go there, allow it:"
+            f" IR3DE_ALLOW_HOSTS={host}"
+        )
 
 
 def is_public(address: str) -> bool:

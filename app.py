@@ -17,11 +17,11 @@ from gradio.events import api
 from starlette.routing import Mount
 from transformers.utils import logging
 
-from ir3de.addresses_ir3de import check_public
 from ir3de.gateway.app import api as gateway_api
 from ir3de.gateway.gateway import Gateway
 from ir3de.gateway.generation import Piece, pieces
 from ir3de.gateway.limits import Limits
+from ir3de.gateway.loading import allowed_hosts
 from ir3de.gateway.orders import Order
 from ir3de.gateway.serving import prepare_in_background, served
 from ir3de.gateway.settings import Settings
@@ -210,13 +210,10 @@ def load(
             variable `IR3DE_ALLOW_HOSTS` names hosts that may.
     """
     model = IR3DEModel.from_pretrained(router or build(), revision=revision)
-    if router and not os.path.isdir(router):
-        allowed = os.environ.get("IR3DE_ALLOW_HOSTS", "").replace(",", " ").lower().split()
-        for spec in model.config.experts or []:
-            if "endpoint" in spec:
-                check_public(spec["endpoint"], allowed)
+    of_the_hub = router and not os.path.isdir(router)
+    known = {"private_hosts": allowed_hosts(model.config.experts or [])} if of_the_hub else {}
     budget = os.environ.get("IR3DE_MAX_MEMORY") or _half_of_memory(model.device)
-    pipe = IR3DERoutingPipeline(model, second_opinion=second_opinion, max_memory=budget)
+    pipe = IR3DERoutingPipeline(model, second_opinion=second_opinion, max_memory=budget, expert_kwargs=known)
     rows = list(read_file(samples)) if samples else [Row(*sample) for sample in model.samples]
 
     def stream(prompt: Prompt, **options: Any) -> Iterator[Event]:

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from .addresses_ir3de import server_of
 from .configuration_ir3de import IR3DEConfig
 from .local_experts_ir3de import LocalModel
 from .local_sources_ir3de import LocalSource, base_spec
@@ -103,6 +104,8 @@ class ExpertPool:
         retries (`int`): further attempts with a remote expert that is busy, broken or not reached.
         trust_remote_code (`bool`): allow the code of experts whose spec asks for it too.
         use_safetensors (`bool`): `False` allows other weights than safetensors, for experts whose spec says so too.
+        private_hosts (`Collection[str]`, *optional*): ask only servers with public addresses, and these hosts. By
+            default servers may be anywhere.
         model_kwargs (*optional*): for `AutoModelForCausalLM.from_pretrained`, such as `dtype` or `device_map`.
     """
 
@@ -115,6 +118,7 @@ class ExpertPool:
         retries: int = 2,
         trust_remote_code: bool = False,
         use_safetensors: bool = True,
+        private_hosts: Collection[str] | None = None,
         **model_kwargs: Any,
     ) -> None:
         if max_loaded_experts is not None and max_loaded_experts < 1:
@@ -125,6 +129,7 @@ class ExpertPool:
         self._budget = None if max_memory is None else in_bytes("`max_memory`", max_memory)
         self._retries = retries
         self._allow = {"trust_remote_code": trust_remote_code, "unsafe_weights": not use_safetensors}
+        self._private_hosts = private_hosts
         self._model_kwargs = model_kwargs
         self._trusted: list[ExpertSpec] | None = None  # specs; None: all
         self._start_empty()
@@ -167,16 +172,22 @@ class ExpertPool:
         return pool
 
     def spec(self, name: str) -> ExpertSpec:
-        """The present spec of an expert; a stranger's has `token: False`.
+        """The present spec of an expert; a stranger's has `token: False`, and one whose server must have a public
+        address has `public: True`.
 
         Raises:
             ValueError: the spec is a stranger's, and names something else than repositories on the Hub.
         """
         spec = next(spec for spec in self._config.specs if spec["name"] == name)
         if self._trusted is None or spec in self._trusted:
-            return spec
+            return {**spec, "public": True} if self._must_be_public(spec) else spec
         check_strangers_spec(spec)
         return {**spec, "token": False}
+
+    def _must_be_public(self, spec: ExpertSpec) -> bool:
+        if self._private_hosts is None or "endpoint" not in spec:
+            return False
+        return server_of(spec["endpoint"]).host not in self._private_hosts
 
     def can_answer(self, name: str) -> bool:
         """Whether the expert has a source of answers; else it only routes."""

@@ -145,7 +145,8 @@ class RemoteModel:
             return BoundedClient(timeout, limit, model=model, provider=provider, token=self._token)
         # The header is always ours: by itself the client would send the Hub's token to any server.
         headers = {"authorization": f"Bearer {self._token}" if self._token else ""}
-        return BoundedClient(timeout, limit, base_url=self._spec["endpoint"], headers=headers)
+        public = self._spec.get("public", False)
+        return BoundedClient(timeout, limit, public, base_url=self._spec["endpoint"], headers=headers)
 
     def _timeout(self, options: Options) -> float:
         """Seconds for an answer: the smaller of what the spec and the call say."""

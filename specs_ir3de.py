@@ -90,6 +90,7 @@ class ExpertSpec(_Named, BaseSpec, total=False):
         json (`bool`, *optional*): whether it answers in JSON of a given schema.
         logprobs (`bool`, *optional*): whether it tells the log probabilities of its tokens.
         domains (`list[str]`, *optional*): that it serves; by default the one of its own name, if there is one.
+        public (`bool`, *optional*): in no config; true where its server must have a public address.
         price (`dict`, *optional*): `input` and `output`, of a million tokens each, in the unit of the costs.
     """
 
@@ -110,9 +111,10 @@ class ExpertSpec(_Named, BaseSpec, total=False):
     logprobs: bool
     domains: list[str]
     price: dict[str, float]
+    public: bool
 
 
-EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key != "token")
+EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key not in ("token", "public"))
 _LOCAL_KEYS = {*BaseSpec.__annotations__, "adapter", "adapter_revision", "adapter_subfolder"} - {"model"}
 
 

@@ -15,7 +15,7 @@ import httpx2
 from huggingface_hub import InferenceClient
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
-from .addresses_ir3de import is_loopback
+from .addresses_ir3de import check_address, is_loopback
 
 MOST_BYTES = 16 << 20  # of an answer whose length nobody bounded
 _MOST_LINE = 1 << 20  # bytes of a line of a stream
@@ -35,18 +35,20 @@ class BoundedClient(InferenceClient):
     Args:
         timeout (`float`): seconds that are left for the whole of a request.
         limit (`int`): bytes that an answer may have.
+        public (`bool`): send nothing to a server whose address is not public, whatever its name stood for before.
         kwargs (*optional*): of [`~huggingface_hub.InferenceClient`].
 
     Raises:
         RuntimeError: huggingface_hub has changed so that requests would not go through here.
     """
 
-    def __init__(self, timeout: float, limit: int, **kwargs: Any) -> None:
+    def __init__(self, timeout: float, limit: int, public: bool = False, **kwargs: Any) -> None:
         if not hasattr(InferenceClient, "_inner_post"):
             raise RuntimeError("This huggingface_hub sends requests in a new way: install an earlier version.")
         super().__init__(timeout=timeout, **kwargs)
         self._end = time.monotonic() + timeout
         self._limit = limit
+        self._public = public
 
     def _inner_post(self, request_parameters: Any, *, stream: bool = False) -> Any:
         """The answer's bytes, or its lines as they come."""
@@ -54,7 +56,9 @@ class BoundedClient(InferenceClient):
         request = httpx2.Request(
             "POST", parameters.url, json=parameters.json, content=parameters.data, headers=parameters.headers
         )
-        pieces = self.exit_stack.enter_context(_answered(request, float(self.timeout or 0), self._end, self._limit))
+        host = request.url.raw_host.decode("ascii")
+        watch = _Watch(float(self.timeout or 0), self._end, host if self._public else None)
+        pieces = self.exit_stack.enter_context(_answered(request, watch, self._limit))
         if stream:
             return _lines(pieces)
         try:
@@ -64,11 +68,11 @@ class BoundedClient(InferenceClient):
 
 
 @contextmanager
-def _answered(request: httpx2.Request, timeout: float, end: float, limit: int) -> Iterator[Iterator[bytes]]:
+def _answered(request: httpx2.Request, watch: _Watch, limit: int) -> Iterator[Iterator[bytes]]:
     """The pieces of a server's answer. Leaving the `with` block closes the connection."""
     request.headers["accept-encoding"] = "identity"  # what is compressed has no length before it is read
     with ExitStack() as stack:
-        watch = stack.enter_context(_Watch(timeout, end))
+        stack.enter_context(watch)
         request.extensions = {**request.extensions, "timeout": watch.timeouts(), "trace": watch.trace}
         # A proxy stands between here and a server elsewhere, never in front of one on this machine.
         own = httpx2.Client(
@@ -138,10 +142,13 @@ class _Watch:
     Args:
         timeout (`float`): seconds that the whole was given, for the message.
         end (`float`): when it must be over, of `time.monotonic`.
+        public (`str`, *optional*): the host whose address must be public. A name may stand for another address than a
+            moment ago, so it is the address of the connection that is looked at, before anything is sent.
     """
 
-    def __init__(self, timeout: float, end: float) -> None:
+    def __init__(self, timeout: float, end: float, public: str | None = None) -> None:
         self._timeout, self._end = timeout, end
+        self._public, self._host = public, ""
         self._copy: socket.socket | None = None
         self._over = False
         self._lock = threading.Lock()
@@ -165,11 +172,24 @@ class _Watch:
         return dict.fromkeys(("connect", "read", "write", "pool"), left)
 
     def trace(self, event: str, details: dict[str, Any]) -> None:
-        """Takes a copy of the handle of a connection that was made, since encryption will take the handle itself."""
+        """Takes a copy of the handle of a connection that was made, since encryption will take the handle itself.
+
+        Raises:
+            ValueError: its address is not public, and it must be.
+        """
+        if event == "connection.connect_tcp.started":
+            self._host = details["host"]  # a proxy's, where one stands between: its address is the owner's choice
         if event != "connection.connect_tcp.complete":
             return
+        stream = details["return_value"]
+        if self._host == self._public:
+            try:
+                check_address(self._host, stream.get_extra_info("server_addr")[0])
+            except ValueError:
+                stream.close()
+                raise
         with self._lock:
-            self._copy = details["return_value"].get_extra_info("socket").dup()
+            self._copy = stream.get_extra_info("socket").dup()
         if self._over:
             self._stop()
 

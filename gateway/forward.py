@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
+import socket
 from asyncio import timeout
 from collections.abc import Mapping
 from functools import lru_cache
@@ -11,7 +13,7 @@ from urllib.parse import quote
 
 import aiohttp
 
-from ir3de.addresses_ir3de import hub_token, token_for
+from ir3de.addresses_ir3de import check_address, hub_token, token_for
 from ir3de.specs_ir3de import ExpertSpec
 
 from .apis import MESSAGES, Api
@@ -19,6 +21,8 @@ from .capabilities import Capabilities, is_hub_id, of_hub_model
 from .errors import GatewayError
 from .limits import Timeouts
 from .requests import Ask
+
+logger = logging.getLogger(__name__)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -74,6 +78,7 @@ class RemoteExpert:
         self.name = spec["name"]
         self.capabilities = Capabilities.of_spec(spec)
         self.timeout: float | None = spec.get("timeout")
+        self.public = spec.get("public", False)
         self._spec = spec
         if "provider" in spec:
             self.base = "https://router.huggingface.co/v1"
@@ -180,6 +185,34 @@ class Upstream:
         self._response.close()
 
 
+class PublicResolver(aiohttp.abc.AbstractResolver):
+    """Finds the addresses of hosts that must have public ones, whatever their names stood for before."""
+
+    def __init__(self) -> None:
+        self._resolver = aiohttp.DefaultResolver()
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[aiohttp.abc.ResolveResult]:
+        """The addresses of a host.
+
+        Raises:
+            OSError: it has none, or one that is not public.
+        """
+        found = await self._resolver.resolve(host, port, family)
+        try:
+            for address in found:
+                check_address(host, address["host"])
+        except ValueError as error:
+            logger.error("Nothing is sent: %s.", error)
+            raise OSError(str(error)) from None
+        return found
+
+    async def close(self) -> None:
+        """Releases what it holds."""
+        await self._resolver.close()
+
+
 class Forwarder:
     """
     Sends requests to servers, over connections that all share.
@@ -190,7 +223,7 @@ class Forwarder:
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._timeouts = timeouts
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether addresses must be public
 
     async def open(
         self, expert: RemoteExpert, path: str, body: bytes | None, headers: Mapping[str, str], method: str = "POST"
@@ -207,7 +240,7 @@ class Forwarder:
         Raises:
             ExpertFailed: there is no answer, or one that says that the server cannot answer.
         """
-        session = self._session or self._start()
+        session = self._sessions.get(expert.public) or self._start(expert.public)
         response: aiohttp.ClientResponse | None = None
         try:
             async with timeout(expert.timeout or self._timeouts.first_byte):
@@ -226,22 +259,22 @@ class Forwarder:
                 raise _failed(error) from None
             raise
 
-    def _start(self) -> aiohttp.ClientSession:
-        """Makes the session, which belongs to the loop that runs."""
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60),
+    def _start(self, public: bool) -> aiohttp.ClientSession:
+        """Makes a session, which belongs to the loop that runs."""
+        resolver = PublicResolver() if public else None
+        self._sessions[public] = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=60, resolver=resolver),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeouts.connect),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             skip_auto_headers=("accept", "accept-encoding", "user-agent"),
         )
-        return self._session
+        return self._sessions[public]
 
     async def close(self) -> None:
         """Closes all connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        while self._sessions:
+            await self._sessions.popitem()[1].close()
 
 
 @lru_cache(maxsize=1024)

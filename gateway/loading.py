@@ -65,22 +65,28 @@ class Origin(NamedTuple):
         """
         wanted = None if self.is_folder else revision or self.revision
         model = IR3DEModel.from_pretrained(self.place, revision=wanted)
-        if not self.is_folder:
-            check_endpoints(model.config.experts or [])
         instead = {"min_score": self.min_score, "fallback_expert": self.fallback}
         given: Any = {key: value for key, value in instead.items() if value is not None}
+        if not self.is_folder:
+            given["expert_kwargs"] = {"private_hosts": allowed_hosts(model.config.experts or [])}
         router = IR3DERoutingPipeline(model, second_opinion=self.second_opinion, **given)
         router.policy({}).check(model.panel)
         return router
 
 
-def check_endpoints(specs: list[ExpertSpec]) -> None:
-    """Raises ValueError where a router of the Hub names a server of a private network that is not allowed.
+def allowed_hosts(specs: list[ExpertSpec]) -> list[str]:
+    """The hosts of private networks that experts of a router of the Hub may be at: those which the environment variable
+    `IR3DE_ALLOW_HOSTS` names.
 
     Args:
-        specs (`list[ExpertSpec]`): of its experts. The environment variable `IR3DE_ALLOW_HOSTS` names hosts that may.
+        specs (`list[ExpertSpec]`): of its experts.
+
+    Raises:
+        ValueError: one of them is at another.
+        OSError: the host of one of them has no address.
     """
     allowed = os.environ.get("IR3DE_ALLOW_HOSTS", "").replace(",", " ").lower().split()
     for spec in specs:
         if "endpoint" in spec:
             check_public(spec["endpoint"], allowed)
+    return allowed

@@ -1,6 +1,8 @@
 """Tokens go where they belong, or nowhere: by what follows from a spec, and by what leaves through the transport."""
 
+import asyncio
 import random
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,8 +15,15 @@ from huggingface_hub import constants
 from huggingface_hub.inference._providers._common import _fetch_inference_provider_mapping
 
 from ir3de.addresses_ir3de import check_public, hub_token, is_public, server_of, token_for, token_variable
+from ir3de.experts_ir3de import ExpertPool
+from ir3de.gateway.forward import ExpertFailed, Forwarder, RemoteExpert
+from ir3de.gateway.limits import Timeouts
 from ir3de.remote_experts_ir3de import RemoteModel
 from ir3de.specs_ir3de import check_expert
+
+from . import tiny
+from .test_bad_servers import bad, read_first, whole
+from .test_remote_experts import completion
 
 HUB_TOKEN = "hf_secret_of_the_hub"
 HOSTS = ["a.b", "a-b", "a--b", "a.b-c", "a-b.c", "a-b-c", "a.b.c", "localhost", "127.0.0.1", "10.0.0.1", "[::1]"]
@@ -229,3 +238,49 @@ def test_a_strangers_endpoint_is_public_or_allowed_by_name() -> None:
         with pytest.raises(ValueError, match="IR3DE_ALLOW_HOSTS"):
             check_public(endpoint)
     check_public("http://localhost:8000/v1", ["localhost"])
+
+
+@pytest.mark.parametrize("host", ["moved.example", "xn--bcher-kva.example"])
+def test_nothing_is_sent_to_a_host_that_moved_into_a_private_network(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name was looked up and found public before; now it stands for this machine."""
+    heard: list[bytes] = []
+    look_up = socket.getaddrinfo
+
+    def listen(connection: socket.socket) -> None:
+        heard.append(connection.recv(65536))
+        connection.sendall(whole(completion("a jury")))
+
+    monkeypatch.setattr("socket.getaddrinfo", lambda _, *rest, **how: look_up("127.0.0.1", *rest, **how))
+    with bad(listen) as server:
+        config = tiny.router({"law": {"endpoint": server.url.replace("127.0.0.1", host)}}).config
+        pool = ExpertPool(config, private_hosts=[], retries=0)
+        [answer] = pool.generate("law", ["Why?"], None)
+        assert f"{host} has the address 127.0.0.1, which is not public" in str(answer)
+        with pytest.raises(ValueError, match="which is not public"):
+            list(pool.stream("law", "Why?"))
+        assert server.wait_closed()
+        assert not any(heard)
+        for allowed in ([host], None):
+            assert ExpertPool(config, private_hosts=allowed).generate("law", ["Why?"], None) == ["a jury"]
+
+
+@pytest.mark.parametrize(("public", "why"), [(True, "no connection"), (False, None)])
+def test_the_gateway_sends_nothing_there_either(public: bool, why: str | None) -> None:
+    async def ask(url: str) -> None:
+        spec: Any = {"name": "law", "endpoint": url.replace("127.0.0.1", "localhost"), "public": public}
+        forwarder = Forwarder(Timeouts())
+        try:
+            upstream = await forwarder.open(RemoteExpert(spec), "chat/completions", b"{}", {})
+            upstream.close()
+        finally:
+            await forwarder.close()
+
+    with bad(read_first(lambda connection: connection.sendall(whole(completion("a jury"))))) as server:
+        if why is None:
+            asyncio.run(ask(server.url))
+        else:
+            with pytest.raises(ExpertFailed, match=why):
+                asyncio.run(ask(server.url))
+        assert server.asked == (0 if public else 1)

@@ -26,7 +26,7 @@ from ir3de.gateway import guard
 from ir3de.gateway.errors import GatewayError
 from ir3de.gateway.keys import Key, Keys, new_key, read_keys
 from ir3de.gateway.limits import Limits
-from ir3de.gateway.loading import Origin, check_endpoints
+from ir3de.gateway.loading import Origin, allowed_hosts
 from ir3de.gateway.serving import served
 from ir3de.gateway.settings import Settings
 from ir3de.gateway.watch import Watch, Watched
@@ -229,9 +229,9 @@ def test_a_slow_body_that_goes_on_is_read(guarded: World) -> None:
 def test_a_router_of_the_hub_names_no_server_of_a_private_network(monkeypatch: pytest.MonkeyPatch) -> None:
     spec: Any = {"name": "law", "endpoint": "http://127.0.0.1:9/v1"}
     with pytest.raises(ValueError, match="IR3DE_ALLOW_HOSTS"):
-        check_endpoints([spec])
+        allowed_hosts([spec])
     monkeypatch.setenv("IR3DE_ALLOW_HOSTS", "127.0.0.1")
-    check_endpoints([spec])
+    assert allowed_hosts([spec]) == ["127.0.0.1"]
 
 
 # Many at once.

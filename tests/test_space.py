@@ -211,4 +211,9 @@ def test_the_app_sends_prompts_into_no_private_network_for_a_router_of_the_hub(
     with pytest.raises(ValueError, match=r"127\.0\.0\.1.*not public.*IR3DE_ALLOW_HOSTS"):
         app.load("user/inside")
     monkeypatch.setenv("IR3DE_ALLOW_HOSTS", "10.0.0.1, 127.0.0.1")
-    assert app.load("user/inside").router("the court", generate=False)["expert"] == "law"
+    loaded = app.load("user/inside").router
+    assert loaded("the court", generate=False)["expert"] == "law"
+    assert "public" not in loaded.experts.spec("law")
+    elsewhere = {"law": {"endpoint": "https://1.1.1.1/v1"}}
+    tiny.router(elsewhere).push_to_hub("user/outside", token=WRITE_TOKEN)
+    assert app.load("user/outside").router.experts.spec("law")["public"], "each connection is looked at"

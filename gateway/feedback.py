@@ -251,7 +251,12 @@ class FeedbackPages:
             caller = self._keys.admit(request.headers)
             body = Body(await read_body(request, self._limits))
             given, comment = read_given(body.fields, request.headers.get("idempotency-key"))
-            given = given._replace(caller=self._keys.hash_of(caller), any_caller=self._keys.is_admin(caller))
+            is_admin = self._keys.is_admin(caller)
+            if caller and not is_admin and (given.cost, given.seconds) != (None, None):
+                # A single large number would make an expert look dear, or slow, to all.
+                message = "Cost and seconds are measured here; only an admin's key may say otherwise."
+                raise GatewayError(403, "forbidden", message, "cost" if given.seconds is None else "seconds")
+            given = given._replace(caller=self._keys.hash_of(caller), any_caller=is_admin)
             answer = await self._traffic.score(given)
         except (GatewayError, NotScored) as error:
             raise self._refused(error) from None

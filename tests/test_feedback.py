@@ -91,6 +91,16 @@ def test_an_answer_is_scored_by_each_of_its_ids(open_world: tuple[World, Store])
     assert remade(store).outcomes == 1
 
 
+@pytest.mark.parametrize("said", [{"cost": 1e9}, {"seconds": 1e9}, {"cost": 0, "seconds": 0}])
+def test_only_an_admin_says_what_an_answer_cost(locked: tuple[World, Store], said: dict[str, float]) -> None:
+    made, store = locked
+    answered = made.ask(headers=ANN)
+    refused = give(made, ANN, id=answered.json["id"], score="good", **said)
+    assert (refused.status, refused.code) == (403, "forbidden")
+    assert not rows(store, "feedback")
+    assert give(made, ROOT, id=answered.json["id"], score="good", **said).status == 200
+
+
 @pytest.mark.parametrize(("api", "stream"), [("responses", False), ("messages", True), ("chat/completions", True)])
 def test_every_api_and_streams_have_ids(open_world: tuple[World, Store], api: str, stream: bool) -> None:
     made, _ = open_world

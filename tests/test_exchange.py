@@ -269,6 +269,39 @@ def test_what_was_taken_back_leaves_files_that_never_had_it(stores: tuple[Store,
         assert path.endswith(MANIFEST) or again.now[path] == never.now[path]
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_left_is_published_as_if_the_rest_had_never_been(seed: int, tmp_path: Path) -> None:
+    """In any order, with rounds in between: the same names, the same hashes."""
+    draw = random.Random(seed)
+    numbers = draw.sample(range(1000), 30)
+    stays = set(draw.sample(numbers, draw.randrange(len(numbers))))
+    times = {number: NOW - draw.randrange(DAYS) * DAY for number in numbers}
+    full, bare = (Store(str(tmp_path / name), "a", 1e4) for name in ("full", "bare"))
+    published, never = Commits(), Commits()
+    for number in numbers:
+        keep(full, answer(number, time=times[number]))
+        score(full, Given(f"request-{number}", number / 1000))
+        if draw.random() < 0.1:
+            rounds(published, full)
+    rounds(published, full)
+    for number in draw.sample(sorted(set(numbers) - stays), len(numbers) - len(stays)):
+        back(full, Which(id=f"request-{number}"))
+        if draw.random() < 0.1:
+            rounds(published, full)
+    for number in sorted(stays):
+        keep(bare, answer(number, time=times[number]))
+        score(bare, Given(f"request-{number}", number / 1000))
+    for commits, store in ((published, full), (never, bare)):
+        rounds(commits, store)
+        store.close()
+    kept = [
+        {path: c for path, c in commits.now.items() if not path.endswith(MANIFEST)} for commits in (published, never)
+    ]
+    assert kept[0] == kept[1]
+    listed = json.loads(published.now[f"{FOLDER}/{tag_of('a')}/{MANIFEST}"])["files"]
+    assert listed == {path.split("/")[2]: hashlib.sha256(content).hexdigest() for path, content in kept[1].items()}
+
+
 def test_a_server_with_nothing_left_says_so(stores: tuple[Store, Store]) -> None:
     commits = Commits()
     rounds(commits, *stores)

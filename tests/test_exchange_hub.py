@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +17,14 @@ from huggingface_hub.errors import RevisionNotFoundError
 from ir3de import IR3DEModel
 from ir3de.gateway.feedback import Keeping
 from ir3de.gateway.learning import Learning
+from ir3de.gateway.server import Service, make_application
 from ir3de.gateway.serving import served
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.scripts import cli
+from ir3de.scripts.bench.stand_in import StandIn
 from ir3de.scripts.serve import _seconds
 from ir3de.traffic.errors import ExchangeRefused, MovedOn
-from ir3de.traffic.exchange import FOLDER
+from ir3de.traffic.exchange import FOLDER, Exchange
 from ir3de.traffic.remade import remade, tag_of
 from ir3de.traffic.repository import BRANCH, Repository
 from ir3de.traffic.statements import MANIFEST
@@ -29,7 +32,7 @@ from ir3de.traffic.store import Given, Store
 
 from . import tiny
 from .gateway_world import World, world
-from .hub_server import READ_TOKEN, Hub
+from .hub_server import READ_TOKEN, Hub, running
 from .test_exchange import files_of, keep
 from .test_traffic_store import answer
 
@@ -160,6 +163,34 @@ def test_a_router_that_takes_over_has_what_was_exchanged(repo: str, hub: Hub, tm
         assert ledger_of(one)
 
 
+def test_a_server_exchanges_as_it_starts_and_routers_that_take_over_know_it(
+    repo: str, hub: Hub, tmp_path: Path
+) -> None:
+    two = Store(str(tmp_path / "two.sqlite"), "two")
+    keep(two, answer(1, time=time.time(), expert="law"))
+    score(two, "request-1", 1.0)
+    Exchange(Repository(repo)).round(lambda: remade(two))
+    two.close()
+    folder, store = tmp_path / "router", str(tmp_path / "one.sqlite")
+    with StandIn() as server, socket.create_server(("127.0.0.1", 0)) as listener:
+        specs = {name: {"endpoint": server.url, "model": name} for name in tiny.DOMAINS}
+        tiny.router(specs).save_pretrained(folder)
+        service = Service(str(folder), store=store, exchange=repo, every=3600, watch=0.2, log=False)
+        with running(make_application(service), listener, lifespan="on"):
+            made = World(None, listener.getsockname()[1], {})  # type: ignore[arg-type]
+
+            def learned() -> bool:
+                details = made.ask(ir3de={"explain": True}).json["ir3de"]
+                return any(pair["outcomes"] > 0 for pair in details.get("pairs", ()))
+
+            made.wait(learned, "the first round is taken at once")
+            tiny.router({**specs, "code": {**specs["code"], "cost": 2.0}}).save_pretrained(folder)
+            made.wait(
+                lambda: 'swaps_total{outcome="taken"} 1.0' in made.send("GET", "/metrics").body.decode(), "a swap"
+            )
+            assert learned(), "the router that took over has what was exchanged"
+
+
 def test_what_cannot_be_added_up_leaves_the_router_as_it_is(
     repo: str,
     hub: Hub,
@@ -247,8 +278,6 @@ def test_times_that_are_none_are_refused(text: str) -> None:
 
 
 def test_an_exchange_needs_a_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    from ir3de.gateway.server import Service
-
     with pytest.raises(ValueError, match="`--exchange` need a `--store`"):
         Service("router", exchange="org/router").keeping()
     tiny.router().save_pretrained(tmp_path / "router")

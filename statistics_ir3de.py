@@ -15,7 +15,9 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,19 +93,26 @@ def gram_from_counts(counts: torch.Tensor, features: torch.Tensor) -> torch.Tens
 
     Returns:
         `torch.Tensor` of shape `(F + 1, F + 1)`, float64: with the column of ones last. The same bit for bit whatever
-        the number of threads, so that the same counts are the same contribution on every node.
+        the number of threads, each of which multiplies blocks of its own, so that the same counts are the same
+        contribution on every node.
     """
     width = features.shape[1] + 1
     A = torch.zeros(width, width, dtype=torch.float64)
-    with one_thread():
+    threads = torch.get_num_threads()
+    with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for ids in counts.nonzero().squeeze(1).split(_GRAM_ROWS):
             X = torch.ones(len(ids), width, dtype=torch.float64)
             X[:, :-1] = features[ids]
             cX = X * counts[ids].unsqueeze(1)
-            for start in range(0, width, _GRAM_COLUMNS):  # A is symmetric: what lies left of the diagonal is spared
-                part = slice(start, start + _GRAM_COLUMNS)
-                A[part, start:].addmm_(cX[:, part].T, X[:, start:])
+            list(pool.map(partial(_add_block, A, cX, X), range(0, width, _GRAM_COLUMNS)))
     return A.triu() + A.triu(1).T
+
+
+@torch.inference_mode()  # which threads do not take over from the one that starts them
+def _add_block(A: torch.Tensor, cX: torch.Tensor, X: torch.Tensor, start: int) -> None:
+    """Adds some rows of cX^T X to A, which is symmetric: what lies left of the diagonal is spared."""
+    part = slice(start, start + _GRAM_COLUMNS)
+    A[part, start:].addmm_(cX[:, part].T, X[:, start:])
 
 
 _process = os.getpid()  # whose threads torch computes on

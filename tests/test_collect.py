@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -171,12 +172,14 @@ def test_collections_killed_at_random_instants_resume_to_the_identical_file(
     for _ in range(KILLS):
         shutil.rmtree(f"{output}.tasks", ignore_errors=True)
         output.unlink(missing_ok=True)
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         after = draw.randrange(1, FILES - 1)
         while made() < after and process.poll() is None:
             time.sleep(0.0005)
         time.sleep(draw.random() * 0.01)
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)  # with what it started, which would outlive it
         process.wait()
         halfway += 0 < made() < FILES
         run(router, data, output)

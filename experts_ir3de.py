@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import threading
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -140,6 +142,18 @@ class ExpertPool:
         self._sizes: dict[str, int] = {}  # expected ones while loading, then true ones
         self._users: dict[str, int] = {}  # generations that run, by source; a source that loads has one
         self._changed = threading.Condition()
+        _POOLS.add(self)
+
+    def _forget_threads(self) -> None:
+        """In a process that was forked, where the threads are not that were loading or generating: their models are
+        loaded anew, since their locks may be held, and nobody waits for them.
+        """
+        for key in self._users:
+            self._loaded.pop(key, None)
+            self._sources.pop(key, None)
+            self._sizes.pop(key, None)
+        self._users.clear()
+        threading.Condition.__init__(self._changed)  # in place, since pools share it
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to another process: how experts are loaded, and none of those in memory."""
@@ -154,6 +168,7 @@ class ExpertPool:
         """A pool that shares what is in memory."""
         pool = object.__new__(type(self))
         pool.__dict__.update(self.__dict__)
+        _POOLS.add(pool)
         return pool
 
     def for_config(self, config: IR3DEConfig) -> ExpertPool:
@@ -458,6 +473,18 @@ class ExpertPool:
             if _key(base_spec(spec)) == source
         ]
         return sorted([*bare, *(spec["name"] for spec in specs if model.has_adapter(spec))])
+
+
+_POOLS: weakref.WeakSet[ExpertPool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in list(_POOLS):
+        pool._forget_threads()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def describe_error(error: BaseException) -> str:

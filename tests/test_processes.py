@@ -1,9 +1,12 @@
 """A router in other processes and in other precisions: forked, spawned, pickled, cast."""
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,12 @@ import pytest
 import torch
 from transformers import ByT5Tokenizer
 
-from ir3de import IR3DEConfig, IR3DEModel, IR3DERoutingPipeline
+from ir3de import IR3DEConfig, IR3DEModel, IR3DERoutingPipeline, experts_ir3de
+from ir3de.local_experts_ir3de import LocalModel
+from ir3de.local_sources_ir3de import LocalSource
 
 from . import tiny
+from .test_saves_at_once import end_well, started
 
 CODE, LAW, MATH = "debug the python function", "the court and a judge", "find the square root of this prime"
 PROMPTS = [CODE, LAW, MATH]
@@ -81,6 +87,62 @@ def test_a_pipeline_pickles_with_experts_in_memory_and_loads_them_again(pipe: IR
     made = pickle.loads(pickle.dumps(pipe))
     assert not made.loaded_experts
     assert made(PROMPTS, do_sample=False, max_new_tokens=4) == expected
+
+
+def test_a_process_that_is_forked_while_experts_load_answers(
+    pipe: IR3DERoutingPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loading, go_on, make = threading.Event(), threading.Event(), experts_ir3de.LocalModel
+
+    def slowly(source: LocalSource) -> LocalModel:
+        loading.set()
+        assert go_on.wait(60)
+        return make(source)
+
+    def answer() -> None:
+        signal.alarm(60)  # the loading thread is not here, so that waiting for it would never end
+        go_on.set()
+        [record] = pipe([LAW], do_sample=False, max_new_tokens=2)
+        assert record["generated_text"] is not None, record
+
+    monkeypatch.setattr(experts_ir3de, "LocalModel", slowly)
+    thread = pipe.experts.preload(["law"])
+    assert loading.wait(60)
+    child = started(answer)
+    go_on.set()
+    thread.join()
+    assert end_well([child])
+
+
+# With the code that travels in the repository, which the other process must find.
+OF_THE_HUB = """
+import multiprocessing, pickle, sys
+from transformers import pipeline
+
+def route(pickled, queue):
+    queue.put([pipe("the court and a judge", generate=False)["expert"] for pipe in map(pickle.loads, pickled)])
+
+if __name__ == "__main__":
+    pipe = pipeline("ir3de-routing", model=sys.argv[1], trust_remote_code=True, device="cpu")
+    assert type(pipe).__module__.startswith("transformers_modules."), type(pipe)
+    fresh = pickle.dumps(pipe)
+    expected = pipe("the court and a judge", generate=False)["expert"]
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=route, args=([fresh, pickle.dumps(pipe)], queue))
+    process.start()
+    print(queue.get(timeout=100) == [expected] * 2)
+    process.join()
+"""
+
+
+def test_a_pipeline_of_the_hub_with_its_own_code_goes_into_a_spawned_process(repo: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(OF_THE_HUB)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    command = [sys.executable, str(script), repo]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.stdout.endswith("True\n"), done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from ir3de.batch_ir3de import Prompts
@@ -29,6 +29,7 @@ from ir3de.modeling_ir3de import IR3DEModel, feature_space
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.prompts_ir3de import as_chat
 from ir3de.scripts.fitting.embedded import build
+from ir3de.specs_ir3de import ExpertSpec
 from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
 QUESTIONS = (
@@ -140,18 +141,30 @@ def _first_event(pipe: IR3DERoutingPipeline) -> float:
 def _tiny(folder: Path, experts: int) -> tuple[IR3DERoutingPipeline, Iterator[str]]:
     """A router over small random LMs, each with words of its own, of which two are loaded; and prompts for it."""
     names = [f"expert-{index:02}" for index in range(experts)]
+    router, texts = tiny_router([{"name": name, "model": str(folder / name)} for name in names])
+    for seed, name in enumerate(names):
+        _save_expert(folder / name, router.tokenizer, seed)
+    return IR3DERoutingPipeline(router, device="cpu", max_loaded_experts=2), texts
+
+
+def tiny_router(specs: list[ExpertSpec]) -> tuple[IR3DEModel, Iterator[str]]:
+    """A router whose experts have words of their own each, which takes no time to load; and prompts for it.
+
+    Args:
+        specs (`list[dict]`): of its experts.
+    """
+    names = [spec["name"] for spec in specs]
     words = {name: [f"{name}-{word}" for word in range(_WORDS)] for name in names}
     tokenizer = _tokenizer(["<pad>", "<unk>", "<eos>", *chain(*words.values())])
-    embeddings = 0.1 * torch.randn(len(tokenizer), experts, generator=torch.Generator().manual_seed(0))
+    embeddings = 0.1 * torch.randn(len(tokenizer), len(names), generator=torch.Generator().manual_seed(0))
     for column, name in enumerate(names):
         embeddings[tokenizer.convert_tokens_to_ids(words[name]), column] += 1
-        _save_expert(folder / name, tokenizer, seed=column)
-    config = IR3DEConfig(experts=[{"name": name, "model": str(folder / name)} for name in names])
+    config = IR3DEConfig(experts=specs)
     domains = {name: _statistics(config, tokenizer, embeddings, words[name]) for name in names}
     router = IR3DEModel.from_statistics(config, embeddings, domains, tokenizer)
     draw = random.Random(0)
     texts = (" ".join(draw.choices(words[draw.choice(names)], k=8)) for _ in iter(int, 1))
-    return IR3DERoutingPipeline(router, device="cpu", max_loaded_experts=2), texts
+    return router, texts
 
 
 def _tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
@@ -161,7 +174,7 @@ def _tokenizer(tokens: list[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>")
 
 
-def _save_expert(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -> None:
+def _save_expert(folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
     """Saves a Llama of 42 million random weights, so that two of them outweigh the process around them."""
     torch.manual_seed(seed)
     config = LlamaConfig(

@@ -19,14 +19,15 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import aiohttp
 from aiohttp import web
 
-from ir3de.scripts.bench.experts import QUESTIONS
+from ir3de.scripts.bench.experts import QUESTIONS, tiny_router
 from ir3de.scripts.bench.gateway import free_port, process
 from ir3de.scripts.bench.stand_in import Received, StandIn
 
@@ -145,10 +146,13 @@ class Told(NamedTuple):
     seconds: float
 
 
-async def ask(session: aiohttp.ClientSession, url: str, number: int, stream: bool, prefixes: tuple[str, ...]) -> Told:
-    """Asks once, and judges the answer."""
+async def ask(
+    session: aiohttp.ClientSession, url: str, number: int, questions: Sequence[str], prefixes: tuple[str, ...]
+) -> Told:
+    """Asks one of some questions, every second time for a stream, and judges the answer."""
     word = f"word-{number:06d}-"
-    content = f"{QUESTIONS[number % len(QUESTIONS)].format(number % 7)} {word}"
+    stream = number % 2 == 0
+    content = f"{questions[number // 2 % len(questions)].format(number % 7)} {word}"
     body = {"model": "ir3de", "messages": [{"role": "user", "content": content}], "stream": stream}
     began, expert = time.perf_counter(), ""
     try:
@@ -178,13 +182,15 @@ def _judged(response: aiohttp.ClientResponse, text: str, word: str, stream: bool
     return "answered" if said == 1 and complete else "WRONG: not whole, and no error"
 
 
-async def load(url: str, clients: int, numbers: Iterator[int], prefixes: tuple[str, ...]) -> list[Told]:
+async def load(
+    url: str, clients: int, numbers: Iterator[int], questions: Sequence[str], prefixes: tuple[str, ...]
+) -> list[Told]:
     """What so many clients are told, each asking one thing after the other."""
     told: list[Told] = []
 
     async def client(session: aiohttp.ClientSession) -> None:
         for number in numbers:
-            told.append(await ask(session, url, number, number % 2 == 0, prefixes))
+            told.append(await ask(session, url, number, questions, prefixes))
 
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
@@ -217,7 +223,7 @@ def faults(requests: int, clients: int, share: float) -> int:
         url = stack.enter_context(_gateway(router, *_QUICK))
         killing.start()
         try:
-            told = asyncio.run(load(url, clients, iter(range(requests)), ("served-",)))
+            told = asyncio.run(load(url, clients, iter(range(requests)), QUESTIONS, ("served-",)))
         finally:
             stop.set()
             killing.join()
@@ -273,9 +279,15 @@ def swaps(number: int, seconds: float, clients: int) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         prefixes = ("even-", "odd-")
         servers = [stack.enter_context(server_of(prefix)) for prefix in prefixes]
-        routers = [make_router(folder, [server.url], prefix) for server, prefix in zip(servers, prefixes, strict=True)]
-        configs = [(router / "config.json").read_bytes() for router in routers]
-        url = stack.enter_context(_gateway(routers[0], "--watch", "0.1"))
+        configs = []
+        for prefix, server in zip(prefixes, servers, strict=True):
+            names = [f"expert-{index}" for index in range(5)]
+            made, texts = tiny_router([{"name": n, "endpoint": server.url, "model": f"{prefix}{n}"} for n in names])
+            made.save_pretrained(folder / prefix)
+            configs.append((folder / prefix / "config.json").read_bytes())
+        questions = list(islice(texts, 50))
+        router = folder / prefixes[0]
+        url = stack.enter_context(_gateway(router, "--watch", "0.1"))
         end = time.monotonic() + seconds
         asked = 0
 
@@ -285,9 +297,9 @@ def swaps(number: int, seconds: float, clients: int) -> int:
                 asked += 1
                 yield 2 * asked  # streams
 
-        publishing = threading.Thread(target=_publish, args=(routers[0] / "config.json", configs, number, seconds))
+        publishing = threading.Thread(target=_publish, args=(router / "config.json", configs, number, seconds))
         publishing.start()
-        told = asyncio.run(load(url, clients, numbers(), prefixes))
+        told = asyncio.run(load(url, clients, numbers(), questions, prefixes))
         publishing.join()
         figures = urllib.request.urlopen(f"{url.removesuffix('/v1')}/metrics").read().decode()
     taken = [line for line in figures.splitlines() if line.startswith("ir3de_router_swaps_total")]

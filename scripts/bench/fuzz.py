@@ -124,7 +124,7 @@ def make_router(folder: Path, endpoint: str) -> Path:
     from ir3de.scripts.fitting.embedded import build
 
     model = IR3DEModel.from_pretrained(build(str(folder / "embedded")))
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: Any = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vocabulary = len(model.tokenizer)
     LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **sizes)).save_pretrained(folder / "expert")
     model.tokenizer.save_pretrained(folder / "expert")

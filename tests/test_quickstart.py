@@ -5,17 +5,23 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from ir3de import IR3DERoutingPipeline
+from ir3de.familiarity_ir3de import LEVELS
 from ir3de.scripts.data.columns import Row
+from ir3de.scripts.data.rows import RowSource, read_texts
 from ir3de.scripts.data.sources import quickstart_source
 from ir3de.scripts.fitting import embedded
+from ir3de.scripts.fitting.calibration import calibration_error
 from ir3de.scripts.fitting.embedded import FOLDER, everyday
+from ir3de.scripts.metrics.measures import auroc
 from ir3de.statistics_ir3de import DomainStatistics
 
 from . import tiny
+from .test_shop import SHOP
 
 PROMPTS = {
     "coding": "Write a Python function that reverses a linked list.",
@@ -40,6 +46,21 @@ def test_everyday_questions_that_nothing_was_chosen_on_go_where_they_belong(quic
     assert min(asked.values()) >= 60
     assert sum(right[domain] / asked[domain] for domain in asked) / len(asked) >= 0.88
     assert min(right[domain] / asked[domain] for domain in asked) >= 0.8
+
+
+def test_scores_of_everyday_questions_hold(quickstart: IR3DERoutingPipeline) -> None:
+    rows, model = list(everyday("test")), quickstart.model
+    labels = torch.tensor([model.config.domain_names.index(row.domain) for row in rows])
+    logits = model.route(*model.tokenize([row.text for row in rows]))
+    assert calibration_error(logits, labels, model.config.calibration) <= 0.05
+
+
+def test_it_tells_how_familiar_a_prompt_is(quickstart: IR3DERoutingPipeline) -> None:
+    asked = [record["familiarity"] for record in quickstart([row.text for row in everyday("test")], generate=False)]
+    mails = list(read_texts(RowSource((str(SHOP / "train"),), any_domain=True), "--data"))
+    told = [record["familiarity"] for record in quickstart(mails, generate=False)]
+    assert sum(value < 0.05 for value in asked) / len(asked) <= 0.05
+    assert auroc(np.array(asked), np.array(told)) > 0.8
 
 
 def test_no_test_question_was_learned_from() -> None:
@@ -89,6 +110,25 @@ def test_refit_learns_from_the_questions_to_train_on_and_from_openings(
     assert json.loads((tmp_path / "config.json").read_text())["evaluation"]["prompts"] == sum(
         len(rows) for rows in fitted.chosen.logits.values()
     )
+
+    before = json.loads((tmp_path / "config.json").read_text())
+    monkeypatch.setattr(embedded, "_BLOCK", 2)
+    found, _ = embedded.remeasure()
+    after = json.loads((tmp_path / "config.json").read_text())
+    assert found.inside == 12 * len(domains)
+    changed = {key for key in after if after[key] != before.get(key)}
+    assert changed <= {"calibration", "familiarity", "evaluation"}
+    assert len(after["familiarity"]["quantiles"]) == LEVELS
+
+
+def test_what_is_held_out_leaves_the_sums_of_the_rest() -> None:
+    model = tiny.router(variant="prompt")
+    texts = tiny.sentences("law", 20)  # what its statistics are of
+    rest = embedded._without(model.statistics["law"], model.tokenize(texts[:6]), model)
+    expected = tiny.statistics(texts[6:])
+    for kind in ("tokens", "prompts"):
+        assert torch.allclose(rest.gram(kind), expected.gram(kind))
+    assert torch.equal(rest.documents, expected.documents)
 
 
 def test_an_opening_is_the_first_words_as_they_were_written() -> None:

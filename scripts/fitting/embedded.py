@@ -12,23 +12,30 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import torch
 from huggingface_hub import cached_assets_path
 
 from ir3de.atomic_save_ir3de import STATISTICS_FOLDER
+from ir3de.batch_ir3de import Prompts
 from ir3de.configuration_ir3de import IR3DEConfig
+from ir3de.familiarity_ir3de import Array, FamiliarityScale, familiarity_table, parts_of
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.names_ir3de import file_name
 from ir3de.samples_ir3de import SAMPLES_NAME, read_samples
 from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.data.rows import Row, RowSource, read_rows
 from ir3de.scripts.data.sources import QUICKSTART_MODEL, load_quickstart_source, quickstart_source
+from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
+from ir3de.scripts.fitting.familiarity import FamiliarityFigures, figures
 from ir3de.scripts.fitting.fit import Fitted, fit_rows
 from ir3de.scripts.fitting.options import FitOptions
 from ir3de.specs_ir3de import BaseSpec, ExpertSpec
-from ir3de.statistics_ir3de import DomainStatistics
+from ir3de.statistics_ir3de import KINDS, DomainStatistics
 
 FOLDER = Path(__file__).resolve().parents[2] / "quickstart"
 QUESTIONS = FOLDER / "everyday.jsonl"
+_FOLDS, _BLOCK = 5, 25  # of the questions of a domain, of which neighbours are on one topic and held out together
 _OPENING = re.compile(r"(?:\s*\S+){1,88}")  # words with the space before them: whole passages outweigh the questions
 
 
@@ -59,10 +66,83 @@ def refit(rows: Iterable[Row], datasets: list[str] | None = None) -> Fitted:
         shutil.rmtree(FOLDER / STATISTICS_FOLDER, ignore_errors=True)
         shutil.copytree(Path(folder, STATISTICS_FOLDER), FOLDER / STATISTICS_FOLDER)
         saved = json.loads(Path(folder, "config.json").read_text(encoding="utf-8"))
-    for key in ("architectures", "auto_map", "custom_pipelines", "embedding_gguf_file", "transformers_version"):
-        saved.pop(key, None)
-    (FOLDER / "config.json").write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    _write_config(saved)
     return fitted
+
+
+def remeasure() -> tuple[FamiliarityFigures, float]:
+    """Measures calibration and familiarity of the embedded router on the embedded questions to learn from, each block
+    of neighbours left out of the sums in turn; W stays, and so do the test questions unseen.
+
+    Returns:
+        what familiarity tells of them, and the expected calibration error on them.
+    """
+    logits, parts = _held_out_questions()
+    all_logits = torch.cat(list(logits.values()))
+    labels = torch.cat([torch.full((len(rows),), i) for i, rows in enumerate(logits.values())])
+    calibration = fit_calibration(all_logits, labels)
+    error = calibration_error(all_logits, labels, calibration)
+    scale = FamiliarityScale.measured(np.concatenate(list(parts.values())))
+    found = figures(scale, parts, ())
+    saved = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
+    saved |= {"calibration": calibration, "familiarity": scale.as_config()}
+    saved["evaluation"] |= {"calibration_error": error, "familiarity": found.as_config()}
+    _write_config(saved)
+    return found, error
+
+
+def _held_out_questions() -> tuple[dict[str, torch.Tensor], dict[str, Array]]:
+    """Logits and parts of familiarity of the questions to learn from, by domain, each by a router without its block."""
+    tokenizer, embeddings = load_quickstart_source()
+    config = IR3DEConfig.from_pretrained(FOLDER)
+    statistics = {name: DomainStatistics.load(_statistics_file(name)) for name in config.domain_names}
+    model = IR3DEModel.from_statistics(config, embeddings, statistics, tokenizer)
+    questions: dict[str, list[str]] = {name: [] for name in config.domain_names}
+    for row in everyday("train"):
+        questions[row.domain].append(row.text)
+    logits: dict[str, list[torch.Tensor]] = {name: [] for name in questions}
+    parts: dict[str, list[Array]] = {name: [] for name in questions}
+    for fold in range(_FOLDS):
+        held = {name: model.tokenize(_in_fold(texts, fold)) for name, texts in questions.items()}
+        rest = {name: _without(domain, held[name], model) for name, domain in statistics.items()}
+        others = IR3DEModel.from_statistics(IR3DEConfig.from_pretrained(FOLDER), embeddings, rest, tokenizer)
+        documents = [domain.documents for domain in rest.values() if domain.documents is not None]
+        table = familiarity_table(documents, sum(domain.rows("prompts") for domain in rest.values()))
+        for name, prompts in held.items():
+            logits[name].append(others.route(*prompts))
+            parts[name].append(parts_of(table.double().numpy(), prompts, logits[name][-1]))
+    return (
+        {name: torch.cat(of_domain) for name, of_domain in logits.items()},
+        {name: np.concatenate(of_domain) for name, of_domain in parts.items()},
+    )
+
+
+def _in_fold(texts: list[str], fold: int) -> list[str]:
+    """The texts that are held out in a fold."""
+    return [text for place, text in enumerate(texts) if place // _BLOCK % _FOLDS == fold]
+
+
+def _without(domain: DomainStatistics, prompts: Prompts, model: IR3DEModel) -> DomainStatistics:
+    """The statistics of a domain without prompts that are part of them."""
+    collector = model.collector()
+    collector.add(prompts)
+    held = collector.statistics
+    assert domain.documents is not None
+    assert held.documents is not None
+    grams = {kind: domain.gram(kind) - held.gram(kind) for kind in KINDS}
+    return DomainStatistics.from_grams(grams, domain.fingerprint, domain.documents - held.documents)
+
+
+def _statistics_file(name: str) -> Path:
+    """Where the embedded statistics of a domain are."""
+    return FOLDER / STATISTICS_FOLDER / f"{file_name(name)}.safetensors"
+
+
+def _write_config(fields: dict[str, Any]) -> None:
+    """Writes the embedded config, without what each save adds."""
+    for key in ("architectures", "auto_map", "custom_pipelines", "embedding_gguf_file", "transformers_version"):
+        fields.pop(key, None)
+    (FOLDER / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _openings(rows: Iterable[Row]) -> Iterator[Row]:
@@ -92,10 +172,7 @@ def build(output: str | None = None) -> str:
     tokenizer, embeddings = load_quickstart_source()
     config = IR3DEConfig.from_pretrained(FOLDER)
     config.set_experts([_at_hand(expert, source) for expert in config.experts or []])
-    statistics = {
-        name: DomainStatistics.load(FOLDER / STATISTICS_FOLDER / f"{file_name(name)}.safetensors")
-        for name in config.expert_names
-    }
+    statistics = {name: DomainStatistics.load(_statistics_file(name)) for name in config.expert_names}
     model = IR3DEModel.from_statistics(config, embeddings, statistics, tokenizer)
     model.samples = read_samples(FOLDER / SAMPLES_NAME)
     model.save_pretrained(folder)  # several processes may start at once: each saves the same, one after the other

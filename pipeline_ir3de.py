@@ -360,12 +360,14 @@ class IR3DERoutingPipeline(Pipeline):
         panel, turns = self.model.panel, outputs["turns"]
         p = probabilities(outputs["logits"], **(config.calibration or {}))
         chosen = self.policy(policy)
-        asked = [False] * len(p)
+        asked, told = [False] * len(p), None
         if chosen.second_below:
             chosen.check(panel)  # before an encoder is loaded
             counting = panel.among(chosen.experts)[0].domains
-            p, asked = self._ask_again(p, chosen.unsure(p, panel), outputs["texts"], counting)
+            p, asked, told = self._ask_again(p, chosen.unsure(p, panel), outputs["texts"], counting)
         familiarity = outputs["familiarity"]
+        if familiarity is not None and told is not None:  # whoever knows the prompt's meaning tells it better
+            familiarity = [next(told) if again else own for again, own in zip(asked, familiarity, strict=True)]
         if chosen.min_familiarity and familiarity is None:
             raise ValueError("`min_familiarity` needs a router that tells familiarity: `ir3de fit` makes such routers.")
         explain = outputs["pieces"] is not None
@@ -422,8 +424,9 @@ class IR3DERoutingPipeline(Pipeline):
 
     def _ask_again(
         self, p: torch.Tensor, unsure: torch.Tensor, texts: list[str], counting: Sequence[str]
-    ) -> tuple[torch.Tensor, list[bool]]:
-        """Probabilities, `(texts, D)`, where the second opinion has joined in those rows that are unsure, and which.
+    ) -> tuple[torch.Tensor, list[bool], Iterator[float] | None]:
+        """Probabilities, `(texts, D)`, where the second opinion has joined in those rows that are unsure; which these
+        are; and how familiar it finds them, if it tells.
 
         It judges among the domains that it knows and that count; the others' probabilities stay.
         """
@@ -436,13 +439,18 @@ class IR3DERoutingPipeline(Pipeline):
         known = [name for name in names if name in second.statistics]
         judged = [name for name in known if name in counting]
         if len(judged) < 2:
-            return p, [False] * len(p)
+            return p, [False] * len(p), None
         asked: list[bool] = unsure.tolist()
-        q = second.probabilities(list(compress(texts, asked)), known)[:, [known.index(name) for name in judged]]
+        again, told = list(compress(texts, asked)), None
+        if hasattr(second, "judge"):
+            q, told = second.judge(again, known)
+        else:  # of a repository with the code of an earlier version
+            q = second.probabilities(again, known)
+        q = q[:, [known.index(name) for name in judged]]
         places = unsure.nonzero(), torch.tensor([names.index(name) for name in judged])
         p = p.clone()
         p[places] = combined(p[places], q)
-        return p, asked
+        return p, asked, None if told is None else iter(told)
 
     def _answer(
         self,

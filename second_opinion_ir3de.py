@@ -17,11 +17,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers.utils.hub import cached_file
 
 from .atomic_save_ir3de import CONFIG, STATISTICS_FOLDER, reading, staged
+from .familiarity_ir3de import LEVELS
 from .names_ir3de import alike, check_name, file_name
 from .route_selector_ir3de import check_calibration, probabilities
 from .specs_ir3de import is_number
@@ -34,6 +36,7 @@ BELOW = 0.9  # the router's score, below which the second opinion is asked unles
 PROBE = "Prove that 3x + 5 = 20 has one root, and say who should answer this."
 _DIGITS, _APART = 3, 0.01  # of the probe's vector: what is kept, and how far an encoder of other precision may be off
 _TEXTS = 1024  # that are encoded at a time
+_PLACES = 6  # of a familiarity that is told
 _LEAST = 1e-300  # a probability, so that no product is 0 everywhere
 _MOST_LAMBDA = 1e9  # over the mean of A's diagonal
 _MAP = FeatureMap("rff")  # its length scale suits unit vectors, and its description tells draws apart
@@ -55,6 +58,8 @@ class SecondOpinion:
         regularization (`float`, *optional*, defaults to 0.1): lambda over the mean of A's diagonal, above 0.
         calibration (`dict[str, float]`, *optional*): `temperature` and `spread`, see
             [`~route_selector_ir3de.probabilities`].
+        familiarity (`list[float]`, *optional*): quantiles, at 0, 1, ... and 100 % and ascending, of how close prompts
+            of the domains were to the others; see [`SecondOpinion.closeness`].
         encode (`Callable[[list[str]], array]`, *optional*): N texts to `(N, dim)` vectors, instead of loading the
             encoder: one that is in memory already, on a device or with a cache of your choice.
         probe (`Sequence[float]`, *optional*): vector of a fixed text, by which another encoder is noticed; by default
@@ -72,18 +77,21 @@ class SecondOpinion:
         num_features: int = NUM_FEATURES,
         regularization: float = 0.1,
         calibration: Mapping[str, float] | None = None,
+        familiarity: Sequence[float] | None = None,
         encode: Encode | None = None,
         probe: Sequence[float] | None = None,
     ) -> None:
         self.encoder, self.encoder_revision = encoder, encoder_revision
         self.num_features, self.regularization = num_features, regularization
         self.calibration = dict(calibration or {})
+        self.scale = None if familiarity is None else list(familiarity)
         self.statistics: dict[str, DomainStatistics] = {}
         self._encoder, self._is_checked = encode, False
         self._given = encode
         self._probe = None if probe is None else torch.tensor(probe, dtype=torch.float64)
         self._frequencies: torch.Tensor | None = None
         self._W = torch.empty(0, 0, dtype=torch.float64)
+        self._factor: torch.Tensor | None = None  # of A + lambda I, by Cholesky, made on first use
         self._check()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,7 +121,7 @@ class SecondOpinion:
                     raise ValueError(
                         f"Contribution {key} to {name!r} is part of {owners[key]!r} too: it would count twice."
                     )
-        self._W = self._solve(statistics)
+        self._W, self._factor = self._solve(statistics), None
         self.statistics = dict(statistics)
 
     def add_expert(
@@ -207,10 +215,51 @@ class SecondOpinion:
             ValueError: it does not know an expert, or the encoder is not the one that it was fitted on.
             ImportError: sentence-transformers is not installed.
         """
+        return self.judge(texts, names)[0]
+
+    def judge(self, texts: Sequence[str], names: Sequence[str]) -> tuple[torch.Tensor, list[float] | None]:
+        """Calibrated probabilities of experts, and how familiar each text is, where this tells it.
+
+        Args:
+            texts (`Sequence[str]`): N prompts, maybe none.
+            names (`Sequence[str]`): of the D experts.
+
+        Returns:
+            `(torch.Tensor, list[float])`: of shape `(N, D)`, float64; and the share of the prompts that it was fitted
+            on that were less familiar, each left out.
+
+        Raises:
+            ValueError, ImportError: as in [`SecondOpinion.probabilities`].
+        """
         self._check_known(names)
         if not len(texts):  # and no encoder is loaded
-            return torch.empty(0, len(names), dtype=torch.float64)
-        return probabilities(self.logits(self.encode(texts), names), **self.calibration)
+            return torch.empty(0, len(names), dtype=torch.float64), None
+        vectors = self.encode(texts)
+        told = None if self.scale is None else self._placed(self.closeness(vectors))
+        return probabilities(self.logits(vectors, names), **self.calibration), told
+
+    def closeness(self, vectors: torch.Tensor) -> torch.Tensor:
+        """How close texts are to those that this was fitted on, of whatever domain: minus the logarithm of the leverage
+        x (A + lambda I)^-1 x^T of their rows x, which is large where A knows little of the direction of x.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(N, dim)`): of [`SecondOpinion.encode`].
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`, float64.
+        """
+        if self._factor is None:
+            with one_thread():
+                A, _ = total((self.statistics[name] for name in sorted(self.statistics)), "prompts", balance=True)
+                A.diagonal().add_(self.regularization * mean_diagonal(A))
+                self._factor = torch.linalg.cholesky(A)
+        X = self.rows(vectors)
+        return -(X * torch.cholesky_solve(X.T, self._factor).T).sum(dim=1).log()
+
+    def _placed(self, closeness: torch.Tensor) -> list[float]:
+        """Where closenesses lie among those that the scale is of, 0 to 1."""
+        levels = np.linspace(0, 1, LEVELS)
+        return [float(value) for value in np.interp(closeness.numpy(), self.scale or (), levels).round(_PLACES)]
 
     def logits(self, vectors: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """Scores of experts before calibration: `(N, dim)` to `(N, D)`."""
@@ -274,6 +323,8 @@ class SecondOpinion:
                 f" {self.regularization!r}."
             )
         check_calibration(self.calibration)
+        if not _is_scale(self.scale):
+            raise ValueError(f"`familiarity` of a second opinion must be {LEVELS} ascending numbers, or none.")
         if not _is_number_of_features(self.num_features):
             raise ValueError(
                 f"`num_features` must be an even number below {_MOST_COLUMNS:,}, or 0 for none; got"
@@ -323,6 +374,7 @@ class SecondOpinion:
             "num_features": self.num_features,
             "regularization": self.regularization,
             "calibration": self.calibration,
+            "familiarity": self.scale,
             "experts": [{"name": name} for name in sorted(self.statistics)],
             "probe": self.probe.tolist(),
         }
@@ -440,11 +492,18 @@ def _read_config(path: str) -> dict[str, Any]:
     for key, is_right in _FIELDS.items():
         if not is_right(config.get(key)):
             raise ValueError(f"{path}: `{key}` is not what a second opinion has there: {str(config.get(key))[:60]!r}.")
-    return {key: config[key] for key in _FIELDS}
+    return {key: config.get(key) for key in _FIELDS}
 
 
 def _are_experts(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(each, dict) and check_name(each.get("name")) for each in value)
+
+
+def _is_scale(value: object) -> bool:
+    """Whether these are ascending quantiles; there need be none."""
+    if value is None:
+        return True
+    return isinstance(value, list) and len(value) == LEVELS and all(map(is_number, value)) and value == sorted(value)
 
 
 def _is_number_of_features(value: object) -> bool:
@@ -461,6 +520,7 @@ _FIELDS: dict[str, Callable[[object], bool]] = {
     "num_features": _is_number_of_features,
     "regularization": is_number,
     "calibration": lambda value: isinstance(value, dict),
+    "familiarity": _is_scale,
     "experts": _are_experts,
     "probe": _is_vector,
 }

@@ -14,7 +14,9 @@ import torch
 
 from ir3de import DomainStatistics, IR3DEModel, IR3DERoutingPipeline, SecondOpinion
 from ir3de.atomic_save_ir3de import SECOND_FOLDER
+from ir3de.familiarity_ir3de import LEVELS, PARTS, FamiliarityScale
 from ir3de.route_selector_ir3de import probabilities
+from ir3de.scripts.fitting.second import familiarity_scale
 from ir3de.second_opinion_ir3de import combined
 from ir3de.token_router_ir3de import orthogonal_frequencies
 
@@ -106,6 +108,45 @@ def test_columns_follow_the_names_and_only_these_compete() -> None:
     torch.testing.assert_close(p.flip(1), turned, atol=1e-14, rtol=0)  # sums in another order
     assert torch.allclose(opinion.probabilities(UNSURE, ["law", "math"]).sum(dim=1), torch.ones(3).double())
     assert opinion.probabilities([], NAMES).shape == (0, 3)
+
+
+def test_closeness_is_the_leverage_and_its_scale_that_of_each_prompt_left_out() -> None:
+    texts = {name: texts_of(name) for name in NAMES}
+    X = literal_rows([text for name in NAMES for text in texts[name]], 16)
+    labels = torch.arange(3).repeat_interleave(15)
+    opinion = second(regularization=0.03, num_features=16)
+    A = X.T @ X / 15
+    lam = 0.03 * np.diagonal(A)[:-1].mean() * np.eye(len(A))
+    x = literal_rows([SURE], 16)[0]
+    close = opinion.closeness(opinion.encode([SURE]))
+    assert float(close[0]) == pytest.approx(-math.log(x @ np.linalg.solve(A + lam, x)))
+    without = [-math.log(row @ np.linalg.solve(A - np.outer(row, row) / 15 + lam, row)) for row in X]
+    found = familiarity_scale(torch.from_numpy(X), labels, 0.03)
+    np.testing.assert_allclose(found, np.quantile(without, np.linspace(0, 1, LEVELS)), atol=1e-9)
+
+
+def test_what_it_is_asked_it_tells_the_familiarity_of(unsure_router: IR3DEModel, tmp_path: Path) -> None:
+    unsure_router.config.familiarity = FamiliarityScale.measured(
+        np.random.default_rng(0).normal(size=(200, PARTS))
+    ).as_config()
+    unsure_router.fit()
+    opinion = second(familiarity=np.linspace(-3, 3, LEVELS).tolist())
+    records = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=opinion)([SURE, *UNSURE], generate=False)
+    alone = IR3DERoutingPipeline(unsure_router, device="cpu", second_opinion=False)([SURE, *UNSURE], generate=False)
+    told = opinion.judge(UNSURE, NAMES)[1]
+    assert told is not None
+    assert ["second_opinion" in record for record in records] == [False, True, True, True]
+    assert records[0]["familiarity"] == alone[0]["familiarity"]
+    assert [record["familiarity"] for record in records[1:]] == told
+    opinion.save_pretrained(tmp_path)
+    again = SecondOpinion.from_pretrained(tmp_path, encode=WordEncoder())
+    assert again.judge(UNSURE, NAMES)[1] == told
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert len(config.pop("familiarity")) == LEVELS
+    (tmp_path / "config.json").write_text(json.dumps(config))  # of an earlier version
+    assert SecondOpinion.from_pretrained(tmp_path, encode=WordEncoder()).judge(UNSURE, NAMES)[1] is None
+    with pytest.raises(ValueError, match="must be 101 ascending numbers"):
+        second(familiarity=[1.0, 0.0])
 
 
 def test_statistics_are_collected_without_the_others_text_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:

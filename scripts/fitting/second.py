@@ -6,9 +6,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ir3de.familiarity_ir3de import LEVELS
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.prompts_ir3de import token_ids_of
@@ -17,7 +19,7 @@ from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.data.selection import Selection, of_experts
 from ir3de.scripts.fitting.calibration import fit_calibration
-from ir3de.scripts.fitting.fit import Fitted
+from ir3de.scripts.fitting.fit import HELD_OUT_LEAST, Fitted
 from ir3de.scripts.fitting.options import MOST_TEXTS
 from ir3de.scripts.metrics.measures import macro_accuracy
 from ir3de.scripts.reports.progress import Steps
@@ -83,6 +85,7 @@ def choose(opinion: SecondOpinion, X: torch.Tensor, labels: torch.Tensor, names:
     best = max(LAMBDAS, key=lambda value: macro_accuracy(labels.numpy(), logits[value].numpy()))
     opinion.regularization, opinion.calibration = best, fit_calibration(logits[best], labels)
     opinion.fit({name: opinion.summed(X[labels == i]) for i, name in enumerate(names)})
+    opinion.scale = None if len(X) < HELD_OUT_LEAST else familiarity_scale(rows, labels, best)
     return probabilities(logits[best], **opinion.calibration)
 
 
@@ -102,11 +105,32 @@ def left_out(X: torch.Tensor, labels: torch.Tensor, number: int, regularization:
         `torch.Tensor` of shape `(N, D)`, float64.
     """
     Y = F.one_hot(labels, number).double()
-    w = (1 / labels.bincount())[labels].double().unsqueeze(1)
-    A = X.T @ (w * X)
-    Z = ridge(A, X.T, regularization * mean_diagonal(A)).T  # rows (A + lambda I)^-1 x
+    w, Z = _influence(X, labels, regularization)
     h = (w * X * Z).sum(dim=1, keepdim=True)
     return Y - (Y - X @ (Z.T @ (w * Y))) / (1 - h)
+
+
+def familiarity_scale(X: torch.Tensor, labels: torch.Tensor, regularization: float) -> list[float]:
+    """The quantiles of how close prompts are to those that are left: of each the leverage if it were left out, which is
+    g / (1 - w g) where g = x (A + lambda I)^-1 x^T has it in A with weight w (Sherman and Morrison 1950).
+
+    Args:
+        X, labels, regularization: of [`left_out`].
+
+    Returns:
+        `list[float]`: ascending, at 0, 1, ... and 100 %; see [`SecondOpinion.closeness`].
+    """
+    w, Z = _influence(X, labels, regularization)
+    g = (X * Z).sum(dim=1, keepdim=True)
+    closeness = -(g / (1 - w * g)).log()
+    return [float(value) for value in np.quantile(closeness.numpy(), np.linspace(0, 1, LEVELS))]
+
+
+def _influence(X: torch.Tensor, labels: torch.Tensor, regularization: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weight of each prompt, `(N, 1)`, and the rows (A + lambda I)^-1 x, `(N, F + 1)`."""
+    w = (1 / labels.bincount().double())[labels].unsqueeze(1)
+    A = X.T @ (w * X)
+    return w, ridge(A, X.T, regularization * mean_diagonal(A)).T
 
 
 def over_bounds(p: torch.Tensor, q: torch.Tensor, labels: torch.Tensor) -> list[AtBound]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import socket
 from asyncio import timeout
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ _NOT_PASSED_BACK = frozenset(
 # What a server says of its own state, or of how it was set up, and not of the request: another one may do better.
 _FAILURES = frozenset((401, 402, 403, 404, 405, 407, 408, 421, 425, 429))
 _ASK_AGAIN = frozenset((425, 429, 500, 502, 503, 504, 529))
-_WHOLE = 64 << 20  # bytes of an answer in one piece that are held until it is complete
+_WHOLE = 16 << 20  # bytes of an answer in one piece that are held until it is complete
 
 
 class ExpertFailed(Exception):
@@ -137,13 +138,14 @@ class Upstream:
     Args:
         response (`aiohttp.ClientResponse`): whose head has arrived.
         idle (`float`): seconds that it may pause.
+        end (`float`): when all of it must be here, of the loop's clock, whatever keeps the line alive until then.
     """
 
     is_here = False
 
-    def __init__(self, response: aiohttp.ClientResponse, idle: float) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, idle: float, end: float = math.inf) -> None:
         self._response = response
-        self._idle = idle
+        self._idle, self._end = idle, end
         self.status = response.status
         self.headers: Headers = [
             (name.lower(), value) for name, value in response.raw_headers if name.lower() not in _NOT_PASSED_BACK
@@ -173,7 +175,7 @@ class Upstream:
         if self.complete:
             return b""
         try:
-            async with timeout(self._idle):
+            async with timeout(min(self._idle, self._end - asyncio.get_running_loop().time())):
                 part = await self._response.content.readany()
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise _failed(error) from None
@@ -242,6 +244,7 @@ class Forwarder:
         """
         session = self._sessions.get(expert.public) or self._start(expert.public)
         response: aiohttp.ClientResponse | None = None
+        end = asyncio.get_running_loop().time() + (expert.timeout or math.inf)
         try:
             async with timeout(expert.timeout or self._timeouts.first_byte):
                 response = await session.request(
@@ -249,7 +252,7 @@ class Forwarder:
                 )
                 if _is_failure(response.status):
                     raise _refused(response)
-                upstream = Upstream(response, self._timeouts.idle)
+                upstream = Upstream(response, self._timeouts.idle, end)
                 await upstream.begin()
             return upstream
         except BaseException as error:

@@ -41,7 +41,7 @@ class Timeouts(NamedTuple):
     Args:
         connect (`float`): to accept the connection.
         first_byte (`float`): to begin its answer, which of an answer in one piece is all of it. The `timeout` of an
-            expert's spec stands for this one.
+            expert's spec stands for this one, and for the end of an answer in pieces too.
         idle (`float`): between two pieces of its answer.
     """
 

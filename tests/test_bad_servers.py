@@ -1,6 +1,7 @@
 """Servers that stall, ping, flood, or never end a line: each is left in time, with little memory, its socket closed."""
 
 import gzip
+import json
 import socket
 import threading
 import time
@@ -11,10 +12,12 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from ir3de.experts_ir3de import ExpertPool
+from ir3de.gateway.attempts import Patience
 from ir3de.remote_experts_ir3de import RemoteModel
 from ir3de.specs_ir3de import ExpertSpec
 
 from . import tiny
+from .gateway_world import HASTY, LAW, world
 from .test_remote_experts import chunk, completion
 
 TIMEOUT = 1.0  # seconds
@@ -126,6 +129,9 @@ FLOODS = {
     "large pieces": repeat(chunk("x" * 500_000)),
 }
 
+# The gateway passes a compressed answer on as it is, and that one is small and whole.
+THROUGH = {name: answer for name, answer in {**SLOW, **FLOODS}.items() if answer is not bomb}
+
 
 def ask(url: str, stream: bool, **options: object) -> tuple[object, float, int]:
     """What comes of asking, the seconds it took, and by how many bytes memory peaked."""
@@ -169,6 +175,33 @@ def test_a_server_that_floods_is_left_in_time_and_takes_little_memory(
         assert peak < 50 << 20
         assert server.wait_closed()
         print(f"{took:.2f} s, {peak / 2**20:.1f} MiB: {type(result).__name__}: {str(result)[:100]}")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("answer", THROUGH.values(), ids=THROUGH)
+def test_the_gateway_leaves_a_bad_server_in_time_with_little_memory(
+    answer: Callable[[socket.socket], None], stream: bool
+) -> None:
+    with bad(read_first(answer)) as server:
+        specs = {"law": {"endpoint": server.url, "timeout": TIMEOUT}}
+        settings = HASTY._replace(patience=Patience(retries=0, wait=0.01))
+        with world(specs, settings, names=("code", "math")) as made:
+            asked = {"model": "ir3de", "messages": LAW, "max_tokens": 9, "stream": stream}
+            tracemalloc.start()
+            start = time.monotonic()
+            try:
+                with socket.create_connection(("127.0.0.1", made.port), timeout=TIMEOUT + 5) as client:
+                    body = json.dumps(asked).encode()
+                    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n"
+                    client.sendall(f"{head}connection: close\r\n\r\n".encode() + body)
+                    while client.recv(65536):  # and keeps nothing, since its memory is measured too
+                        pass
+                took, peak = time.monotonic() - start, tracemalloc.get_traced_memory()[1]
+            finally:
+                tracemalloc.stop()
+            assert took < TIMEOUT + 1
+            assert peak < 50 << 20, f"{peak:,} bytes"
+            assert server.wait_closed()
 
 
 def test_the_smaller_of_the_timeouts_counts() -> None:

@@ -15,6 +15,7 @@ from ir3de.specs_ir3de import ExpertSpec, is_remote
 _ONLY_ROUTES = "only routes"
 _ACROSS = 6  # columns whose heads are written across
 _PAIRS = 4  # domains that are told of a choice
+_UNFAMILIAR = 0.03  # as `ir3de fit` suggests
 _SHOWN = 12  # experts of a ranking; the others are folded away
 
 
@@ -48,8 +49,17 @@ def route(record: Record, palette: Palette, routing_only: Collection[str] = (), 
     if more := rows[_SHOWN:]:
         others = f'<ol class="ir-bars" start="{_SHOWN + 1}">{"".join(more)}</ol>'
         bars += f"<details><summary>{len(more)} more experts</summary>{others}</details>"
+    if "familiarity" in record:
+        bars += f'<p class="ir-hint">{_familiar(record["familiarity"])}</p>'
     hint = f'<p class="ir-hint">{escape(note)}</p>' if note else ""
     return f'<div class="ir-route"><p class="ir-head" role="status">{head}</p>{bars}{hint}</div>'
+
+
+def _familiar(familiarity: float) -> str:
+    """How much a prompt is like what the router was fitted on, in words."""
+    if familiarity < _UNFAMILIAR:
+        return "Unlike nearly all that this router was fitted on: do not trust the scores."
+    return f"{percent(familiarity)} of the prompts that this router was fitted for are less familiar to it."
 
 
 def _bar(name: str, share: float, palette: Palette, chosen: bool, only_routes: bool) -> str:

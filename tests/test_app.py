@@ -139,6 +139,14 @@ def test_an_error_of_the_app_is_for_the_log(
     assert caplog.text.count("\nValueError: `num_votes` of /home/owner/router is wrong") == 2
 
 
+def test_the_route_says_how_familiar_a_prompt_is() -> None:
+    record: Any = {"expert": "law", "ranking": [{"expert": "law", "score": 0.9}]}
+    palette = Palette().having(["law"])
+    assert "familiar" not in views.route(record, palette)
+    assert "31.0&nbsp;% of the prompts" in views.route({**record, "familiarity": 0.31}, palette)
+    assert "Unlike nearly all" in views.route({**record, "familiarity": 0.01}, palette)
+
+
 def test_an_expert_that_only_routes_is_labelled() -> None:
     silent = make_site({name: {} for name in tiny.DOMAINS})
     controls = route.Controls("prompt", 1, 0, 0)

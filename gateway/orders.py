@@ -18,6 +18,7 @@ Message = dict[str, Any]
 
 _MOST_CHOICES = 8
 _MOST_STOPS = 16
+_COLD = 1e-4  # a temperature below which the likeliest token is all that is left, and a division may overflow
 # What cannot be done here is refused unless it asks for what happens anyway. Other unknown fields are ignored.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -125,6 +126,8 @@ def _of_openai(message: Any, index: int) -> Message:
         raise wrong(place, f"must be an object with a `content` and a `role` out of {', '.join(ROLES)}", message)
     kept: Message = {"role": message["role"], "content": _text(message.get("content"), f"{place}.content", message)}
     if message.get("tool_calls"):
+        if not isinstance(message["tool_calls"], list):
+            raise wrong(f"{place}.tool_calls", "must be a list of calls", message["tool_calls"])
         kept["tool_calls"] = [_call(call, f"{place}.tool_calls") for call in message["tool_calls"]]
     for key in ("tool_call_id", "name", "reasoning_content"):
         if isinstance(message.get(key), str):
@@ -191,7 +194,8 @@ def _of_responses(fields: dict[str, Any]) -> Iterator[Message]:
     if fields.get("instructions"):
         yield {"role": "system", "content": str(fields["instructions"])}
     given = fields["input"]
-    for index, item in enumerate([{"role": "user", "content": given}] if isinstance(given, str) else given):
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(fields, "input")
+    for index, item in enumerate(items):
         place = f"input[{index}]"
         kind = item.get("type", "message") if isinstance(item, dict) else None
         if kind == "message":
@@ -255,7 +259,7 @@ def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
     top_k = _whole(fields, "top_k", 0, 10**6)
     if top_k is not None:
         options["top_k"] = top_k
-    if options.get("temperature") == 0 or options.get("top_p") == 0:
+    if options.get("temperature", 1) < _COLD or options.get("top_p") == 0:
         options = {key: options[key] for key in ("repetition_penalty",) if key in options} | {"do_sample": False}
     elif options.keys() - {"repetition_penalty"}:
         options["do_sample"] = True

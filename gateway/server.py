@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _VARIABLE = "IR3DE_GATEWAY"  # tells worker processes what to serve
 _KEYS_VARIABLE = "IR3DE_KEYS"  # keys, where no file of them is named
+_KEEP_ALIVE = 75  # seconds that an idle connection stays: longer than clients and nginx send requests on theirs
 _WORKER_SECONDS = 300  # until a worker, which loads torch and the router first, is taken for dead
 
 
@@ -177,6 +178,7 @@ def run(service: Service) -> None:
     """
     listening: dict[str, Any] = {"host": service.host, "port": service.port, "log_level": "warning"}
     listening |= {"http": GuardedProtocol, "limit_concurrency": room_for_connections(), "access_log": False}
+    listening |= {"timeout_keep_alive": _KEEP_ALIVE}
     listening |= {"backlog": 2048, "server_header": False, "proxy_headers": False}
     if service.workers == 1:
         uvicorn.run(make_application(service), **listening)

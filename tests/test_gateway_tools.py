@@ -168,6 +168,7 @@ def test_a_loop_of_tools_is_read_alike_in_each_shape() -> None:
     [
         {"tools": [{"type": "web_search"}]},
         {"tools": [{"function": TOOL}], "tool_choice": "required"},
+        {"messages": [{"role": "assistant", "tool_calls": True}, {"role": "user", "content": "a"}]},
         {"tools": [{"function": TOOL}], "tool_choice": {"type": "function", "function": {"name": "look"}}},
         {"messages": [*LAW, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
         {"messages": [*LAW, {"role": "assistant", "tool_calls": ["look"]}]},
@@ -178,6 +179,16 @@ def test_tools_that_cannot_be_called_here_are_refused(fields: dict[str, Any]) ->
     with pytest.raises(GatewayError) as refused:
         order(CHAT, **fields)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("given", [True, 0.1, 10**30, {"a": 1}])
+def test_an_input_that_is_neither_text_nor_a_list_is_refused(given: Any) -> None:
+    with pytest.raises(GatewayError, match="input"):
+        order(RESPONSES, messages=None, input=given)
+
+
+def test_a_temperature_of_next_to_nothing_is_none() -> None:
+    assert order(CHAT, temperature=5e-324).options == {"do_sample": False}
 
 
 def test_no_tool_is_offered_where_none_may_be_called() -> None:

@@ -239,7 +239,7 @@ def _tools(ask: Ask) -> list[dict[str, Any]]:
     if kind == "none":
         return []
     tools = []
-    for tool in fields.get("tools") or []:
+    for tool in _list(fields, "tools") if fields.get("tools") else []:
         function = tool.get("function", tool) if isinstance(tool, dict) else {}
         name = function.get("name") if isinstance(function, dict) else None
         if not isinstance(name, str) or tool.get("type", "function") not in ("function", "custom"):

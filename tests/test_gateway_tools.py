@@ -1,6 +1,7 @@
 """Tools and JSON of experts on this machine: what is read of an order, what is parsed of an answer, and its shapes."""
 
 import json
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ir3de.gateway.apis import CHAT, MESSAGES, RESPONSES, Api
+from ir3de.gateway.apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Api
 from ir3de.gateway.errors import GatewayError
 from ir3de.gateway.generation import Piece, _Reader, can_call_tools
 from ir3de.gateway.limits import Limits
@@ -17,6 +18,7 @@ from ir3de.gateway.orders import Order, read_order
 from ir3de.gateway.requests import read_ask
 from ir3de.gateway.settings import Settings
 from ir3de.gateway.shapes import shape_of
+from ir3de.scripts.bench.fuzz import Fuzz
 
 from .gateway_world import LAW, world
 
@@ -167,6 +169,7 @@ def test_a_loop_of_tools_is_read_alike_in_each_shape() -> None:
     "fields",
     [
         {"tools": [{"type": "web_search"}]},
+        {"tools": True},
         {"tools": [{"function": TOOL}], "tool_choice": "required"},
         {"messages": [{"role": "assistant", "tool_calls": True}, {"role": "user", "content": "a"}]},
         {"tools": [{"function": TOOL}], "tool_choice": {"type": "function", "function": {"name": "look"}}},
@@ -185,6 +188,18 @@ def test_tools_that_cannot_be_called_here_are_refused(fields: dict[str, Any]) ->
 def test_an_input_that_is_neither_text_nor_a_list_is_refused(given: Any) -> None:
     with pytest.raises(GatewayError, match="input"):
         order(RESPONSES, messages=None, input=given)
+
+
+def test_whatever_a_request_holds_it_is_an_order_or_refused() -> None:
+    fuzz = Fuzz(seed=3)
+    apis = {api.path: api for api in (CHAT, COMPLETIONS, RESPONSES, MESSAGES)}
+    made = 0
+    for _ in range(3000):
+        api, data, headers = fuzz.request()
+        with suppress(GatewayError):
+            read_order(read_ask(apis[api], data, headers, Limits(), ("ir3de", "math"), ""), Limits())
+            made += 1
+    assert made > 500
 
 
 def test_a_temperature_of_next_to_nothing_is_none() -> None:

@@ -1,5 +1,5 @@
-"""`python scripts/bench/collecting.py`: what collecting from Parquet costs beside tokenizing the same text on as many
-cores, and whether memory grows with the rows.
+"""`python scripts/bench/collecting.py`: how long collecting from Parquet takes beside tokenizing the same text on as
+many cores. Both times have the start of the processes in them: small numbers of rows tell nothing.
 """
 
 from __future__ import annotations
@@ -7,13 +7,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import multiprocessing
-import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.prompts_ir3de import token_ids_of
@@ -22,21 +21,6 @@ from ir3de.scripts.collecting.engines import cores, cores_for
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 
 _BATCH = 1024  # rows
-
-
-class Cost(NamedTuple):
-    """
-    What some work took.
-
-    Args:
-        wall (`float`): seconds.
-        cpu (`float`): seconds of all processes.
-        memory (`int`): bytes, the most that one process had.
-    """
-
-    wall: float
-    cpu: float
-    memory: int
 
 
 def main() -> int:
@@ -49,7 +33,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=cores(), help="processes at a time (default: all cores)")
     args = parser.parse_args()
     rows = list(read_rows(RowSource.of(**vars(args))))
-    print("      rows  tokenizing s (CPU s)  collecting s (CPU s)   ratio  of CPU  memory of a worker MB")
+    print("      rows  tokenizing s  collecting s   ratio")
     for size in map(int, args.rows):
         share = size // args.files
         with tempfile.TemporaryDirectory() as folder:
@@ -57,11 +41,7 @@ def main() -> int:
                 write(Path(folder, "data", f"{number:05d}.parquet"), rows, share)
             alone = spent(tokenize_all, args.router, [row.text for row in rows], share, args.files, args.workers)
             whole = spent(collect_all, args.router, Path(folder), args.workers)
-        print(
-            f"{share * args.files:10,d} {alone.wall:13.1f} ({alone.cpu:6.1f}) {whole.wall:13.1f} ({whole.cpu:6.1f})"
-            f" {whole.wall / alone.wall:7.2f} {whole.cpu / alone.cpu:7.2f} {whole.memory / 1e6:22,.0f}",
-            flush=True,
-        )
+        print(f"{share * args.files:10,d} {alone:13.1f} {whole:13.1f} {whole / alone:7.2f}", flush=True)
     return 0
 
 
@@ -78,19 +58,16 @@ def write(path: Path, rows: Sequence[Row], number: int) -> None:
             writer.write_table(pa.table({"text": [r.text for r in part], "domain": [r.domain for r in part]}, schema))
 
 
-def spent(work: Callable[..., None], *arguments: object) -> Cost:
-    """What work takes in a process of its own, the processes that it starts among it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_measured, (work, arguments))
+def spent(work: Callable[..., None], *arguments: object) -> float:
+    """Seconds that work takes in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measured, work, arguments).result()
 
 
-def _measured(work: Callable[..., None], arguments: Sequence[object]) -> Cost:
+def _measured(work: Callable[..., None], arguments: Sequence[object]) -> float:
     start = time.perf_counter()
     work(*arguments)
-    wall = time.perf_counter() - start
-    used = [resource.getrusage(whose) for whose in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu = sum(each.ru_utime + each.ru_stime for each in used)
-    return Cost(wall, cpu, max(each.ru_maxrss for each in used) * 1024)
+    return time.perf_counter() - start
 
 
 def collect_all(router: str, folder: Path, workers: int) -> None:

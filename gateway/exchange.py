@@ -21,6 +21,7 @@ _USAGE = re.compile(rb'"usage"\s*:\s*\{')
 _RESPONSE = re.compile(rb'"id"\s*:\s*"(resp[^"]{1,200})"')
 _ANSWER = re.compile(rb'"id"\s*:\s*"([^"\\\x00-\x1f]{1,200})"')
 _COUNTED = 8192  # bytes at either end of an answer in which its usage is looked for
+_MOST_TOKENS = 1 << 27  # of a prompt or of an answer; a server that claims more is not believed
 _DECODER = json.JSONDecoder()
 
 
@@ -82,14 +83,14 @@ class Exchange:
     def _note_usage(self, part: bytes, place: int) -> None:
         try:
             usage, _ = _DECODER.raw_decode(part[place:].decode("utf-8", "replace"))
-        except ValueError:  # cut off
+        except (ValueError, RecursionError):  # cut off, or nested without end
             return
         for names, field_name in (
             (("prompt_tokens", "input_tokens"), "prompt_tokens"),
             (("completion_tokens", "output_tokens"), "completion_tokens"),
         ):
             for name in names:
-                if isinstance(usage.get(name), int):
+                if _is_count(usage.get(name)):
                     setattr(self, field_name, usage[name])
 
     def read_id(self, part: bytes) -> None:
@@ -127,3 +128,8 @@ class Exchange:
         }
         kept = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
         logger.info(json.dumps({key: value for key, value in kept.items() if value not in (None, "", [])}))
+
+
+def _is_count(value: Any) -> bool:
+    """Whether a server's number of tokens can be one; what cannot is not known."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_TOKENS

@@ -99,24 +99,32 @@ class Gateway:
         return Traffic(keeping, self.metrics, self.keys)
 
     def went_out(self, exchange: Exchange) -> None:
-        """Counts and logs a request that is done with."""
+        """Counts, pays, keeps and logs a request that is done with; where one of these fails, the others are done."""
         exchange.outcome = exchange.outcome or "left"
+        for step in (self._count, self._pay, self._keep, Exchange.log):
+            try:
+                step(exchange)
+            except Exception:  # the answer is with the client already
+                logger.exception("A request that is done with could not be noted in full")
+
+    def _count(self, exchange: Exchange) -> None:
         self.keys.spent(exchange.caller, exchange.prompt_tokens + exchange.completion_tokens)
         self.metrics.went_out(exchange)
         if exchange.trace is not None:
             exchange.trace.end(exchange)
-        if self.purse is not None and exchange.routed:
-            self._pay(self.purse, exchange)
-        if self.traffic is not None:
-            self.traffic.went(exchange, self.serving)
-        exchange.log()
 
-    def _pay(self, purse: Purse, exchange: Exchange) -> None:
+    def _pay(self, exchange: Exchange) -> None:
+        if self.purse is None or not exchange.routed:
+            return
         serving = self.serving
         spec = serving.router.experts.spec(exchange.expert) if exchange.expert in serving.experts else None
-        purse.settle(exchange, spec)
-        spending = purse.spending
+        self.purse.settle(exchange, spec)
+        spending = self.purse.spending
         self.metrics.spent(spending.spent, spending.left, spending.price)
+
+    def _keep(self, exchange: Exchange) -> None:
+        if self.traffic is not None:
+            self.traffic.went(exchange, self.serving)
 
     async def close(self) -> None:
         """Closes the connections to the experts, and the store once all is written."""

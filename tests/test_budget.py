@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from ir3de.gateway.feedback import Keeping
 from ir3de.gateway.purse import Purse, expected_costs
 from ir3de.gateway.server import Service
 from ir3de.scripts.bench.stand_in import Received
 from ir3de.traffic.budget import Budget, Spending
+from ir3de.traffic.store import Store
 
 from .gateway_world import CODE, HASTY, LAW, World, world
 
@@ -220,6 +222,35 @@ def test_answers_are_paid_by_the_tokens_that_they_took() -> None:
     with world(specs={**COSTS, **prices}, settings=HASTY, responds={"law": reply}, spending=spending) as three:
         assert three.ask(messages=LAW).expert == "law"
         three.wait(lambda: spending.spent == 3.0, "one dollar read, two written")
+
+
+@pytest.mark.parametrize("tokens", [-5, 10**13, 10**19, True])
+def test_a_number_of_tokens_that_cannot_be_is_not_believed(tokens: Any, tmp_path: Path) -> None:
+    async def reply(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.json_response({"id": "1", "choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": tokens}})
+
+    prices = {"law": {"cost": 4.0, "price": {"input": 1e6, "output": 1e6}}}
+    spending = Spending(Budget(10.0, "day"), clock=Clock(20 * DAY + DAY / 2))
+    store = Store(str(tmp_path / "store.sqlite"))
+    options: Any = {"specs": {**COSTS, **prices}, "spending": spending, "keeping": Keeping(store)}
+    with world(settings=HASTY, responds={"law": reply}, **options) as three:
+        assert three.ask(messages=LAW).expert == "law"
+        three.wait(lambda: spending.spent == 3.0, "the tokens that were read alone are paid, and nothing is reserved")
+        three.wait(lambda: store.counts["answers"] == 1, "the answer is kept")
+        assert three.gateway.traffic is not None
+        three.gateway.traffic.close()
+
+
+def test_where_a_request_cannot_be_counted_it_is_paid_and_kept_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise ValueError("no such label")
+
+    with held() as three:
+        assert three.gateway.purse is not None
+        monkeypatch.setattr(three.gateway.metrics, "went_out", fails)
+        assert three.ask(messages=LAW).expert == "law"
+        spending = three.gateway.purse.spending
+        three.wait(lambda: spending.spent > 0 and spending._reserved == 0, "it is paid")
 
 
 def test_a_price_moves_requests_to_cheaper_experts_and_a_request_may_ask_for_more() -> None:

@@ -17,8 +17,9 @@ Outcomes that were added together are one *contribution*, named by a hash over t
 An expert's outcomes are a union of contributions, as a domain's statistics are; what is part already is noticed.
 
 A contribution may be of a day. With a *half-life* of H days, one that is a days older than the newest of the ledger
-counts 2^(-a / H) where sums are made for a choice; those without a day are as old as the oldest that has one. So time
-passes with what is learned: a router that is left alone does not forget. What is kept stays exact and whole.
+counts 2^(-a / H) where sums are made for a choice; those without a day are as old as the oldest that have one, but for
+a tenth of these, so that a clock that was wrong once does not make them fade. So time passes with what is learned: a
+router that is left alone does not forget. What is kept stays exact and whole.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,12 +203,23 @@ class Ledger:
         return sum(weight * totals for weight, totals in zip(weights, days, strict=True))
 
     def by_day(self) -> dict[str, Ledger]:
-        """The ledger of each day, in order; what has no day is with the oldest. Empty where nothing has a day."""
+        """The ledger of each day, in order; empty where nothing has a day.
+
+        What has no day is with the first day by which more than a tenth of the outcomes that have one had happened.
+        """
         parts = [(name, key, part) for name, these in self.contributions.items() for key, part in these.items()]
-        days = sorted({part.day for _, _, part in parts if part.day is not None})
-        found: dict[str, Ledger] = {day: Ledger() for day in days}
-        for name, key, part in parts if days else ():
-            found[part.day or days[0]].contributions.setdefault(name, {})[key] = part
+        happened: dict[str, int] = defaultdict(int)  # units of outcomes
+        for _, _, part in parts:
+            if part.day is not None:
+                happened[part.day] += int(part.sums[:, 0].sum())
+        found: dict[str, Ledger] = {day: Ledger() for day in sorted(happened)}
+        if not found:
+            return found
+        by_then = accumulate(happened[day] for day in found)
+        most = sum(happened.values())
+        undated = next((day for day, units in zip(found, by_then, strict=True) if 10 * units > most), next(iter(found)))
+        for name, key, part in parts:
+            found[part.day or undated].contributions.setdefault(name, {})[key] = part
         return found
 
     def since(self, day: str) -> Ledger:

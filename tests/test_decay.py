@@ -64,6 +64,15 @@ def test_outcomes_count_half_after_a_half_life_and_those_without_a_day_are_as_ol
     assert n(both, 30, "small") == 4, "the newest day is that of the ledger, not of the expert"
 
 
+def test_one_day_far_in_the_past_does_not_make_what_has_no_day_fade() -> None:
+    rows = [*told("2025-01-31", 1.0, 10), *told("2025-01-01", 0.0, 10), *told(None, 0.0, 16)]
+    before = n(ledger(rows), 30)
+    assert before == 10 + 5 + 8
+    assert abs(n(ledger([*rows, *told("1970-01-01", 1.0)]), 30) - before) < 1e-6, "it has faded itself, and no other"
+    many = ledger([*rows, *told("1970-01-01", 1.0, 3)])
+    assert n(many, 30) < 15.1, "where more than a tenth is that old, that is how old things are"
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.lists(outcomes, min_size=1, max_size=14), st.integers(1, 5), st.randoms(use_true_random=False))
 def test_with_a_half_life_too_any_order_and_any_files_give_the_same_bits(

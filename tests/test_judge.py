@@ -19,6 +19,7 @@ from ir3de.scripts.judging.choosing import some_of
 from ir3de.scripts.judging.questions import Question, read_questions
 from ir3de.scripts.judging.replies import Replied, reading
 from ir3de.scripts.judging.scoring import Nonsense, asking, check_patterns, score_in, scorer_of
+from ir3de.scripts.judging.tasks import _known
 from ir3de.scripts.metrics.perplexity import negative_log_likelihoods
 
 from . import tiny
@@ -156,6 +157,14 @@ def test_a_row_that_was_cut_is_asked_again(tmp_path: Path) -> None:
     output.write_text("not JSON\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"judged\.jsonl, line 1"):
         run(experts, output, [SUM])
+
+
+def test_a_run_goes_on_over_text_with_unusual_ends_of_lines(tmp_path: Path) -> None:
+    output, question = tmp_path / "judged.jsonl", Question("one\u2028two\u2029three\x85four", ("42",), "math")
+    row = {"text": question.text, "expert": "good", "score": 1.0, "task": "sums", "item": 7}
+    output.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert answered(output) == {("good", question.text)}
+    assert _known(output) == {("good", "sums", 7)}
 
 
 def test_questions_are_read_and_malformed_ones_named(tmp_path: Path) -> None:

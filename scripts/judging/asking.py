@@ -165,7 +165,8 @@ def answered(output: Path) -> set[tuple[str, str]]:
         text = text[: text.rfind("\n") + 1]
         output.write_text(text, encoding="utf-8")
     found = set()
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Not by splitlines(): text may hold other characters that it takes for ends of lines, such as U+2028.
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             row = json.loads(line)
             found.add((str(row["expert"]), str(row["text"])))

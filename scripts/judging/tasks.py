@@ -87,8 +87,9 @@ def _known(output: Path) -> set[tuple[str, str, int]]:
     """Expert, task and item of the rows that are in a file."""
     if not output.is_file():
         return set()
-    rows = map(json.loads, output.read_text(encoding="utf-8").splitlines())
-    return {(row["expert"], row["task"], row["item"]) for row in rows if "task" in row and "item" in row}
+    with output.open(encoding="utf-8") as lines:
+        rows = map(json.loads, lines)
+        return {(row["expert"], row["task"], row["item"]) for row in rows if "task" in row and "item" in row}
 
 
 def _rows(

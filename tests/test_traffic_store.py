@@ -522,11 +522,26 @@ def test_what_a_lost_store_gave_is_taken_back_by_its_servers_name(router: Path, 
     scored(lost, range(1, 4))
     assert cli.main(["outcomes", str(router), "--from-store", str(lost)]) == 0
     lost.unlink()
+    Store(str(other)).close()
     command = ["outcomes", str(router), "--from-store", str(other)]
     assert cli.main([*command, "--take-back", "replica=two"]) == 0
     assert IR3DEModel.from_pretrained(router).outcomes
     assert cli.main([*command, "--take-back", "replica=one"]) == 0
     assert files_of(IR3DEModel.from_pretrained(router), tmp_path / "after") == before
+
+
+@pytest.mark.parametrize("more", [[], ["--take-back", "replica=one"]])
+@pytest.mark.parametrize("form", ["{}", "sqlite:///{}"])
+def test_a_mistyped_store_is_named_and_not_made(
+    router: Path, tmp_path: Path, form: str, more: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mistyped.sqlite"
+    assert cli.main(["outcomes", str(router), "--from-store", form.format(path), *more]) == 2
+    assert f"There is no store at {path}" in capsys.readouterr().err
+    assert not path.exists()
+    path.touch()
+    assert cli.main(["outcomes", str(router), "--from-store", form.format(path), *more]) == 2
+    assert "There is no store at" in capsys.readouterr().err
 
 
 def test_what_came_from_elsewhere_stays(router: Path, tmp_path: Path) -> None:

@@ -129,14 +129,15 @@ class Store:
         place (`str`): a file of SQLite, or an address such as `postgresql+psycopg://user@host/name`.
         replica (`str`, *optional*): the name of this server; by default one that was drawn when the store was made.
         days (`float`): that scores are taken for an answer.
+        make (`bool`): whether the store is made where there is none yet.
 
     Raises:
         WrongStore: it is no store, or one of another version.
         StoreUnavailable: it cannot be opened.
     """
 
-    def __init__(self, place: str, replica: str | None = None, days: float = DAYS) -> None:
-        self._engine = open_engine(place)
+    def __init__(self, place: str, replica: str | None = None, days: float = DAYS, make: bool = True) -> None:
+        self._engine = open_engine(place, make)
         self.days = days
         with self.reading() as connection:
             drawn = connection.scalar(select(about.c.value).where(about.c.name == "replica"))

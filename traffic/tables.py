@@ -107,29 +107,33 @@ signals = Table(
 )
 
 
-def open_engine(place: str) -> Engine:
-    """The engine of a store, whose tables are made where there are none yet.
+def open_engine(place: str, make: bool = True) -> Engine:
+    """The engine of a store.
 
     Args:
         place (`str`): a file of SQLite, or an address such as `postgresql+psycopg://user@host/name`.
+        make (`bool`): whether the store is made where there is none yet.
 
     Raises:
         WrongStore: it is no store, or one of another version.
         StoreUnavailable: it cannot be opened.
     """
-    engine = _engine_at(place)
+    engine = _engine_at(place, make)
     shown = engine.url.render_as_string(hide_password=True)
     try:
         if engine.dialect.name == "sqlite":
             _turn_to_wal(engine)
         version = _version(engine)
-        if version is None:
+        if version is None and make:
             with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
                 _make_tables(connection)
             version = _version(engine)
     except DATABASE_ERRORS as error:
         engine.dispose()
         raise StoreUnavailable(f"The store {shown} cannot be opened: {reason(error)}") from None
+    if version is None and not make:
+        engine.dispose()
+        raise _no_store(shown)
     if version != VERSION:
         engine.dispose()
         raise WrongStore(
@@ -139,16 +143,20 @@ def open_engine(place: str) -> Engine:
     return engine
 
 
+def _no_store(shown: str) -> WrongStore:
+    return WrongStore(f"There is no store at {shown}: name the one that `ir3de serve --store` keeps.")
+
+
 def reason(error: Exception) -> str:
     """What a database says of an error, without the statement and its values."""
     return " ".join(str(getattr(error, "orig", error)).split())[:200]
 
 
-def _engine_at(place: str) -> Engine:
+def _engine_at(place: str, make: bool) -> Engine:
     """An engine that has not connected yet."""
     if "://" not in place:
         path = Path(place)
-        if not path.exists():
+        if make and not path.exists():
             _make_file(path)
         engine = create_engine(URL.create("sqlite", database=str(path)))
     else:
@@ -164,6 +172,9 @@ def _engine_at(place: str) -> Engine:
     if engine.dialect.name not in _KINDS:
         raise WrongStore(f"A store is SQLite or Postgres; this address is of {engine.dialect.name}.")
     if engine.dialect.name == "sqlite":
+        file = engine.url.database
+        if not make and not (file and Path(file).is_file()):
+            raise _no_store(file or place)
         _set_up_sqlite(engine)
     return engine
 

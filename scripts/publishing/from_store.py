@@ -57,7 +57,7 @@ def read_store(
         ValueError: it is no store, or one of another version.
         OSError: it cannot be read, or written where answers are to leave.
     """
-    store = Store(place)
+    store = Store(place, make=False)
     try:
         gone: list[str] = []
         for which in back:

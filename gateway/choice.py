@@ -88,7 +88,7 @@ class Chooser:
         """
         choice = await self._choose(ask, serving)
         if self._purse is not None and ask.generate:
-            choice = self._purse.afforded(choice, serving.router.model.panel)
+            choice = self._purse.afforded(choice, serving.router.model.panel, ask.model != ROUTER)
         return await self._with_recognised(choice, ask, serving) if self._recognises else choice
 
     async def _choose(self, ask: Ask, serving: Serving) -> Choice:
@@ -104,9 +104,11 @@ class Chooser:
         options = dict(ask.options)
         if not unable.isdisjoint(allowed):
             options["experts"] = [name for name in allowed if name not in unable]
-        if self._purse is not None:
-            options = self._purse.priced(options, serving.router.model.panel)
-        record = await self._route(ask, serving, options)
+        priced = options if self._purse is None else self._purse.priced(options, serving.router.model.panel)
+        record = await self._route(ask, serving, priced)
+        if priced is not options and "fallback" in record:
+            # What a price chooses may score below the minimum. Nobody goes without an answer for that.
+            record = await self._route(ask, serving, options)
         if not ask.generate:
             return Choice(record, [])
         if self._purse is not None:

@@ -46,38 +46,46 @@ class Purse:
             entries, costs = record["ranking"], expected_costs(record, panel)
             self.spending.saw([entry["score"] for entry in entries], [costs[entry["expert"]] for entry in entries])
 
-    def afforded(self, choice: Choice, panel: Panel) -> Choice:
+    def afforded(self, choice: Choice, panel: Panel, is_named: bool = False) -> Choice:
         """The choice with what is left; its `cost` is what it is expected to cost.
+
+        Args:
+            choice ([`Choice`]): without regard to what is left.
+            panel ([`Panel`]): of the router.
+            is_named (`bool`): whether the request named its expert.
 
         Raises:
             GatewayError: as [`Purse.afford`].
         """
         costs = expected_costs(choice.record, panel)
-        able = self.afford(choice.candidates, costs)
+        able = self.afford(choice.candidates, costs, is_named)
         if able[0] != choice.candidates[0]:
             entries = choice.record["ranking"]
             score = next((entry["score"] for entry in entries if entry["expert"] == able[0]), choice.record["score"])
-            choice = choice._replace(record={**choice.record, "expert": able[0], "score": score}, candidates=able)
-        return choice._replace(cost=costs.get(able[0], 0.0))
+            choice = choice._replace(record={**choice.record, "expert": able[0], "score": score})
+        return choice._replace(candidates=able, cost=costs.get(able[0], 0.0))
 
-    def afford(self, candidates: list[str], costs: dict[str, float]) -> list[str]:
+    def afford(self, candidates: list[str], costs: dict[str, float], is_named: bool = False) -> list[str]:
         """Those that may answer with what is left: as they come, or at the budget's end from the cheapest on.
 
         Args:
             candidates (`list[str]`): best first.
             costs (`dict[str, float]`): that are expected of all experts.
+            is_named (`bool`): whether the request named its expert.
 
         Raises:
             GatewayError: at its end the budget has nobody answer, or an expert was asked by name.
         """
-        if costs.get(candidates[0], 0.0) <= self.spending.left:
-            return candidates
-        cheapest = sorted(candidates, key=lambda name: costs.get(name, 0.0))
+        left, end = self.spending.left, self.spending.budget.end
+        if costs.get(candidates[0], 0.0) <= left:
+            if end == "cheapest":
+                return candidates
+            return [name for name in candidates if costs.get(name, 0.0) <= left]  # nor may one that stands in
         is_cheapest = costs.get(candidates[0], 0.0) <= min(costs.values())
-        if self.spending.budget.end == "cheapest" and (len(candidates) > 1 or is_cheapest):
-            return cheapest
+        if end == "cheapest" and (is_cheapest or not is_named):
+            return sorted(candidates, key=lambda name: costs.get(name, 0.0))
         message = f"What may be spent in this {self.spending.budget.per} is spent"
-        if self.spending.budget.end == "cheapest":
+        if end == "cheapest":
             message += "; the cheapest expert answers what is sent to `ir3de`"
         raise GatewayError(429, "budget_spent", f"{message}.", retry_after=max(1.0, self.spending.seconds_left))
 
@@ -89,8 +97,10 @@ class Purse:
     def settle(self, exchange: Exchange, spec: ExpertSpec | None) -> None:
         """Takes what an answer did cost, or where that is not known what it was expected to, for what was reserved."""
         cost = exchange.cost(spec)
-        if cost is None:
-            cost = exchange.reserved if exchange.expert else 0.0
+        if exchange.outcome == "refused" or not exchange.expert:  # a server that refuses a request answers nothing
+            cost = 0.0
+        elif cost is None:
+            cost = exchange.reserved
         self.spending.settle(exchange.reserved, cost)
 
 

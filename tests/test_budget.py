@@ -126,13 +126,23 @@ def test_a_new_period_begins_with_the_whole_budget_and_a_clock_that_goes_back_br
     clock.now -= 2 * DAY
     assert spending.left == 3.0, "what was spent stays spent"
     clock.now += DAY
-    assert spending.left == 10.0, "and the next day begins when it comes"
+    assert spending.left == 2.0, "and what was spent on a day is known when it comes again"
     clock.now += 1000 * DAY
     assert spending.left == 10.0
     clock.now -= 1000 * DAY
-    spending.settle(0.0, 2.0)
-    clock.now += DAY
+    assert spending.left == 2.0
+    clock.now += 2 * DAY
     assert spending.left == 10.0, "a clock that was wrong by years does not stop the days"
+
+
+def test_the_first_requests_tell_no_pace() -> None:
+    clock = Clock(10 * DAY + 40_000)
+    spending = Spending(Budget(20.0, "day"), clock=clock)
+    for _ in range(20):  # one in five seconds, of which the budget pays 600
+        spending.saw(np.array([0.9, 0.1]), np.array([0.03, 0.001]))
+        spending.settle(0.0, 0.03)
+        clock.now += 5
+        assert spending.price == 0.0
 
 
 def test_after_a_restart_a_store_knows_what_was_spent() -> None:
@@ -200,6 +210,42 @@ def test_at_its_end_the_cheapest_answers_and_who_is_asked_by_name_is_refused() -
         assert three.ask(model="math", messages=LAW).status == 200
         assert metric(three, "ir3de_budget_left") == 0
         assert metric(three, "ir3de_budget_spent") > 10
+
+
+def test_a_price_leaves_nobody_without_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spending, "price", 1e9)
+    with held(cost=1e6) as three:
+        assert three.ask(messages=LAW).expert == "math"
+        with_minimum = three.ask(messages=LAW, ir3de={"min_score": 0.39})
+        assert (with_minimum.status, with_minimum.expert) == (200, "law")
+
+
+def test_a_single_candidate_answers_at_the_end_too() -> None:
+    with held() as three:
+        assert three.gateway.purse is not None
+        three.gateway.purse.spending.settle(0.0, 100.0)
+        assert three.ask(messages=LAW, ir3de={"min_score": 0.39}).expert == "law"
+
+
+def test_who_stands_in_is_paid_from_what_is_left_or_not_asked() -> None:
+    async def broken(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.Response(status=500)
+
+    spending = Spending(Budget(1.0, "day", "refuse"), clock=Clock(20 * DAY + DAY / 2))
+    specs = {"code": {"cost": 0.5}, "law": {"cost": 4.0}, "math": {"cost": 4.0}}
+    with world(specs=specs, settings=HASTY, responds={"code": broken}, spending=spending) as three:
+        assert three.ask(messages=CODE).status >= 500
+        three.wait(lambda: spending.spent == 0.0, "nothing was answered")
+
+
+def test_what_a_server_refuses_costs_nothing() -> None:
+    async def refuse(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.json_response({"error": {"message": "no"}}, status=400)
+
+    spending = Spending(Budget(10.0, "day"), clock=Clock(20 * DAY + DAY / 2))
+    with world(specs=COSTS, settings=HASTY, responds={"law": refuse}, spending=spending) as three:
+        assert three.ask(messages=LAW).status == 400
+        three.wait(lambda: spending.spent == 0.0, "nothing was answered")
 
 
 def test_at_its_end_nobody_answers_where_that_was_chosen() -> None:

@@ -30,6 +30,7 @@ _LATEST = 512  # requests that a price is tried on
 _EVERY = 32  # requests after which what prices would make them cost is looked at anew
 _PRICES = np.concatenate([[0.0], np.geomspace(1e-4, 1e4, 129)])  # in units of score per mean cost of a request
 _SLICES = 96  # of a period, in which requests are counted
+_PACE = 1 / 24  # of the first period, that requests are taken to have come in at least: a few of them tell no pace
 _OLD = 0.3  # of the requests of the period before, that its pace counts for against the pace so far
 _LEAST = 0.5  # of the requests that the rest of the period before had, that are to come in any case
 _AIM = 0.99  # of the budget, so that answers which cost more than was expected fit too
@@ -113,6 +114,7 @@ class Spending:
         self._begins, self._ends = budget.period(now)
         self._since = now  # requests of this period have been counted
         self._spent = self._known()
+        self._spent_in: dict[float, float] = {}  # periods that were left, by when they began
 
     @property
     def spent(self) -> float:
@@ -167,17 +169,20 @@ class Spending:
 
     def _turn(self) -> float:
         """Begins a new period where one has begun. A clock that goes back opens no new one: what was spent stays spent,
-        unless a store knows better.
+        also once it is right again, unless a store knows better.
         """
         now = self._clock()
         if not self._begins <= now < self._ends:
+            self._spent_in[self._begins] = self._spent
             is_next, was_whole = now >= self._ends, self._since <= self._begins
             self._begins, self._ends = self.budget.period(now)
             if is_next:
                 if was_whole:  # one that was begun in its middle does not tell how requests are spread
                     self._last = self._count
-                self._count, self._since, self._spent = np.zeros(_SLICES), self._begins, 0.0
-            if is_next or self._before is not None:
+                self._count, self._since = np.zeros(_SLICES), self._begins
+            if self._before is None:
+                self._spent = self._spent_in.get(self._begins, 0.0 if is_next else self._spent)
+            else:
                 self._spent = self._known()
         return now
 
@@ -194,7 +199,7 @@ class Spending:
         done = float(self._count.sum())
         place = min(1.0, max(0.0, (now - self._begins) / (self._ends - self._begins)))
         if self._last is None:
-            counted = max(now - self._since, 1.0)
+            counted = max(now - self._since, _PACE * (self._ends - self._begins))
             return done / counted * (self._ends - now)
         total = float(self._last.sum())
         before = float(np.interp(place * _SLICES, np.arange(_SLICES + 1), np.concatenate([[0], self._last.cumsum()])))

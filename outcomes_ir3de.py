@@ -101,7 +101,7 @@ class OutcomesCollector:
             expert, _ = key
             new = _sum_up([outcomes[index] for index in indices], weights[indices], expert)
             known = self._sums.get(key)
-            self._sums[key] = new if known is None else _plus(known, new, expert)
+            self._sums[key] = new if known is None else plus(known, new, expert)
         self.number += len(outcomes)
 
     @property
@@ -242,7 +242,7 @@ class Ledger:
             for part in self.contributions.get(expert, {}).values():
                 known = [index for index, domain in enumerate(part.domains) if domain in place]
                 rows = [place[part.domains[index]] for index in known]
-                totals[rows, column] = _plus(totals[rows, column], part.sums[known], expert)
+                totals[rows, column] = plus(totals[rows, column], part.sums[known], expert)
         return totals
 
     @property
@@ -361,8 +361,16 @@ def _times(weights: Any, values: Any) -> Any:
     return np.rint(weights * values[:, None]).astype(np.int64)
 
 
-def _plus(sums: Any, new: Any, expert: str) -> Any:
-    """The sum of two arrays of sums, none of which is negative."""
+def plus(sums: Any, new: Any, expert: str) -> Any:
+    """The sum of two arrays of sums, none of which is negative.
+
+    Args:
+        sums, new (`np.ndarray`): int64, of one shape, in units.
+        expert (`str`): for messages.
+
+    Raises:
+        OverflowError: a sum would grow beyond what is counted exactly.
+    """
     total = sums + new
     if (total < 0).any() or (total > _MOST).any():  # two numbers that are not negative wrap to one that is
         raise _overflow(expert)

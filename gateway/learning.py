@@ -56,6 +56,8 @@ class Learning:
             self._made = await asyncio.to_thread(self._exchanged)
         except StoreUnavailable as error:
             self._note(f"the store cannot be read ({error})")
+        except OverflowError as error:
+            self._note(f"the store cannot be counted ({error})")
         gateway.metrics.exchanged(not self._failing, len(self._exchange.known), len(self._exchange.aside))
         while self._made is not None:
             serving = gateway.serving

@@ -59,7 +59,7 @@ def _run(name: str, command: Callable[[], int], router: str | None) -> int:
 
     try:
         return command()
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OverflowError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"ir3de {name}: {_missing_router(router, error)}{error}", file=sys.stderr)
         return 2
     except HTTPError as error:  # those that say something of a repository are OSErrors too

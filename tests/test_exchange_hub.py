@@ -91,6 +91,23 @@ def test_two_gateways_learn_from_each_other(repo: str, hub: Hub, tmp_path: Path)
     assert hub.files(repo) == main, "the router's own branch is as before"
 
 
+def test_a_store_that_cannot_be_counted_is_told_of_once_and_what_was_learned_stays(
+    repo: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with teaching(tmp_path, "one", repo) as (one, learning):
+        judged(one, 0.0)
+        asyncio.run(learning.round())
+        known = ledger_of(one)
+        for id_ in judged(one, 0.0, 3):
+            assert one.send("POST", "/v1/feedback", {"id": id_, "score": 0, "cost": 2**30}).status == 200
+        for _ in range(2):
+            asyncio.run(learning.round())
+        assert [record for record in caplog.messages if "cannot be counted" in record and "'law'" in record]
+        assert sum("cannot be counted" in message for message in caplog.messages) == 1
+        assert ledger_of(one) == known
+        assert one.ask().status == 200
+
+
 def test_what_is_taken_back_leaves_the_files_the_routers_and_the_history(
     repo: str,
     hub: Hub,

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
@@ -131,6 +132,24 @@ def test_the_ledger_is_that_of_the_same_outcomes_as_rows(store: Store) -> None:
     assert {part.day for parts in made.ledger.contributions.values() for part in parts.values()} == {
         f"2026-03-0{day}" for day in (1, 2, 3, 4)
     }
+
+
+@pytest.mark.parametrize("rows", [50_000, 1])
+def test_scores_that_are_too_much_to_count_are_named_and_can_be_taken_back(
+    rows: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ir3de.traffic.remade._ROWS", rows)
+    sure = {"recognised": {"code": ONE, "law": 0, "math": 0}, "expert": "law"}
+    keep(store, answer(1, time=NOW - DAY), *(answer(number, **sure) for number in (2, 3)))
+    for number in (1, 2, 3):
+        score(store, f"request-{number}", 1.0, cost=None if number == 1 else 1e9)
+    with pytest.raises(OverflowError, match=r"2026-03-01.*'law'.*--take-back") as found:
+        remade(store)
+    which = re.search("--take-back ([^`]+)`", str(found.value))
+    assert which is not None
+    with store.writing() as connection:
+        assert len(take_back(connection, Which.read(which[1]))) == 2
+    assert remade(store).outcomes == 1
 
 
 def test_the_same_scores_have_the_same_names_in_any_order(tmp_path: Path) -> None:
@@ -542,6 +561,18 @@ def test_a_mistyped_store_is_named_and_not_made(
     path.touch()
     assert cli.main(["outcomes", str(router), "--from-store", form.format(path), *more]) == 2
     assert "There is no store at" in capsys.readouterr().err
+
+
+def test_the_command_says_which_scores_are_too_much_to_count(
+    router: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "store.sqlite"
+    scored(path, range(3, 12), cost=1e9)
+    command = ["outcomes", str(router), "--from-store", str(path)]
+    assert cli.main(command) == 2
+    which = re.search("--take-back ([^`]+)`", capsys.readouterr().err)
+    assert which is not None
+    assert cli.main([*command, "--take-back", which[1]]) == 0
 
 
 def test_what_came_from_elsewhere_stays(router: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sqlalchemy import Integer, literal, select
 
-from ir3de.outcomes_ir3de import ONE, Contribution, Ledger, sum_up
+from ir3de.outcomes_ir3de import ONE, Contribution, Ledger, plus, sum_up
 
 from .store import SCORED, Store
 from .tables import answers, feedback, panels, signals
@@ -82,16 +82,19 @@ def remade(store: Store, replica: str | None = None) -> Remade:
         replica (`str`, *optional*): only this server's answers.
 
     Raises:
-        OverflowError: the scores of an expert's day add up to more than is counted exactly.
+        OverflowError: the scores of an expert's day add up to more than is counted exactly; the message says which.
         StoreUnavailable: the store cannot be read.
     """
     sums: dict[_Group, dict[str, Any]] = defaultdict(dict)
     names: dict[_Group, int] = defaultdict(int)
     outcomes = 0
     for group, domains, weights, values, of_names in _groups(store, replica):
-        totals = sum_up(weights, values, group.expert)
-        for domain, row in zip(domains, totals, strict=True):
-            sums[group][domain] = sums[group].get(domain, 0) + row
+        try:
+            totals = sum_up(weights, values, group.expert)
+            for domain, row in zip(domains, totals, strict=True):
+                sums[group][domain] = plus(sums[group].get(domain, 0), row, group.expert)
+        except OverflowError as error:
+            raise _too_much(group, error) from None
         names[group] += of_names
         outcomes += len(values)
     contributions: dict[str, dict[str, Contribution]] = defaultdict(dict)
@@ -101,6 +104,15 @@ def remade(store: Store, replica: str | None = None) -> Remade:
         rows = np.stack([of_domain[domain] for domain in kept])
         contributions[group.expert][name] = Contribution(tuple(kept), rows, group.day)
     return Remade(Ledger(contributions), frozenset(map(tag_of, store.replicas)), outcomes)
+
+
+def _too_much(group: _Group, error: OverflowError) -> OverflowError:
+    """The error with whose answers they are, and how to be rid of them."""
+    until = date.fromisoformat(group.day) + timedelta(days=1)
+    return OverflowError(
+        f"Of the server {group.replica!r} on {group.day}: {error} Or take that day's answers back, with `ir3de outcomes"
+        f" ROUTER --from-store STORE --take-back replica={group.replica},since={group.day},until={until}`."
+    )
 
 
 def _groups(store: Store, replica: str | None) -> Iterator[tuple[_Group, list[str], Any, Any, int]]:

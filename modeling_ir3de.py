@@ -7,6 +7,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, ParamSpec, TypeVar
 
@@ -64,6 +65,7 @@ PROBE = "Prove that 3x + 5 = 20 has one root;\n\tdef f(x): return x ** 2  # 'L'Ã
 _P = ParamSpec("_P")
 _EDITING = threading.RLock()  # held during an edit; these two are one for all routers, since a router can be pickled
 _CHANGING = threading.Lock()  # held for the moment in which an edit takes effect
+_REMEMBERED = 10_000  # scores of answers that may be changed
 _CHUNK = 8192  # rows of the vocabulary that are scored at a time
 T = TypeVar("T")
 
@@ -148,6 +150,7 @@ class IR3DEModel(RouterRepository):
             nn.Embedding(config.vocab_size, len(domains) + FAMILIARITY_COLUMNS) if config.familiarity else None
         )
         self._panel: tuple[object, Panel] | None = None
+        self._given: dict[tuple[str, str], Ledger] = {}  # by record and expert; never changed in place
         self._derived: dict[str, tuple[object, list[torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {}
         self.post_init()
 
@@ -325,7 +328,7 @@ class IR3DEModel(RouterRepository):
         """A copy to edit apart from this router. They share what edits never change in place: embeddings, tokenizer,
         statistics, and tables until W differs.
         """
-        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), self.outcomes]
+        shared = [self.embed_tokens, self.tokenizer, *self.statistics.values(), self.outcomes, self._given]
         second = self.second_opinion
         now = self.as_it_is_now()
         made = copy.deepcopy(now, {id(second): copy.copy(second), **{id(each): each for each in shared}})
@@ -674,11 +677,21 @@ class IR3DEModel(RouterRepository):
         Panel.of(self.config.specs, self.config.domain_names, self.outcomes, days)  # sums that are too large show here
         self.config.half_life = days
 
+    @_one_at_a_time
     def add_feedback(
         self, record: Mapping[str, Any], score: float, cost: float | None = None, seconds: float | None = None
     ) -> Ledger:
         """Adds what the answer of a record was worth; see [`IR3DERoutingPipeline.feedback`]."""
-        return self.add_outcomes(feedback_of(record, score, cost, seconds))
+        new = self._counted(feedback_of(record, score, cost, seconds))
+        answer = (record["id"], record["expert"])
+        earlier, rest = self._given.get(answer, new), self.outcomes
+        if earlier != new:
+            with suppress(ValueError):  # it was removed meanwhile
+                rest = rest.without(earlier)
+        self._set_outcomes(rest.with_new(new))
+        others = [(key, given) for key, given in self._given.items() if key != answer]
+        self._given = dict([*others[1 - _REMEMBERED :], (answer, new)])
+        return new
 
     def _set_outcomes(self, outcomes: Ledger) -> None:
         """Takes on other outcomes, once they are checked. W has no part in it, so that statistics are not read."""

@@ -389,6 +389,8 @@ class IR3DERoutingPipeline(Pipeline):
     def feedback(self, record: Record, score: float, cost: float | None = None, seconds: float | None = None) -> Ledger:
         """Tells the router how good the answer of a record was; it counts from the next call on, in memory.
 
+        Another score for the same answer replaces the one before, until the router is loaded anew.
+
         Args:
             record (`dict`): of a call with `recognised=True`.
             score (`float`): 0 to 1.

@@ -432,6 +432,25 @@ def test_the_pipeline_learns_from_a_score_and_forgets_it_again() -> None:
     assert np.array_equal([*record["recognised"].values()], shared(p)[0])
 
 
+def test_a_second_score_for_a_record_replaces_the_first() -> None:
+    pipe = IR3DERoutingPipeline(tiny.router({name: {} for name in tiny.DOMAINS}), device="cpu", generate=False)
+    record = pipe("the court and a judge", recognised=True)
+    pipe.feedback(record, 1.0)
+    copy = pipe.model.copy()
+    second = pipe.feedback(record, 0.5)
+    assert pipe.model.outcomes == second
+    assert copy.add_feedback(record, 0.0) == copy.outcomes, "a copy knows what was said before, and goes its own way"
+    assert pipe.model.outcomes == second
+    other = pipe.feedback(pipe("debug my python loop", recognised=True), 1.0)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        pipe.feedback(record, 2.0)
+    assert pipe.model.outcomes == second | other, "what is refused takes nothing away"
+    pipe.model.remove_outcomes(second)
+    pipe.model.remove_outcomes(other)
+    third = pipe.feedback(record, 0.0)
+    assert pipe.model.outcomes == third, "what was removed already need not be replaced"
+
+
 def test_the_pipeline_refuses_a_score_that_means_nothing() -> None:
     pipe = IR3DERoutingPipeline(tiny.router({name: {} for name in tiny.DOMAINS}), device="cpu", generate=False)
     with pytest.raises(ValueError, match="recognised=True"):

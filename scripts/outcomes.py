@@ -130,14 +130,16 @@ def _bring(
     except ImportError as error:
         raise ImportError(f"A store needs further packages ({error}): `pip install ir3de[traffic]`.") from error
     from ir3de.modeling_ir3de import IR3DEModel
-    from ir3de.scripts.publishing.targets import apply_edit
+    from ir3de.scripts.publishing.targets import apply_edit, check_target
 
     if back and dry_run:
         raise ValueError("--take-back removes for good: leave --dry-run away.")
+    check_target(target)
+    model = IR3DEModel.from_pretrained(target.router)  # first: where that fails no answer is removed
     made, gone = read_store(store, [Which.read(text) for text in back], texts, exchange, not dry_run)
     if back:
         print(f"{gone:,} answers were taken back from the store.")
-    brought = bring(IR3DEModel.from_pretrained(target.router), made)
+    brought = bring(model, made)
     print(f"{brought.table}\n\n{brought.said}")
     if dry_run or (not brought.changed and target.output is None):
         print("The router is as before.")

@@ -575,6 +575,35 @@ def test_the_command_says_which_scores_are_too_much_to_count(
     assert cli.main([*command, "--take-back", which[1]]) == 0
 
 
+@pytest.mark.parametrize(
+    ("place", "more", "error"),
+    [
+        ("router", ["--texts", "mistyped.jsonl"], "There is no file mistyped.jsonl"),
+        ("router", ["--create-pr"], "--create-pr opens a pull request on the Hub"),
+        ("router", ["--exchange", "org/mistyped"], "org/mistyped cannot be used"),
+        ("mistyped", [], "There is no folder mistyped"),
+    ],
+)
+def test_nothing_is_taken_back_where_something_is_mistyped(
+    router: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    more: list[str],
+    error: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scored(Path("store.sqlite"), range(1, 4))
+    command = ["outcomes", place, "--from-store", "store.sqlite", "--take-back", "replica=one"]
+    assert cli.main([*command, *more]) == 2
+    assert error in capsys.readouterr().err
+    store = Store("store.sqlite")
+    assert store.counts["answers"] == 3
+    store.close()
+    assert not Path("mistyped.jsonl").exists()
+
+
 def test_what_came_from_elsewhere_stays(router: Path, tmp_path: Path) -> None:
     model = IR3DEModel.from_pretrained(router)
     rows = [{"text": "the court", "expert": "law", "score": 1.0}]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import NamedTuple
 
 from ir3de.card_ir3de import outcomes_table
@@ -55,8 +56,14 @@ def read_store(
 
     Raises:
         ValueError: it is no store, or one of another version.
-        OSError: it cannot be read, or written where answers are to leave.
+        OSError: it cannot be read, or written where answers are to leave; or there is no file of text, or the
+            repository cannot be reached: then no answer has left.
     """
+    if texts is not None and not Path(texts).is_file():
+        raise FileNotFoundError(f"There is no file {texts}: name the one of `ir3de serve --keep-text`.")
+    repository = Repository(exchange) if exchange is not None else None
+    if repository is not None:
+        repository.head()
     store = Store(place, make=False)
     try:
         gone: list[str] = []
@@ -76,9 +83,8 @@ def read_store(
             made = remade(store)
             return made._replace(tags=made.tags | {tag_of(name) for name in named})
 
-        if exchange is None:
+        if repository is None:
             return worth(), len(gone)
-        repository = Repository(exchange)
         made = Exchange(repository).round(worth, write)
         if gone or named:
             repository.forget()

@@ -23,6 +23,17 @@ _PAUSE = 0.2  # seconds before the second attempt; it grows up to _LONGEST_PAUSE
 _LONGEST_PAUSE = 10.0
 
 
+def check_target(target: TargetRouter) -> None:
+    """Refuses a pull request for what goes to a folder.
+
+    Raises:
+        ValueError: it is asked for.
+    """
+    if target.create_pr and (target.output is not None or Path(target.router).is_dir()):
+        place = target.output or target.router
+        raise ValueError(f"--create-pr opens a pull request on the Hub, but the result goes to {place}.")
+
+
 def apply_edit(target: TargetRouter, edit: Edit, message: str) -> str:
     """Edits a router where it lives.
 
@@ -34,11 +45,10 @@ def apply_edit(target: TargetRouter, edit: Edit, message: str) -> str:
     Returns:
         `str`: where the result is.
     """
+    check_target(target)
     if target.output is None and not Path(target.router).is_dir():
         return publish(target.router, edit, message, target.create_pr, allow_private=target.allow_private)
     place = target.output or target.router
-    if target.create_pr:
-        raise ValueError(f"--create-pr opens a pull request on the Hub, but the result goes to {place}.")
     model = IR3DEModel.from_pretrained(target.router)
     edit(model)
     model.save_pretrained(place)

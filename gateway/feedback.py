@@ -84,7 +84,6 @@ class Traffic:
         self._keys = keys
         self._writer = Writer(keeping.store, metrics.lost)
         self._text_failed = False
-        self.gone = 0  # answers that were taken back since what was published of them was forgotten
 
     def came(self, exchange: Exchange, ask: Ask, headers: Mapping[str, str]) -> None:
         """Looks what a request says of the answer before it."""
@@ -157,7 +156,6 @@ class Traffic:
 
         removed: int = await self.do(work)
         if removed:
-            self.gone += removed
             await asyncio.to_thread(self.store.wipe)
         return removed
 

@@ -80,12 +80,13 @@ class Learning:
         """What all servers know; without the repository, what is known already and this server's store."""
         traffic = self._gateway.traffic
         assert traffic is not None
-        store, gone = traffic.store, traffic.gone
+        store = traffic.store
+        taken_back = store.taken_back
         try:
             made = self._exchange.round(lambda: remade(store))
-            if gone:  # the repository's history forgets it too
+            if taken_back is not None:  # the repository's history forgets it too
                 self._place.forget()
-                traffic.gone -= gone
+                store.forgotten(taken_back)
         except ExchangeRefused as error:
             self._note(str(error))
             return self._exchange.united(remade(store))

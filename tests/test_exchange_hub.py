@@ -91,6 +91,29 @@ def test_two_gateways_learn_from_each_other(repo: str, hub: Hub, tmp_path: Path)
     assert hub.files(repo) == main, "the router's own branch is as before"
 
 
+def test_what_was_taken_back_is_forgotten_after_a_restart_too(
+    repo: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(_: Repository) -> None:
+        raise ExchangeRefused("not now")
+
+    with teaching(tmp_path, "one", repo) as (one, learning):
+        (id_,) = judged(one, 0.0)
+        asyncio.run(learning.round())
+        with_it = Repository(repo).head()
+        assert one.send("DELETE", f"/v1/feedback/{id_}").status == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(Repository, "forget", refuses)
+            asyncio.run(learning.round())
+        assert HfApi().model_info(repo, revision=with_it), "it could not be forgotten yet"
+    with teaching(tmp_path, "one", repo) as (one, learning):
+        asyncio.run(learning.round())
+        with pytest.raises(RevisionNotFoundError):
+            HfApi().model_info(repo, revision=with_it)
+        assert one.gateway.traffic is not None
+        assert one.gateway.traffic.store.taken_back is None
+
+
 def test_a_store_that_cannot_be_counted_is_told_of_once_and_what_was_learned_stays(
     repo: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, delete, or_, select
 
-from .tables import answers, feedback, receipts, signals
+from .store import INSERTS, TAKEN_BACK
+from .tables import about, answers, feedback, receipts, signals
 
 FIELDS = ("id", "key", "replica", "since", "until", "scored")
 _AT_ONCE = 500  # numbers in a statement
@@ -107,7 +109,7 @@ def moment(text: str) -> float:
 
 
 def take_back(connection: Connection, which: Which) -> list[str]:
-    """Removes answers with all that was said of them.
+    """Removes answers with all that was said of them, and notes that what was published of them is to be forgotten.
 
     Args:
         connection (`Connection`): that writes.
@@ -122,7 +124,15 @@ def take_back(connection: Connection, which: Which) -> list[str]:
     found = connection.execute(select(answers.c.number, answers.c.uid).where(*which.condition)).all()
     for start in range(0, len(found), _AT_ONCE):
         _remove(connection, [row.number for row in found[start : start + _AT_ONCE]])
+    if found:
+        _note(connection)
     return [row.uid for row in found]
+
+
+def _note(connection: Connection) -> None:
+    """Notes this time by a name that was never there, so that it is told from those before."""
+    new = INSERTS[connection.dialect.name](about).values(name=TAKEN_BACK, value=secrets.token_hex(8))
+    connection.execute(new.on_conflict_do_update(index_elements=["name"], set_={"value": new.excluded.value}))
 
 
 def _remove(connection: Connection, numbers: Sequence[int]) -> None:

@@ -20,6 +20,7 @@ from ir3de.outcome_rows_ir3de import Outcome
 from .errors import Conflict, Expired, NoAnswer, StoreUnavailable, Unknown
 from .tables import DATABASE_ERRORS, WRITES, about, answers, feedback, open_engine, panels, reason, receipts, signals
 
+TAKEN_BACK = "taken back"  # the row that says so, until what was published of it is forgotten
 DAYS = 30.0  # that scores are taken for an answer
 SCORED = ("answered", "left")  # what became of an answer that somebody has seen, in whole or in part
 _DAY = 86_400.0  # seconds
@@ -40,7 +41,7 @@ _FIND_KNOWN = (
 )
 _ADD_ANSWERS = insert(answers)
 _ADD_FEEDBACK, _ADD_RECEIPT, _ADD_SIGNAL = insert(feedback), insert(receipts), insert(signals)
-_INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
+INSERTS: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _DROP_FEEDBACK = delete(feedback).where(feedback.c.answer == _ANSWER)
 
 
@@ -285,6 +286,18 @@ class Store:
         return sorted(here | {name.removeprefix("replica ") for name in known} | {self.replica})
 
     @property
+    def taken_back(self) -> str | None:
+        """Names the last time that answers were taken back, until [`Store.forgotten`]; None where none were."""
+        with self.reading() as connection:
+            said: str | None = connection.scalar(select(about.c.value).where(about.c.name == TAKEN_BACK))
+        return said
+
+    def forgotten(self, taken_back: str) -> None:
+        """What was published before a time that answers were taken back is forgotten; a later time stays noted."""
+        with self.writing() as connection:
+            connection.execute(delete(about).where(about.c.name == TAKEN_BACK, about.c.value == taken_back))
+
+    @property
     def counts(self) -> dict[str, int]:
         """How many answers, scores and signs there are."""
         named = {"answers": answers, "scores": feedback, "signals": signals}
@@ -312,7 +325,7 @@ class Store:
             return
         rows = [(panels, {"name": name, "domains": json.dumps(domains)})]
         rows.append((about, {"name": f"replica {self.replica}", "value": ""}))
-        insert_new = _INSERTS[connection.dialect.name]
+        insert_new = INSERTS[connection.dialect.name]
         for table, row in rows:
             connection.execute(insert_new(table).on_conflict_do_nothing(), row)
         self._panels.add(name)

@@ -85,9 +85,12 @@ def read_store(
 
         if repository is None:
             return worth(), len(gone)
+        taken_back = store.taken_back  # now, or by a server whose repository could not forget it yet
         made = Exchange(repository).round(worth, write)
-        if gone or named:
+        if write and (taken_back is not None or named):
             repository.forget()
+        if write and taken_back is not None:
+            store.forgotten(taken_back)
         return made, len(gone)
     except StoreUnavailable as error:
         raise StoreUnavailable(f"The store cannot be used now: {error}. The router is as before.") from None

@@ -63,7 +63,8 @@ def _run(name: str, command: Callable[[], int], router: str | None) -> int:
         print(f"ir3de {name}: {_missing_router(router, error)}{error}", file=sys.stderr)
         return 2
     except HTTPError as error:  # those that say something of a repository are OSErrors too
-        print(f"ir3de {name}: the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
+        absent = "" if router is None or os.path.exists(router) else f"There is no folder {router}, and "
+        print(f"ir3de {name}: {absent}the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from ir3de.scripts import cli
 from ir3de.scripts.reports import progress
@@ -76,6 +77,26 @@ def test_importing_the_package_registers_the_task_and_the_command_does_so_before
     assert absent.returncode == 2
     assert "ir3de.modeling_ir3de" in json.loads(absent.stdout.splitlines()[-1])
     assert "ir3de route: " in absent.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["add", "absent", "law", "--statistics", "law.safetensors"],
+        ["remove", "absent", "law"],
+        ["outcomes", "absent", "judged.jsonl"],
+        ["merge", "absent", "other"],
+        ["experts", "absent", "--set", "law", "cost=1"],
+    ],
+)
+def test_a_router_that_is_no_folder_is_named_where_the_hub_is_not_reached(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    assert cli.main(command) == 2
+    assert "There is no folder absent, and the Hub cannot be reached" in capsys.readouterr().err
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:

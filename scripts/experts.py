@@ -21,8 +21,8 @@ PROMPT = "Say hello in one short sentence."
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de experts`."""
-    add_target_arguments(parser)
-    parser.add_argument("--keys", action="store_true", help="list what a spec may say")
+    add_target_arguments(parser, required=False)
+    parser.add_argument("--keys", action="store_true", help="list what a spec may say; of no router")
     parser.add_argument("--json", action="store_true", help="print the specs, or with --check what was found, as JSON")
     checking = parser.add_argument_group("checking")
     checking.add_argument("--check", action="store_true", help="load each expert and ask it one prompt")
@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if args.keys:
         print(describe_keys())
         return 0
+    if args.router is None:
+        raise ValueError("Name the folder or Hub id of a router; --keys alone goes without one.")
     place = args.router
     if args.set or args.add:
 

@@ -41,8 +41,11 @@ def specs_of(folder: Path) -> dict[str, Any]:
 def test_every_key_has_its_help_from_where_it_is_declared(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(key_help()) == set(EXPERT_KEYS)
     assert all(kind and text.endswith(".") for kind, text in key_help().values())
-    assert main(["experts", str(folder), "--keys"]) == 0
-    assert "quantization       dict: transformers' `quantization_config`" in capsys.readouterr().out
+    for router in ([str(folder)], []):
+        assert main(["experts", *router, "--keys"]) == 0
+        assert "quantization       dict: transformers' `quantization_config`" in capsys.readouterr().out
+    assert main(["experts"]) == 2
+    assert "Name the folder or Hub id of a router" in capsys.readouterr().err
 
 
 def test_experts_are_shown_with_what_their_specs_mean(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,9 +37,10 @@ def add_private_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_target_arguments(parser: argparse.ArgumentParser) -> None:
+def add_target_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds the options of [`TargetRouter`]."""
-    parser.add_argument("router", metavar="DIR_OR_ID", help="folder or Hub id of a router")
+    nargs = None if required else "?"
+    parser.add_argument("router", nargs=nargs, metavar="DIR_OR_ID", help="folder or Hub id of a router")
     parser.add_argument("--output", metavar="DIR", help="folder for the result, instead of the router's own place")
     parser.add_argument("--create-pr", action="store_true", help="on the Hub: propose it as a pull request")
     add_private_argument(parser)

@@ -14,7 +14,6 @@ from ir3de.scripts.cli import main
 from . import tiny
 from .hub_server import Hub
 from .test_experts import adapter
-from .test_publish import hub  # noqa: F401 (a fixture)
 from .test_second_opinion import second
 
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 6}
@@ -58,7 +57,7 @@ def test_each_private_part_is_named(tmp_path: Path, expert_specs: dict[str, dict
     assert private_parts(specs[:1], "sentence-transformers/all-MiniLM-L6-v2") == []
 
 
-def test_a_push_names_what_is_private_before_anything_is_sent(hub: Hub) -> None:  # noqa: F811
+def test_a_push_names_what_is_private_before_anything_is_sent(hub: Hub) -> None:
     made = tiny.router({"law": {"model": "served", "endpoint": "http://10.0.0.5:8000/v1"}})
     with pytest.raises(ValueError, match="expert 'law' answers at http"):
         made.push_to_hub("user/private")
@@ -74,7 +73,7 @@ def test_a_push_names_what_is_private_before_anything_is_sent(hub: Hub) -> None:
 
 
 def test_adapters_in_folders_travel_and_answer_from_the_hub(
-    hub: Hub,  # noqa: F811
+    hub: Hub,
     expert_specs: dict[str, dict[str, Any]],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -99,7 +98,7 @@ def test_adapters_in_folders_travel_and_answer_from_the_hub(
     assert config["experts"][1] == law, "an adapter on the Hub stays where it is"
 
 
-def test_what_the_hub_names_already_asks_nobody_again(hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+def test_what_the_hub_names_already_asks_nobody_again(hub: Hub, tmp_path: Path) -> None:
     private = {"model": "served", "endpoint": "http://10.0.0.5:8000/v1"}
     tiny.router({"law": private}).push_to_hub("user/known", allow_private=True)
     assert main(["experts", "user/known", "--set", "math", "model=org/math"]) == 0
@@ -109,7 +108,7 @@ def test_what_the_hub_names_already_asks_nobody_again(hub: Hub, tmp_path: Path) 
 
 
 def test_on_a_terminal_a_person_is_asked(
-    hub: Hub,  # noqa: F811
+    hub: Hub,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

@@ -51,7 +51,7 @@ def _running(router: str | None) -> Iterator[str]:
     """The address of the app."""
     site = load(router)
     demo = build_demo(site)
-    _, url, _ = launch(site, demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")  # type: ignore[misc]
+    _, url, _ = launch(site, demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
         yield url
     finally:

@@ -108,6 +108,7 @@ def _show_since(model: IR3DEModel, since: str) -> int:
     """Prints the table of a span of time."""
     from ir3de.outcome_rows_ir3de import check_day
     from ir3de.scripts.reports.choices import shown_outcomes
+    from ir3de.scripts.reports.words import number_of
 
     try:
         check_day(since)
@@ -116,7 +117,7 @@ def _show_since(model: IR3DEModel, since: str) -> int:
     print(shown_outcomes(model, since) or f"This router has no outcomes of {since} or later.")
     days = [part.day for parts in model.outcomes.contributions.values() for part in parts.values()]
     if undated := days.count(None):
-        print(f"Not counted: {undated:,} contributions that have no day.")
+        print(f"Not counted: {number_of(undated, 'contribution that has', 'contributions that have')} no day.")
     return 0
 
 
@@ -131,6 +132,7 @@ def _bring(
         raise ImportError(f"A store needs further packages ({error}): `pip install ir3de[traffic]`.") from error
     from ir3de.modeling_ir3de import IR3DEModel
     from ir3de.scripts.publishing.targets import apply_edit, check_target
+    from ir3de.scripts.reports.words import number_of
 
     if back and dry_run:
         raise ValueError("--take-back removes for good: leave --dry-run away.")
@@ -138,7 +140,7 @@ def _bring(
     model = IR3DEModel.from_pretrained(target.router)  # first: where that fails no answer is removed
     made, gone = read_store(store, [Which.read(text) for text in back], texts, exchange, not dry_run)
     if back:
-        print(f"{gone:,} answers were taken back from the store.")
+        print(f"{number_of(gone, 'answer was', 'answers were')} taken back from the store.")
     brought = bring(model, made)
     print(f"{brought.table}\n\n{brought.said}")
     if dry_run or (not brought.changed and target.output is None):

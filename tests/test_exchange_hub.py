@@ -273,10 +273,10 @@ def test_the_command_takes_a_round(
     assert cli.main([*command, str(tmp_path / "one"), "--dry-run"]) == 0
     assert [ref.name for ref in HfApi().list_repo_refs(repo).branches] == ["main"], "a dry run writes nothing"
     assert cli.main([*command, str(tmp_path / "one")]) == 0
-    assert "3 outcomes: 1 contributions joined, 0 left." in capsys.readouterr().out
+    assert "3 outcomes: 1 contribution joined, 0 left." in capsys.readouterr().out
     assert cli.main([*command, str(tmp_path / "two")]) == 0
     shown = capsys.readouterr().out
-    assert "6 outcomes: 1 contributions joined, 0 left." in shown
+    assert "6 outcomes: 1 contribution joined, 0 left." in shown
     assert "experts that this router lacks do not count: somebody" in shown
     assert "days to come stay behind" in shown
     assert cli.main([*command, str(tmp_path / "two"), "--take-back", "since=2020-01-01"]) == 0

@@ -189,7 +189,7 @@ def test_a_routers_own_experts_are_judged_and_the_outcomes_added(
     assert cli.main([*options, "--by", "contains", "--experts", "law,math"]) == 0
     assert "2 answers were scored" in capsys.readouterr().out
     assert cli.main([*options, "--by", "contains"]) == 0
-    assert "1 answers were scored; 2 were known already" in capsys.readouterr().out
+    assert "1 answer was scored; 2 were known already" in capsys.readouterr().out
     assert cli.main(["outcomes", str(tmp_path / "router"), str(output)]) == 0
     assert set(IR3DEModel.from_pretrained(tmp_path / "router").config.judged or ()) == {"code", "law", "math"}
     assert cli.main([*options, "--by", "judge"]) == 2

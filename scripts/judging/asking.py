@@ -21,6 +21,7 @@ from ir3de.scripts.judging.questions import Question
 from ir3de.scripts.judging.replies import Ask
 from ir3de.scripts.judging.scoring import Nonsense, Scorer
 from ir3de.scripts.reports.progress import Steps
+from ir3de.scripts.reports.words import number_of
 from ir3de.specs_ir3de import ExpertSpec
 
 Row = dict[str, Any]  # of an outcome, or with `error`
@@ -49,11 +50,18 @@ class Judged:
 
     def describe(self) -> str:
         """In words."""
-        lines = [f"{self.answers:,} answers were scored; {self.known:,} were known already."]
+        lines = [
+            f"{number_of(self.answers, 'answer was', 'answers were')} scored;"
+            f" {number_of(self.known, 'was', 'were')} known already."
+        ]
         lines += [f"  {name}: {self.scores[name] / n:.3f} over {n:,}" for name, n in sorted(self.asked.items())]
-        lines += [f"{name} failed {number:,} times; the next run asks again." for name, number in self.failed.items()]
+        lines += [
+            f"{name} failed {number_of(number, 'time', 'times')}; the next run asks again."
+            for name, number in self.failed.items()
+        ]
         if self.nonsense:
-            lines.append(f"{self.nonsense:,} answers got no score, since the judge said none; they are kept apart.")
+            answers = number_of(self.nonsense, "answer", "answers")
+            lines.append(f"{answers} got no score, since the judge said none; kept apart.")
         return "\n".join(lines)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ir3de.card_ir3de import outcomes_table
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.outcomes_ir3de import Ledger
+from ir3de.scripts.reports.words import number_of
 from ir3de.traffic.errors import StoreUnavailable
 from ir3de.traffic.exchange import Exchange
 from ir3de.traffic.remade import Remade, remade, tag_of
@@ -110,7 +111,9 @@ def bring(model: IR3DEModel, made: Remade) -> Brought:
     leaves, joins = made._replace(ledger=usable).changes(model.outcomes, model.config.expert_names)
     if leaves or joins:
         model.replace_outcomes(leaves, joins)
-    said = [f"{made.outcomes:,} outcomes: {_number(joins)} contributions joined, {_number(leaves)} left."]
+    outcomes = number_of(made.outcomes, "outcome", "outcomes")
+    joined = number_of(_number(joins), "contribution", "contributions")
+    said = [f"{outcomes}: {joined} joined, {_number(leaves):,} left."]
     said += _resting("experts", made.ledger.contributions.keys() - {*model.config.expert_names})
     said += _resting("domains", made.ledger.domains - {*model.config.domain_names})
     if ahead:

@@ -51,9 +51,9 @@ def _running(router: str | None) -> Iterator[str]:
     """The address of the app."""
     site = load(router)
     demo = build_demo(site)
-    _, url, _ = launch(site, demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    launch(site, demo, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
-        yield url
+        yield str(demo.local_url)
     finally:
         demo.close(verbose=False)
 

@@ -72,14 +72,14 @@ def test_any_edits_in_any_order_to_the_same_set_are_the_same_router(seed: int) -
         name, number = draw.choice(sorted(PARTS))
         mine = {part for part in here if part[0] == name}
         if not mine:
-            model.add_expert(name, statistics=PARTS[name, number])
+            model.add_expert(name, statistics=PARTS[name, number], own=True)
             here.add((name, number))
         elif (name, number) not in here:
-            model.merge({name: PARTS[name, number]})
+            model.merge({name: PARTS[name, number]}, own=True)
             here.add((name, number))
         elif draw.random() < 0.5:
             new = draw.sample(range(3), draw.randint(1, 3))
-            model.replace_expert(name, name, statistics=[PARTS[name, number] for number in new])
+            model.replace_expert(name, name, statistics=[PARTS[name, number] for number in new], own=True)
             here = here - mine | {(name, number) for number in new}
         elif here != mine:
             model.remove_expert(name)

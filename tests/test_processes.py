@@ -106,6 +106,7 @@ def test_a_process_that_is_forked_while_experts_load_answers(
         assert record["generated_text"] is not None, record
 
     monkeypatch.setattr(experts_ir3de, "LocalModel", slowly)
+    pipe.experts.unload()
     thread = pipe.experts.preload(["law"])
     assert loading.wait(60)
     child = started(answer)

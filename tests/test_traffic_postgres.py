@@ -15,7 +15,7 @@ import pytest
 
 from ir3de.outcomes_ir3de import ONE
 from ir3de.traffic.errors import Conflict, StoreUnavailable, Unknown, WrongStore
-from ir3de.traffic.remade import remade
+from ir3de.traffic.remade import remade, tag_of
 from ir3de.traffic.removal import Which, take_back
 from ir3de.traffic.store import Answer, Given, Signal, Store
 from ir3de.traffic.writer import Writer
@@ -84,7 +84,7 @@ def test_servers_that_begin_at_the_same_time_share_a_store_and_lose_nothing(serv
     assert len(stores) == 3
     made = remade(stores[0])
     assert made.outcomes == 150
-    assert {"server 0", "server 1", "server 2"} <= set(made.replicas)
+    assert {tag_of("server 0"), tag_of("server 1"), tag_of("server 2")} <= made.tags
     assert len(made.ledger.contributions["law"]) == 3, "one of each server"
 
     alone = Store(str(tmp_path / "store.sqlite"), replica="server 1")

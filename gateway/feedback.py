@@ -148,11 +148,8 @@ class Traffic:
         """Removes answers with all that was said of them, their text too; how many."""
 
         def work(connection: Any) -> int:
-            """Removes the text first: where that fails the answers stay, and can be named again."""
-            uids = take_back(connection, which)
-            if uids and self.texts is not None:
-                self.texts.remove(uids)
-            return len(uids)
+            """Removes them, and counts."""
+            return len(take_back(connection, which, self.texts))
 
         removed: int = await self.do(work)
         if removed:

@@ -11,6 +11,7 @@ from sqlalchemy import ColumnElement, Connection, delete, or_, select
 
 from .store import INSERTS, TAKEN_BACK
 from .tables import about, answers, feedback, receipts, signals
+from .texts import Texts
 
 FIELDS = ("id", "key", "replica", "since", "until", "scored")
 _AT_ONCE = 500  # numbers in a statement
@@ -108,25 +109,30 @@ def moment(text: str) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-def take_back(connection: Connection, which: Which) -> list[str]:
+def take_back(connection: Connection, which: Which, texts: Texts | None = None) -> list[str]:
     """Removes answers with all that was said of them, and notes that what was published of them is to be forgotten.
 
     Args:
         connection (`Connection`): that writes.
         which ([`Which`]): which answers.
+        texts ([`Texts`], *optional*): where their text is kept, from which it goes too.
 
     Returns:
         `list[str]`: the `uid` of each answer that was removed.
 
     Raises:
         ValueError: nothing is said of which.
+        OSError: the text cannot be removed.
     """
     found = connection.execute(select(answers.c.number, answers.c.uid).where(*which.condition)).all()
     for start in range(0, len(found), _AT_ONCE):
         _remove(connection, [row.number for row in found[start : start + _AT_ONCE]])
     if found:
         _note(connection)
-    return [row.uid for row in found]
+    uids = [row.uid for row in found]
+    if uids and texts is not None:  # before the answers are committed: where it fails they stay, and can be named again
+        texts.remove(uids)
+    return uids
 
 
 def _note(connection: Connection) -> None:

@@ -62,6 +62,7 @@ def read_store(
     """
     if texts is not None and not Path(texts).is_file():
         raise FileNotFoundError(f"There is no file {texts}: name the one of `ir3de serve --keep-text`.")
+    text = None if texts is None else Texts(texts)
     repository = Repository(exchange) if exchange is not None else None
     if repository is not None:
         repository.head()
@@ -70,10 +71,7 @@ def read_store(
         gone: list[str] = []
         for which in back:
             with store.writing() as connection:
-                uids = take_back(connection, which)
-                if uids and texts is not None:  # first: where that fails the answers stay, and can be named again
-                    Texts(texts).remove(uids)
-            gone += uids
+                gone += take_back(connection, which, text)
         if gone:
             store.wipe()
         # What a server whose store is lost gave a router can be taken back too, by its name.

@@ -5,18 +5,18 @@ import os
 import site
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
 import ir3de
 from ir3de import IR3DEConfig, IR3DEModel, IR3DERoutingPipeline
 
 from . import tiny
-from .hub_server import OTHER_TOKEN, WRITE_TOKEN, Hub, serve
+from .hub_server import OTHER_TOKEN, WRITE_TOKEN, Hub
 from .test_second_opinion import second
 
 PROMPTS = ["debug the python function", "the court and a judge", "square root of a prime"]
@@ -52,19 +52,6 @@ def refused(load):
     except ValueError as error:
         return "trust_remote_code" in str(error)
 """
-
-
-@pytest.fixture(scope="module")
-def hub() -> Iterator[Hub]:
-    """A running Hub where this process is logged in."""
-    with pytest.MonkeyPatch.context() as patch, serve() as (url, running):
-        patch.setattr(constants, "ENDPOINT", url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        patch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))  # else made once a process
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setenv("HF_TOKEN", WRITE_TOKEN)
-        yield running
 
 
 @pytest.fixture(scope="module")

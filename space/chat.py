@@ -81,6 +81,7 @@ def _listen(site: Site, visitor: gr.State, tab: _Widgets, choices: list[gr.compo
         return *(gr.update(interactive=each) for each in active), *thumbs.shown(record)
 
     def ask(text: str, turns: Turns, *choice: Any) -> Iterator[tuple[Any, ...]]:
+        """A message and its answer, as the answer grows."""
         if not text.strip():
             yield gr.skip(), turns, text, views.message("Type a message first."), *buttons(False, turns)
             return
@@ -91,6 +92,7 @@ def _listen(site: Site, visitor: gr.State, tab: _Widgets, choices: list[gr.compo
         yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), *buttons(False, after)
 
     def again(text: str, turns: Turns, *choice: Any) -> Iterator[tuple[Any, ...]]:
+        """The last message once more; where that fails the answer before stays."""
         asked = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=None)
         if asked is None:
             return
@@ -102,6 +104,7 @@ def _listen(site: Site, visitor: gr.State, tab: _Widgets, choices: list[gr.compo
                 yield html, after, text, notice, *active
 
     def halt(turns: Turns, visitor: Visitor | None) -> tuple[Any, ...]:
+        """What there is of an answer that was stopped."""
         turns = [{**turn, "state": ""} for turn in turns]
         return views.conversation(turns, site.palette_of(visitor)), turns, *buttons(False, turns)
 

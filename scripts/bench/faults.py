@@ -189,6 +189,7 @@ async def load(
     told: list[Told] = []
 
     async def client(session: aiohttp.ClientSession) -> None:
+        """Asks while there is something to ask."""
         for number in numbers:
             told.append(await ask(session, url, number, questions, prefixes))
 
@@ -268,7 +269,10 @@ def swaps(number: int, seconds: float, clients: int) -> int:
     wrong: list[str] = []
 
     def server_of(prefix: str) -> StandIn:
+        """A server that is to be asked for models of this prefix alone."""
+
         async def answer(request: web.Request, received: Received) -> web.StreamResponse:
+            """Notes a model of another server, and answers."""
             if not received.json["model"].startswith(prefix):
                 wrong.append(received.json["model"])
             return await echo(request, received, pause=0.05)  # so that many a stream is older than its router
@@ -292,6 +296,7 @@ def swaps(number: int, seconds: float, clients: int) -> int:
         asked = 0
 
         def numbers() -> Iterator[int]:
+            """Of requests, until the time is over."""
             nonlocal asked
             while time.monotonic() < end:
                 asked += 1

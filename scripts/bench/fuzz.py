@@ -142,6 +142,7 @@ async def send(url: str, requests: int, seed: int, clients: int) -> tuple[Counte
     left = iter(range(requests))
 
     async def client(session: aiohttp.ClientSession) -> None:
+        """Sends requests while some are left."""
         for _ in left:
             api, data, headers = fuzz.request()
             try:

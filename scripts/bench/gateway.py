@@ -73,6 +73,7 @@ async def load(url: str, clients: int, requests: int, stream: bool = False, mode
     left = iter(range(requests))
 
     async def client(session: aiohttp.ClientSession) -> None:
+        """Asks while requests are left, and times each."""
         nonlocal failed
         for number in left:
             said = f"Find the roots of x^2 - {number % _ROUTES}x + 6, and say how many there are."
@@ -218,6 +219,7 @@ async def many_streams(url: str, running: subprocess.Popen[bytes], numbers: tupl
         complete = 0
 
         async def one(session: aiohttp.ClientSession) -> None:
+            """Reads one stream to its end."""
             nonlocal complete
             body = {"model": "ir3de", "messages": [{"role": "user", "content": "slowly: x + 1"}], "stream": True}
             async with session.post(f"{url}/chat/completions", json=body) as response:

@@ -93,6 +93,7 @@ def _score(writer: Writer, number: int, at_once: int) -> int:
     """Scores answers anew, each waited for until it is committed, so many at the same time."""
 
     def work(index: int) -> Callable[[Any], Any]:
+        """What scores an answer."""
         given = Given(f"{index:032x}", 0.5, key=f"{at_once} {index}")
         return lambda connection: writer.store.score(connection, given)
 
@@ -133,6 +134,7 @@ async def _sent(method: str, url: str, bodies: Sequence[bytes | None], clients: 
     left = iter(bodies)
 
     async def client(session: aiohttp.ClientSession) -> None:
+        """Sends what is left, and times each."""
         for body in left:
             began = time.perf_counter()
             async with session.request(method, url, data=body) as response:

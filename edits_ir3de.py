@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from .batch_ir3de import Prompts
 from .configuration_ir3de import IR3DEConfig
 from .displacement_ir3de import Lost
 from .names_ir3de import alike, check_name, name_of_file
-from .outcome_rows_ir3de import Outcome, read_outcomes
+from .outcome_rows_ir3de import Outcome, latest_day, read_outcomes
 from .outcomes_ir3de import Ledger, OutcomesCollector, shared, whole
 from .specs_ir3de import ExpertSpec, check_expert, nearest_name, served
 from .statistics_ir3de import KINDS, DomainStatistics, FeatureSpace, StatisticsCollector
@@ -426,8 +426,8 @@ def check_days(before: Ledger, after: Ledger) -> None:
     """Raises ValueError where outcomes that are new are of a day that has not begun anywhere: from there on all others
     would fade, where a router has a half-life.
     """
-    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
-    ahead = sorted(day for day in after.by_day().keys() - before.by_day().keys() if day > tomorrow)
+    latest = latest_day()
+    ahead = sorted(day for day in after.by_day().keys() - before.by_day().keys() if day > latest)
     if ahead:
         raise ValueError(f"Outcomes are dated {ahead[-1]}, which is yet to come: mend their `day`, or the clock here.")
 

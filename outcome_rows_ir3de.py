@@ -10,7 +10,7 @@ import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +83,11 @@ def check_day(day: object) -> date:
     if found is None or found.isoformat() != day:
         raise ValueError(f"`day` must be a date such as 2026-11-28, got {str(day)[:60]!r}")
     return found
+
+
+def latest_day() -> str:
+    """The latest day that may have begun somewhere: a later one is yet to come, whatever the place."""
+    return (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
 
 
 def _day_of(place: str, row: Mapping[str, Any]) -> str | None:

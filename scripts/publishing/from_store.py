@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
 
 from ir3de.card_ir3de import outcomes_table
 from ir3de.modeling_ir3de import IR3DEModel
+from ir3de.outcome_rows_ir3de import latest_day
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.scripts.reports.words import number_of
 from ir3de.traffic.errors import StoreUnavailable
@@ -122,10 +122,10 @@ def bring(model: IR3DEModel, made: Remade) -> Brought:
 
 def _until_tomorrow(ledger: Ledger) -> tuple[Ledger, list[str]]:
     """A ledger without days that have begun nowhere yet, as after a clock that jumped, and these days."""
-    tomorrow = (datetime.now(UTC) + timedelta(days=1)).date().isoformat()
+    latest = latest_day()
     kept, ahead = {}, set()
     for expert, parts in ledger.contributions.items():
-        kept[expert] = {name: part for name, part in parts.items() if (part.day or "") <= tomorrow}
+        kept[expert] = {name: part for name, part in parts.items() if (part.day or "") <= latest}
         ahead |= {str(part.day) for part in parts.values()} - {str(part.day) for part in kept[expert].values()}
     return Ledger(kept), sorted(ahead)
 

@@ -21,6 +21,7 @@ from accelerate.utils.memory import clear_device_cache  # type: ignore[import-un
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, TextGenerationPipeline, TextStreamer
 
+from .loading_ir3de import loading
 from .local_sources_ir3de import LocalSource, adapter_folder
 from .options_ir3de import Options
 from .prompts_ir3de import Prompt, with_prompt
@@ -48,7 +49,8 @@ class LocalModel:
         self._folder = tempfile.TemporaryDirectory(prefix="ir3de-offload-")
         config = copy.deepcopy(source.config)  # given, because to read it from a GGUF file takes seconds
         kwargs = {"offload_folder": self._folder.name, "config": config, **source.where, **source.kwargs}
-        self.model = AutoModelForCausalLM.from_pretrained(source.base["model"], **kwargs)
+        with loading():
+            self.model = AutoModelForCausalLM.from_pretrained(source.base["model"], **kwargs)
         places = getattr(self.model, "hf_device_map", None)  # absent where all is on one device
         if places and set(places.values()) == {"disk"}:
             raise MemoryError(f"`max_memory` has no room for any layer of {source.base['model']}: raise it")

@@ -37,7 +37,8 @@ from .edits_ir3de import (
 )
 from .familiarity_ir3de import COLUMNS as FAMILIARITY_COLUMNS
 from .familiarity_ir3de import Familiarity, FamiliarityScale, familiarity_table
-from .names_ir3de import file_name  # noqa: F401 (travels with the model, which must name each file)
+from .loading_ir3de import loading  # noqa: F401 (travels with the model, which must name each file)
+from .names_ir3de import file_name  # noqa: F401 (likewise)
 from .outcome_rows_ir3de import read_outcomes  # noqa: F401 (likewise)
 from .outcomes_ir3de import Ledger
 from .outlook_ir3de import Outlook  # noqa: F401 (likewise)

@@ -22,6 +22,7 @@ from transformers.utils.hub import cached_file
 from .atomic_save_ir3de import CONFIG, OUTCOMES_FOLDER, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
 from .card_ir3de import CARD_NAME, FRONTIER_NAME, PLOT_NAME, read_card, update_card
 from .configuration_ir3de import IR3DEConfig
+from .loading_ir3de import loading
 from .names_ir3de import file_name
 from .outcomes_ir3de import Ledger
 from .portable_ir3de import check_portable, with_adapters
@@ -194,7 +195,7 @@ class RouterRepository(PreTrainedModel):
         model: Any
         info: Any
         try:
-            with _without_bars():
+            with loading(), _without_bars():
                 model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(

@@ -24,6 +24,7 @@ from transformers.utils.hub import cached_file
 
 from .atomic_save_ir3de import CONFIG, STATISTICS_FOLDER, reading, staged
 from .familiarity_ir3de import LEVELS
+from .loading_ir3de import loading
 from .names_ir3de import alike, check_name, file_name
 from .route_selector_ir3de import check_calibration, probabilities
 from .specs_ir3de import is_number
@@ -450,9 +451,10 @@ def load_encoder(name: str, revision: str | None = None, device: str | None = No
     """
     from sentence_transformers import SentenceTransformer
 
-    return SentenceTransformer(
-        name, revision=revision, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-    )
+    with loading():
+        return SentenceTransformer(
+            name, revision=revision, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+        )
 
 
 @lru_cache(maxsize=1)

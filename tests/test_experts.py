@@ -717,3 +717,29 @@ def test_what_loads_an_expert_travels_with_the_router(tmp_path: Path) -> None:
     tiny.router().save_pretrained(tmp_path)
     for name in ("specs", "experts", "local_sources", "local_experts", "remote_experts", "options", "prompts"):
         assert (tmp_path / f"{name}_ir3de.py").is_file()
+
+
+def test_models_are_loaded_one_at_a_time(models: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers changes its own classes while it loads, and two threads at once would leave them changed."""
+    load, within, most = AutoModelForCausalLM.from_pretrained, 0, 0
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal within, most
+        within += 1
+        most = max(most, within)
+        time.sleep(0.2)
+        try:
+            return load(*args, **kwargs)
+        finally:
+            within -= 1
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", slowly)
+    pool = of_models(models).experts
+    threads = [threading.Thread(target=pool.load, args=(name,)) for name in ("law", "code")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {row["bytes"] > 0 for row in pool.loaded} == {True}
+    assert len(pool.loaded) == 2
+    assert most == 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
@@ -88,21 +91,36 @@ def prompt_weights(prompts: Prompts) -> torch.Tensor:
         `torch.Tensor` of shape `(sum of lengths,)`, float32: occurrences of one token in a prompt share its weight.
     """
     token_ids, lengths = prompts
-    # The bookkeeping of many prompts would take a single one longer than its route (`short_cuts` of
-    # scripts/bench/scale.py).
-    alone = lengths.numel() == 1
-    tokens = token_ids.numel()
-    if alone and len(set(token_ids.tolist())) == tokens:  # no token comes twice
-        return torch.full((tokens,), tokens**-0.5, device=token_ids.device)
-    keys = token_ids if alone else prompts_of(lengths, tokens) * MOST_TOKENS + token_ids
+    if lengths.numel() == 1:
+        # The bookkeeping of many prompts would take a single one longer than its route (`short_cuts` of
+        # scripts/bench/scale.py).
+        return torch.tensor(_weights_of_one(token_ids.tolist()), dtype=torch.float32, device=token_ids.device)
+    keys = prompts_of(lengths, token_ids.numel()) * MOST_TOKENS + token_ids
     keys, places, counts = keys.unique(return_inverse=True, return_counts=True)
     w = 1 + counts.double().log()
-    if alone:
-        norms = torch.linalg.vector_norm(w)
-    else:
-        owners = keys.div(MOST_TOKENS, rounding_mode="floor")
-        norms = w.new_zeros(len(lengths)).index_add_(0, owners, w * w).sqrt()[owners]
+    owners = keys.div(MOST_TOKENS, rounding_mode="floor")
+    norms = w.new_zeros(len(lengths)).index_add_(0, owners, w * w).sqrt()[owners]
     return (w / counts / norms).float()[places]  # type: ignore[no-any-return]
+
+
+def _weights_of_one(token_ids: list[int]) -> list[float]:
+    """The weights of a single prompt's tokens, by the same sums in the same order."""
+    counts = Counter(token_ids)
+    if len(counts) == len(token_ids):
+        return [len(token_ids) ** -0.5] * len(token_ids)
+    w = {token: _weight_of_count(count) for token, count in counts.items()}
+    squares = 0.0
+    for token in sorted(w):
+        squares += w[token] * w[token]
+    norm = math.sqrt(squares)
+    weights = {token: w[token] / count / norm for token, count in counts.items()}
+    return [weights[token] for token in token_ids]
+
+
+@cache
+def _weight_of_count(count: int) -> float:
+    """1 + ln(count), as torch rounds it."""
+    return 1 + float(torch.tensor(count, dtype=torch.float64).log())
 
 
 def weighted_sums(table: torch.Tensor, prompts: Prompts, weights: torch.Tensor) -> torch.Tensor:

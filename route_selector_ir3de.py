@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -139,8 +140,9 @@ def most_certain(entropies: torch.Tensor, lengths: torch.Tensor, num_votes: int)
     # The bookkeeping of many prompts would take a single one longer than its route (`short_cuts` of
     # scripts/bench/scale.py).
     if lengths.numel() == 1:
-        best = entropies.argsort(stable=True)[:num_votes]
-        return torch.zeros_like(entropies, dtype=torch.bool).index_fill_(0, best, True)
+        certain = np.zeros(len(entropies), dtype=bool)
+        certain[entropies.detach().cpu().numpy().argsort(kind="stable")[:num_votes]] = True
+        return torch.from_numpy(certain).to(entropies.device)
     keys = prompts_of(lengths, len(entropies)) << 32 | entropies.view(
         torch.int32
     )  # floats of one sign sort as their bits
@@ -167,6 +169,8 @@ def vote_logits(table: TokenTable, prompts: Prompts) -> torch.Tensor:
     token_ids, lengths = prompts
     domains = table.rows.shape[1]
     p = F.embedding_bag(token_ids, table.rows, lengths.cumsum(0) - lengths, mode="mean").double()
-    places = prompts_of(lengths, len(token_ids)) * domains + table.votes[token_ids]
-    votes = places.bincount(minlength=p.numel()).view_as(p)
-    return ((votes + p) / (lengths + 1).unsqueeze(1)).log()
+    votes = table.votes[token_ids]
+    if len(lengths) > 1:
+        votes = prompts_of(lengths, len(token_ids)) * domains + votes
+    counts = votes.bincount(minlength=p.numel()).view_as(p)
+    return ((counts + p) / (lengths + 1).unsqueeze(1)).log()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from ir3de import DomainStatistics
@@ -129,6 +131,12 @@ def test_weights_of_a_prompts_tokens_are_those_it_has_alone() -> None:
     expected = [twice / 2 / norm, once / norm, twice / 2 / norm]
     got = prompt_weights(Prompts.of([[5, 6, 5], [6], [5, 6, 5]]))
     torch.testing.assert_close(got, torch.tensor([*expected, 1.0, *expected]))
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=300))
+def test_weights_of_a_single_prompt_are_those_it_has_among_others(ids: list[int]) -> None:
+    alone = prompt_weights(Prompts.of([ids]))
+    assert torch.equal(alone, prompt_weights(Prompts.of([ids, [7]]))[: len(ids)])
 
 
 def test_batches_cover_every_prompt_once_in_order() -> None:

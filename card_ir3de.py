@@ -441,6 +441,11 @@ def _familiarity(config: Any) -> list[str]:
             f", and {100 * measured['noticed']:.1f} % of {measured['outside']:,} prompts of none of the domains do"
             f" (AUROC {100 * measured['auroc']:.1f} %)"
         )
+        if "auroc_without" in measured:
+            about += (
+                f"; familiarity learned from these, each measured by what the others taught: without that AUROC was"
+                f" {100 * measured['auroc_without']:.1f} %"
+            )
     here = f"`min_familiarity={config.min_familiarity:g}`" if config.min_familiarity else "no minimum"
     return ["", f"{about}. This router has {here} of its own."]
 

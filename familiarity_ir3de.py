@@ -4,13 +4,17 @@ The five are the router's largest logit less the mean of all, and less the secon
 tokens of their log odds, as in naive Bayes; and of the logarithms of their document frequencies over all domains the
 mean and the least. Each is measured in standard deviations of held-out prompts, cut at four of them, and the mean of
 the five is placed among the held-out prompts': a familiarity of 0.05 says that 5 % of them were less familiar.
+
+Where prompts from outside were given and it paid, a sixth look-up is how much oftener, in logarithms, the prompt's
+tokens occur in prompts of the domains than in those from outside. It only speaks against a prompt: what is unlike the
+prompts from outside is not therefore like the domains'.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -20,14 +24,28 @@ from numpy.typing import NDArray
 from .batch_ir3de import Prompts, batches
 from .token_router_ir3de import log_odds
 
-PARTS = 5
-COLUMNS = 1  # of the table, beside one of log odds a domain: the log document frequency
+PARTS = 5  # and a sixth, where prompts from outside have a say
 LEVELS = 101  # quantiles of the held-out prompts' scores, from the least to the most familiar
 _SMOOTHING = 0.3  # prompts, added to those that a token occurs in
 _DIGITS = 6  # that are told: beyond them one prompt alone and among others may differ
 _MOST = 4.0  # standard deviations, beyond which a part says no more
+_FREE = 1.5  # standard deviations below the mean, from which the sixth part speaks against a prompt
 
 Array = NDArray[np.floating[Any]]
+Integers = NDArray[np.integer[Any]]
+
+
+class OutsideShare(NamedTuple):
+    """
+    What prompts from outside have to say in familiarity.
+
+    Args:
+        prompts (`int`): how many there were, above 0.
+        weight (`float`): of the sixth part, above 0, where each of the five has a fifth.
+    """
+
+    prompts: int
+    weight: float
 
 
 class FamiliarityScale(NamedTuple):
@@ -35,14 +53,16 @@ class FamiliarityScale(NamedTuple):
     What held-out prompts of the router's domains scored: the yardstick of familiarity, as config.json has it.
 
     Args:
-        means (`list[float]`): of each of the five parts.
+        means (`list[float]`): of each of the five parts, and of the sixth where there is one.
         deviations (`list[float]`): standard deviations of each, above 0.
-        quantiles (`list[float]`): of the mean standard score, at 0, 1, ... and 100 %, ascending.
+        quantiles (`list[float]`): of the score that the parts make, at 0, 1, ... and 100 %, ascending.
+        outside ([`OutsideShare`], *optional*): where prompts from outside have a say.
     """
 
     means: list[float]
     deviations: list[float]
     quantiles: list[float]
+    outside: OutsideShare | None = None
 
     @classmethod
     def read(cls, fields: object) -> FamiliarityScale:
@@ -52,13 +72,17 @@ class FamiliarityScale(NamedTuple):
             ValueError: it is malformed.
         """
         expected = {"means": PARTS, "deviations": PARTS, "quantiles": LEVELS}
-        if not isinstance(fields, Mapping) or fields.keys() != expected.keys():
+        if not isinstance(fields, Mapping) or fields.keys() - {"outside"} != expected.keys():
             raise ValueError(f"`familiarity` must be a mapping of {', '.join(expected)}; got {fields!r}.")
+        outside = _read_outside(fields["outside"]) if "outside" in fields else None
+        if outside is not None:
+            expected |= {"means": PARTS + 1, "deviations": PARTS + 1}
         for key, number in expected.items():
             values = fields[key]
             if not isinstance(values, (list, tuple)) or len(values) != number or not all(map(_is_finite, values)):
                 raise ValueError(f"`familiarity` must have {number} finite numbers under {key!r}, got {values!r}.")
-        made = cls(**{key: [float(value) for value in fields[key]] for key in expected})
+        means, deviations, quantiles = ([float(value) for value in fields[key]] for key in expected)
+        made = cls(means, deviations, quantiles, outside)
         if min(made.deviations) <= 0 or made.quantiles != sorted(made.quantiles):
             raise ValueError(
                 "`familiarity` must have deviations above 0 and quantiles that ascend. Fit the router again."
@@ -66,20 +90,29 @@ class FamiliarityScale(NamedTuple):
         return made
 
     @classmethod
-    def measured(cls, parts: Array) -> FamiliarityScale:
-        """The scale of held-out prompts, from their parts, of shape `(prompts, 5)`."""
+    def measured(cls, parts: Array, outside: OutsideShare | None = None) -> FamiliarityScale:
+        """The scale of held-out prompts, from their parts, `(prompts, 5)`, or `(prompts, 6)` with `outside`."""
         means, deviations = parts.mean(axis=0), np.maximum(parts.std(axis=0), 1e-9)
-        quantiles = np.quantile(_scores(parts, means, deviations), np.linspace(0, 1, LEVELS))
-        return cls(means.tolist(), deviations.tolist(), quantiles.tolist())
+        made = cls(means.tolist(), deviations.tolist(), [], outside)
+        return made._replace(quantiles=np.quantile(made.scores(parts), np.linspace(0, 1, LEVELS)).tolist())
 
-    def as_config(self) -> dict[str, list[float]]:
+    def as_config(self) -> dict[str, Any]:
         """What [`FamiliarityScale.read`] reads."""
-        return dict(self._asdict())
+        fields = self._asdict()
+        outside = fields.pop("outside")
+        return fields if outside is None else {**fields, "outside": outside._asdict()}
+
+    def scores(self, parts: Array) -> Array:
+        """What the parts of prompts make together, `(prompts,)`: the mean of five standard scores, less what prompts
+        from outside say against each.
+        """
+        z = ((parts - np.array(self.means)) / np.array(self.deviations)).clip(-_MOST, _MOST)
+        scores = cast(Array, z[:, :PARTS].mean(axis=1))
+        return scores if self.outside is None else scores + self.outside.weight * np.minimum(z[:, PARTS] + _FREE, 0)
 
     def of(self, parts: Array) -> Array:
-        """The familiarity of prompts, 0 to 1 and of shape `(prompts,)`, from their parts, of shape `(prompts, 5)`."""
-        scores = _scores(parts, np.array(self.means), np.array(self.deviations))
-        return cast(Array, np.interp(scores, self.quantiles, np.linspace(0, 1, LEVELS)))
+        """The familiarity of prompts, 0 to 1 and of shape `(prompts,)`, from their parts, as many as the scale has."""
+        return cast(Array, np.interp(self.scores(parts), self.quantiles, np.linspace(0, 1, LEVELS)))
 
     def place(self, score: float) -> float:
         """The share of held-out prompts that scored less than this."""
@@ -95,7 +128,7 @@ class Familiarity:
     Tells the familiarity of prompts.
 
     Args:
-        table (`torch.Tensor` of shape `(V, D + 1)`): of `familiarity_table`.
+        table (`torch.Tensor` of shape `(V, D + 1)`, or `(V, D + 2)`): of `familiarity_table`.
         scale ([`FamiliarityScale`]): that it is measured on.
     """
 
@@ -119,6 +152,7 @@ class Familiarity:
         """The same of a single prompt, in plain Python: NumPy's calls would cost a tenth of a route."""
         rows = self.rows.take(token_ids.cpu().numpy(), axis=0)
         *odds, frequency = np.add.reduce(rows).tolist()
+        against = None if self.scale.outside is None else odds.pop()
         scores = logits.tolist()[0]
         scores.sort()
         largest, number = scores[-1], len(rows)
@@ -130,58 +164,104 @@ class Familiarity:
             float(np.minimum.reduce(rows[:, -1])),
         )
         score = 0.0
-        for value, mean, deviation in zip(parts, self.scale.means, self.scale.deviations, strict=True):
+        for value, mean, deviation in zip(parts, self.scale.means, self.scale.deviations, strict=False):
             z = (value - mean) / deviation
             score += _MOST if z > _MOST else -_MOST if z < -_MOST else z
-        return round(self.scale.place(score / PARTS), _DIGITS)
+        score /= PARTS
+        if self.scale.outside is not None and against is not None:
+            z = (against / number - self.scale.means[PARTS]) / self.scale.deviations[PARTS]
+            score += self.scale.outside.weight * min(max(z, -_MOST) + _FREE, 0)
+        return round(self.scale.place(score), _DIGITS)
 
 
-def familiarity_table(documents: Sequence[torch.Tensor], prompts: int) -> torch.Tensor:
+def familiarity_table(
+    documents: Sequence[torch.Tensor], prompts: int, outside: tuple[torch.Tensor, int] | None = None
+) -> torch.Tensor:
     """What every token says of familiarity.
 
     Args:
         documents (`Sequence[torch.Tensor]` of shape `(V,)`): for each of the D domains, in how many of its prompts each
             token occurs.
         prompts (`int`): of all domains.
+        outside (`tuple`, *optional*): in how many prompts from outside each token occurs, of shape `(V,)`, and how many
+            of these there are.
 
     Returns:
-        `torch.Tensor` of shape `(V, D + 1)`, float32: log odds of each domain, and the log document frequency.
+        `torch.Tensor` of shape `(V, D + 1)`, float32: log odds of each domain, and the log document frequency; with
+        `outside` of shape `(V, D + 2)`, and between the two stands `outside_odds`.
     """
     count = torch.stack(list(documents)).sum(dim=0)
     frequency = ((count.double() + _SMOOTHING) / prompts).log()
-    return torch.cat([log_odds(documents), frequency.unsqueeze(1)], dim=1).float()
+    columns = [frequency] if outside is None else [outside_odds(count, prompts, *outside), frequency]
+    return torch.cat([log_odds(documents), torch.stack(columns, dim=1)], dim=1).float()
+
+
+def outside_odds(count: torch.Tensor, prompts: int, outside: torch.Tensor, outside_prompts: int) -> torch.Tensor:
+    """How much oftener each token occurs in prompts of the domains than in prompts from outside, as a logarithm.
+
+    Args:
+        count (`torch.Tensor` of shape `(V,)`): in how many prompts of the domains each token occurs.
+        prompts (`int`): how many these are.
+        outside (`torch.Tensor` of shape `(V,)`): likewise of the prompts from outside.
+        outside_prompts (`int`): how many these are.
+
+    Returns:
+        `torch.Tensor` of shape `(V,)`, float64: 0 for a token that neither has.
+    """
+    least = _SMOOTHING / outside_prompts  # what a rarer token's share says is chance
+    return ((count.double() / prompts + least) / (outside.double() / outside_prompts + least)).log()
 
 
 def parts_of(table: Array, prompts: Prompts, logits: torch.Tensor) -> Array:
-    """The five parts of each prompt's familiarity.
+    """The parts of each prompt's familiarity.
 
     Args:
-        table (`np.ndarray` of shape `(V, D + 1)`): of `familiarity_table`, float64.
+        table (`np.ndarray` of shape `(V, D + 1)`, or `(V, D + 2)`): of `familiarity_table`, float64.
         prompts ([`Prompts`]): each of at least one token.
         logits (`torch.Tensor` of shape `(prompts, D)`): by the router's own variant.
 
     Returns:
-        `np.ndarray` of shape `(prompts, 5)`, float64.
+        `np.ndarray` of shape `(prompts, 5)`, or `(prompts, 6)` where the table knows prompts from outside, float64.
     """
     ordered = np.sort(logits.double().cpu().numpy(), axis=1)
     gaps = ordered[:, -1] - ordered.mean(axis=1), ordered[:, -1] - ordered[:, -2:][:, 0]
-    of_tokens = np.concatenate([_of_tokens(table, part) for part in batches(prompts)])
-    return np.column_stack([*gaps, of_tokens])
+    means = token_means(table, prompts)
+    rarest = np.concatenate([np.minimum.reduceat(table[ids, -1], starts) for ids, starts, _ in _looked_up(prompts)])
+    domains = logits.shape[1]
+    odds, outside = means[:, :domains].max(axis=1), means[:, domains:-1]
+    return np.column_stack([*gaps, odds, means[:, -1], rarest, outside])
 
 
-def _of_tokens(table: Array, prompts: Prompts) -> Array:
-    """The parts that are looked up token by token, `(prompts, 3)`."""
-    lengths = prompts.lengths.cpu().numpy()
-    starts = lengths.cumsum() - lengths
-    rows = table[prompts.token_ids.cpu().numpy()]
-    means = np.add.reduceat(rows, starts, axis=0) / lengths[:, None]
-    rarest = np.minimum.reduceat(rows[:, -1], starts)
-    return np.column_stack([means[:, :-1].max(axis=1), means[:, -1], rarest])
+def token_means(table: Array, prompts: Prompts) -> Array:
+    """The mean over each prompt's tokens of a table's columns: `(V, columns)` to `(prompts, columns)`."""
+    sums = [
+        np.add.reduceat(table[ids], starts, axis=0) / lengths[:, None] for ids, starts, lengths in _looked_up(prompts)
+    ]
+    return np.concatenate(sums)
 
 
-def _scores(parts: Array, means: Array, deviations: Array) -> Array:
-    """The mean standard score of each prompt, `(prompts,)`."""
-    return cast(Array, ((parts - means) / deviations).clip(-_MOST, _MOST).mean(axis=1))
+def _looked_up(prompts: Prompts) -> Iterator[tuple[Integers, Integers, Integers]]:
+    """Of one part of the prompts after another the token ids, where in them each prompt begins, and the lengths."""
+    for part in batches(prompts):
+        lengths = part.lengths.cpu().numpy()
+        yield part.token_ids.cpu().numpy(), lengths.cumsum() - lengths, lengths
+
+
+def _read_outside(fields: object) -> OutsideShare:
+    """What a config says of prompts from outside.
+
+    Raises:
+        ValueError: it is malformed.
+    """
+    names = OutsideShare._fields
+    if not isinstance(fields, Mapping) or tuple(sorted(fields)) != names or not all(map(_is_finite, fields.values())):
+        raise ValueError(f"`familiarity` must have the numbers {' and '.join(names)} under 'outside', got {fields!r}.")
+    prompts, weight = fields["prompts"], fields["weight"]
+    if not isinstance(prompts, int) or prompts < 1 or weight <= 0:
+        raise ValueError(
+            f"`familiarity` must have a whole number of prompts under 'outside', and both above 0: {fields!r}."
+        )
+    return OutsideShare(prompts, float(weight))
 
 
 def _is_finite(value: object) -> bool:

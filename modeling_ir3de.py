@@ -35,7 +35,6 @@ from .edits_ir3de import (
     read_statistics,
     statistics_of,
 )
-from .familiarity_ir3de import COLUMNS as FAMILIARITY_COLUMNS
 from .familiarity_ir3de import Familiarity, FamiliarityScale, familiarity_table
 from .loading_ir3de import loading  # noqa: F401 (travels with the model, which must name each file)
 from .names_ir3de import file_name  # noqa: F401 (likewise)
@@ -130,6 +129,7 @@ class IR3DEModel(RouterRepository):
         "prompt_router",
         "lexicon",
         "familiarity_table",
+        "outside",
     ]
 
     def __init__(self, config: IR3DEConfig) -> None:
@@ -147,9 +147,11 @@ class IR3DEModel(RouterRepository):
         self.token_router = nn.Linear(width, len(domains), bias=config.bias)
         self.prompt_router = nn.Linear(width, len(domains), bias=config.discriminant)
         self.lexicon = nn.Embedding(config.vocab_size, len(domains)) if config.lexical_weight else None
-        self.familiarity_table = (
-            nn.Embedding(config.vocab_size, len(domains) + FAMILIARITY_COLUMNS) if config.familiarity else None
-        )
+        outside = "outside" in (config.familiarity or {})
+        columns = len(domains) + (2 if outside else 1)
+        self.familiarity_table = nn.Embedding(config.vocab_size, columns) if config.familiarity else None
+        # In how many prompts of no domain each token occurs: none, until it is told.
+        self.outside = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, 1)) if outside else None
         self._panel: tuple[object, Panel] | None = None
         self._given: dict[tuple[str, str], Ledger] = {}  # by record and expert; never changed in place
         self._derived: dict[str, tuple[object, list[torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {}
@@ -250,6 +252,29 @@ class IR3DEModel(RouterRepository):
             self._derived["familiarity"] = kept = table._version, [], made, (table,)
         tells: Familiarity = kept[2]
         return None if tells.rests else tells.of(prompts, logits)
+
+    @_one_at_a_time
+    def set_familiarity(self, scale: FamiliarityScale, outside: torch.Tensor | None = None) -> None:
+        """Sets another yardstick of familiarity, and what is known of prompts of no domain.
+
+        Args:
+            scale ([`FamiliarityScale`]): measured on held-out prompts.
+            outside (`torch.Tensor` of shape `(V,)`, *optional*): in how many of the prompts from outside, which are
+                `scale.outside.prompts`, each token occurs; it is saved with the router, and edits keep to it.
+
+        Raises:
+            ValueError: one of scale and `outside` speaks of prompts from outside, and the other does not.
+        """
+        if (scale.outside is None) != (outside is None):
+            raise ValueError("The scale and `outside` must both speak of prompts from outside, or neither.")
+        config = copy.copy(self.config)
+        config.familiarity = scale.as_config()
+        device = self.embed_tokens.weight.device
+        known = None if outside is None else nn.Embedding.from_pretrained(outside.float().unsqueeze(1).to(device))
+        table = _familiarity(config, [self.statistics[name] for name in config.domain_names], device, known)
+        with _CHANGING:
+            self.config.familiarity = config.familiarity
+            self.familiarity_table, self.outside = table, known
 
     def _checked(self, prompts: Prompts, variant: str | None, num_votes: int | None) -> tuple[str, int]:
         """How a batch is routed, once that and the batch have been checked."""
@@ -462,7 +487,7 @@ class IR3DEModel(RouterRepository):
                     " last. The router is as before."
                 )
             lexicon = _lexicon(config, domains, self.embed_tokens.weight.device)
-            familiarity = _familiarity(config, domains, self.embed_tokens.weight.device)
+            familiarity = _familiarity(config, domains, self.embed_tokens.weight.device, self.outside)
         token_router, prompt_router = _filled(self.token_router, W_tokens), _filled(self.prompt_router, W_prompts)
         if accept is not None:
             accept(_scorer(config, domains, token_router, prompt_router, lexicon))
@@ -880,15 +905,21 @@ def _lexicon(config: IR3DEConfig, domains: list[DomainStatistics], device: torch
     return nn.Embedding.from_pretrained(table.to(device))  # type: ignore[no-any-return]
 
 
-def _familiarity(config: IR3DEConfig, domains: list[DomainStatistics], device: torch.device) -> nn.Embedding | None:
+def _familiarity(
+    config: IR3DEConfig, domains: list[DomainStatistics], device: torch.device, outside: nn.Embedding | None
+) -> nn.Embedding | None:
     """What each token says of familiarity: nothing where the config has no yardstick for it."""
     if not config.familiarity:
         return None
+    share = FamiliarityScale.read(config.familiarity).outside
+    if share is not None and outside is None:
+        raise ValueError("`familiarity` speaks of prompts from outside, of which this router knows none.")
+    told = None if share is None or outside is None else (outside.weight[:, 0].cpu(), share.prompts)
     documents = _documents(config, domains, "telling how familiar prompts are")
     if documents is None:
-        table = torch.zeros(config.vocab_size, len(domains) + FAMILIARITY_COLUMNS)
+        table = torch.zeros(config.vocab_size, len(domains) + (1 if told is None else 2))
     else:
-        table = familiarity_table(documents, sum(domain.rows("prompts") for domain in domains))
+        table = familiarity_table(documents, sum(domain.rows("prompts") for domain in domains), told)
     return nn.Embedding.from_pretrained(table.to(device))  # type: ignore[no-any-return]
 
 

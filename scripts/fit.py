@@ -41,7 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation", action="append", metavar="DATA", help="labelled prompts, as --data, that are only measured on"
     )
     parser.add_argument(
-        "--outside", action="append", metavar="DATA", help="prompts of none of the domains: how many are noticed?"
+        "--outside",
+        action="append",
+        metavar="DATA",
+        help="prompts of none of the domains: familiarity learns from them where it pays, and says how many it notices",
     )
     parser.add_argument(
         "--second", action="store_true", help="fit a second opinion to the same rows too, and say what it gives"

@@ -184,6 +184,20 @@ def test_certain_and_right_is_calibrated():
     assert measures.calibration_error(measures.reliability(np.ones(2), np.array([True, True]))) == 0
 
 
+def test_the_error_of_a_difference_of_aurocs_is_what_drawing_again_gives():
+    draw = np.random.default_rng(0)
+    inside, outside = draw.normal(1, 1, 120), draw.normal(0, 1, 90)
+    one = inside + draw.normal(0, 0.6, 120), outside + draw.normal(0, 0.6, 90)
+    difference, error = measures.auroc_difference((inside, outside), one)
+    assert difference == pytest.approx(measures.auroc(inside, outside) - measures.auroc(*one))
+    assert measures.auroc_difference(one, one) == (0.0, 0.0)
+    again = []
+    for _ in range(600):
+        i, o = draw.integers(120, size=120), draw.integers(90, size=90)
+        again.append(measures.auroc(inside[i], outside[o]) - measures.auroc(one[0][i], one[1][o]))
+    assert error == pytest.approx(float(np.std(again)), rel=0.15)
+
+
 def test_auroc_counts_pairs():
     inside, outside = np.array([0.9, 0.5, 0.5]), np.array([0.5, 0.1])
     pairs = [float(i > o) + 0.5 * float(i == o) for i in inside for o in outside]

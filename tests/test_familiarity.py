@@ -1,7 +1,10 @@
 """Familiarity: how much a prompt is like what the router was fitted on."""
 
 import json
-from collections.abc import Callable
+import math
+import random
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +14,32 @@ import torch
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.batch_ir3de import Prompts
-from ir3de.familiarity_ir3de import LEVELS, PARTS, FamiliarityScale, familiarity_table, parts_of
+from ir3de.familiarity_ir3de import LEVELS, PARTS, FamiliarityScale, OutsideShare, familiarity_table, parts_of
 from ir3de.scripts.cli import main
-from ir3de.statistics_ir3de import DomainStatistics
+from ir3de.statistics_ir3de import DomainStatistics, count_documents
 
 from . import tiny
 
 SCALE = FamiliarityScale.measured(np.random.default_rng(0).normal(size=(200, PARTS))).as_config()
 FAST = ("--variant", "prompt", "--feature-map", "unit")
+# Law, if anything, but for a word that is rarer there.
+CRIMES = [f"{' '.join(random.Random(i).sample(tiny.SHARED, 5))} crime crime" for i in range(40)]
+
+
+def from_outside(router: IR3DEModel) -> tuple[FamiliarityScale, torch.Tensor]:
+    """A scale in which ten prompts of crimes have a say, and in how many of them each token occurs."""
+    texts = [text for domain in tiny.DOMAINS for text in tiny.sentences(domain, 30, seed=5)]
+    prompts, outside = router.tokenize(texts), count_documents(router.tokenize(CRIMES[:10]), router.config.vocab_size)
+    documents = [each.documents for each in router.statistics.values() if each.documents is not None]
+    table = familiarity_table(documents, 90, (outside, 10)).double().numpy()
+    return FamiliarityScale.measured(parts_of(table, prompts, router.route(*prompts)), OutsideShare(10, 0.4)), outside
+
+
+def given_outside(texts: Iterable[str], folder: Path) -> str:
+    """A file of prompts from outside."""
+    path = folder / "outside.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)
 
 
 @pytest.fixture
@@ -58,6 +79,30 @@ def test_the_parts_are_what_an_obvious_loop_gives() -> None:
         assert row.tolist() == pytest.approx(expected, rel=1e-5)
 
 
+def test_what_prompts_from_outside_say_is_what_an_obvious_loop_gives() -> None:
+    draw = torch.Generator().manual_seed(1)
+    documents = [torch.randint(0, 9, (12,), generator=draw) for _ in range(3)]
+    outside = torch.randint(0, 5, (12,), generator=draw)
+    prompts = Prompts.of([[0, 3, 3, 7], [11], [5, 6]])
+    logits = torch.randn(3, 3, generator=draw).double()
+    without = parts_of(familiarity_table(documents, 30).double().numpy(), prompts, logits)
+    found = parts_of(familiarity_table(documents, 30, (outside, 6)).double().numpy(), prompts, logits)
+    assert np.array_equal(found[:, :PARTS], without)
+    count = torch.stack(documents).sum(dim=0).tolist()
+    for row, ids in zip(found, ([0, 3, 3, 7], [11], [5, 6]), strict=True):
+        odds = [math.log((count[i] / 30 + 0.05) / (int(outside[i]) / 6 + 0.05)) for i in ids]
+        assert row[PARTS] == pytest.approx(sum(odds) / len(odds), rel=1e-5, abs=1e-7)
+
+
+def test_the_sixth_part_only_speaks_against_a_prompt() -> None:
+    parts = np.random.default_rng(2).normal(size=(500, PARTS + 1))
+    scale = FamiliarityScale.measured(parts, OutsideShare(20, 0.4))
+    same = np.zeros((4, PARTS + 1))
+    same[:, PARTS] = [9, 0, -1, -3]
+    far, middle, near, least = scale.scores(same)
+    assert far == middle == near > least
+
+
 def test_held_out_prompts_are_spread_evenly_over_their_own_scale() -> None:
     parts = np.random.default_rng(1).normal(size=(1000, PARTS))
     values = FamiliarityScale.measured(parts).of(parts)
@@ -66,8 +111,11 @@ def test_held_out_prompts_are_spread_evenly_over_their_own_scale() -> None:
     assert far.tolist() == [0.0] * 1000
 
 
-def test_a_prompt_alone_is_as_familiar_as_among_others() -> None:
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_prompt_alone_is_as_familiar_as_among_others(learned: bool) -> None:
     router = tiny.router(variant="prompt", familiarity=SCALE)
+    if learned:
+        router.set_familiarity(*from_outside(router))
     texts = [text for domain in tiny.DOMAINS for text in tiny.sentences(domain, 30, seed=5)] + ["zebra", "the of"]
     prompts = router.tokenize(texts)
     together = router.familiarity(prompts)
@@ -84,6 +132,9 @@ def test_a_prompt_alone_is_as_familiar_as_among_others() -> None:
         ({"deviations": [1.0] * 4 + [0.0]}, "deviations above 0"),
         ({"quantiles": [1.0] + [0.0] * (LEVELS - 1)}, "ascend"),
         ({"other": []}, "must be a mapping of means, deviations, quantiles"),
+        ({"outside": {"prompts": 3}}, "the numbers prompts and weight under 'outside'"),
+        ({"outside": {"prompts": 0, "weight": 0.2}}, "both above 0"),
+        ({"outside": {"prompts": 3, "weight": 0.2}}, "6 finite numbers under 'means'"),
     ],
 )
 def test_a_scale_that_is_none_is_refused(changed: dict[str, Any], message: str) -> None:
@@ -99,6 +150,16 @@ def test_a_minimum_needs_a_scale() -> None:
     pipe = IR3DERoutingPipeline(tiny.router(), device="cpu")
     with pytest.raises(ValueError, match="tells familiarity"):
         pipe("court", generate=False, min_familiarity=0.1)
+
+
+def test_a_scale_and_what_is_known_of_outside_go_together() -> None:
+    router = tiny.router(variant="prompt", familiarity=SCALE)
+    scale, outside = from_outside(router)
+    with pytest.raises(ValueError, match="both speak of prompts from outside"):
+        router.set_familiarity(scale)
+    with pytest.raises(ValueError, match="both speak of prompts from outside"):
+        router.set_familiarity(FamiliarityScale.read(SCALE), outside)
+    assert router.config.familiarity == SCALE
 
 
 # Records
@@ -193,6 +254,52 @@ def test_fit_measures_prompts_from_outside(
     assert "below the minimum: law answers" in shown
     assert main(["route", str(folder), "zebra giraffe", "--min-familiarity", "0", "--min-score", "0"]) == 0
     assert "below the minimum" not in capsys.readouterr().out
+
+
+def test_familiarity_learns_from_prompts_from_outside_and_says_so(
+    fit: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit("--outside", given_outside(CRIMES, tmp_path))
+    shown = capsys.readouterr().out
+    said = re.search(
+        r"gives AUROC ([\d.]+) % instead of ([\d.]+) % \(difference \+- [\d.]+\), so they have a say", shown
+    )
+    assert said is not None
+    assert float(said[1]) > float(said[2])
+    config = json.loads((folder / "config.json").read_text())
+    assert config["familiarity"]["outside"]["prompts"] == len(CRIMES)
+    measured = config["evaluation"]["familiarity"]
+    assert measured["auroc"] > measured["auroc_without"]
+    assert "familiarity learned from these" in (folder / "README.md").read_text()
+    pipe = read(folder)
+    texts = [*tiny.sentences("law", 8, seed=3), *CRIMES[:3]]
+    before = [record["familiarity"] for record in pipe(texts, generate=False)]
+    statistics = pipe.model.statistics["code"]
+    pipe.model.remove_expert("code")
+    pipe.model.add_expert("code", statistics=statistics)
+    assert [record["familiarity"] for record in pipe(texts, generate=False)] == before
+    pipe.save_pretrained(tmp_path / "again")
+    assert [record["familiarity"] for record in read(tmp_path / "again")(texts, generate=False)] == before
+
+
+def test_familiarity_learns_nothing_from_what_is_no_different(
+    fit: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [text for domain in tiny.DOMAINS for text in tiny.sentences(domain, 12, seed=77)]
+    folder = fit("--outside", given_outside(texts, tmp_path))
+    assert "which may be chance, so they only measure" in capsys.readouterr().out
+    without = json.loads((folder / "config.json").read_text())["familiarity"]
+    assert "outside" not in without
+    fit()
+    assert json.loads((folder / "config.json").read_text())["familiarity"] == without
+
+
+def test_of_few_prompts_from_outside_nothing_is_learned(
+    fit: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = fit("--outside", given_outside(CRIMES[:9], tmp_path))
+    assert "Nothing is learned from fewer than 10 prompts" in capsys.readouterr().out
+    assert "outside" not in json.loads((folder / "config.json").read_text())["familiarity"]
 
 
 @pytest.mark.parametrize(

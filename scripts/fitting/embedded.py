@@ -83,7 +83,7 @@ def remeasure() -> tuple[FamiliarityFigures, float]:
     calibration = fit_calibration(all_logits, labels)
     error = calibration_error(all_logits, labels, calibration)
     scale = FamiliarityScale.measured(np.concatenate(list(parts.values())))
-    found = figures(scale, parts, ())
+    found = figures(scale, parts)
     saved = json.loads((FOLDER / "config.json").read_text(encoding="utf-8"))
     saved |= {"calibration": calibration, "familiarity": scale.as_config()}
     saved["evaluation"] |= {"calibration_error": error, "familiarity": found.as_config()}

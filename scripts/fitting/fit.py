@@ -26,8 +26,9 @@ from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.data.validation import Validation
 from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
-from ir3de.scripts.fitting.familiarity import FamiliarityFigures, figures, held_out_parts, outside_familiarity
+from ir3de.scripts.fitting.familiarity import FamiliarityFigures, figures, held_out_parts
 from ir3de.scripts.fitting.options import AUTO, FitOptions
+from ir3de.scripts.fitting.outside import Outsiders, learn_outside
 from ir3de.scripts.fitting.search import Candidate, Grids, Split, best_of, describe, search
 from ir3de.scripts.fitting.validation import ValidationFigures, measure
 from ir3de.scripts.reports.progress import progress
@@ -97,7 +98,8 @@ def fit_rows(
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
         rows (`Iterable[Row]`): read once, in a stream.
         options ([`FitOptions`]): how it is fitted.
-        outside ([`Outside`], *optional*): prompts of none of the domains, to measure how many are noticed.
+        outside ([`Outside`], *optional*): prompts of none of the domains: how many are noticed, and what to learn
+            from them.
         validation ([`Validation`], *optional*): labelled prompts that are only measured on.
         specs (`Sequence[ExpertSpec]`, *optional*): of experts that say which domains they serve, for a config without.
 
@@ -138,7 +140,8 @@ def fit_router(
         embeddings (`torch.Tensor` of shape `(V, h)`): token embeddings.
         spool ([`Spool`]): the tokenized prompts.
         options ([`FitOptions`]): how it is fitted.
-        outside (`Sequence[str]`): prompts of none of the domains, to measure how many are noticed.
+        outside (`Sequence[str]`): prompts of none of the domains: how many are noticed, and what to learn
+            from them.
 
     Raises:
         ValueError: an option is out of range.
@@ -160,10 +163,8 @@ def fit_router(
     _set_familiarity(config, np.concatenate(list(parts.values())), options)
     model = IR3DEModel.from_embeddings(config, embeddings, tokenizer)
     model.fit(collect(model, spool))
-    familiarity = None
-    if config.familiarity:
-        scale = FamiliarityScale.read(config.familiarity)
-        familiarity = figures(scale, parts, outside_familiarity(model, outside))
+    familiarity = _familiarity(model, parts, spool, outside) if config.familiarity else None
+    if familiarity is not None:
         config.evaluation["familiarity"] = familiarity.as_config()
     return Fitted(model, candidates, best, spool.skipped, familiarity, held_out=held_out_rows(spool))
 
@@ -179,6 +180,17 @@ def _set_familiarity(config: IR3DEConfig, parts: Array, options: FitOptions) -> 
             f"--min-familiarity needs {HELD_OUT_LEAST} held-out prompts to measure familiarity on, and there are"
             f" {len(parts)}: give more rows, or leave it out."
         )
+
+
+def _familiarity(
+    model: IR3DEModel, parts: dict[str, Array], spool: Spool, outside: Sequence[str]
+) -> FamiliarityFigures:
+    """How well a router tells its prompts from others, once it has learned from these what pays."""
+    outsiders = Outsiders.of(model, outside)
+    if not len(outsiders.folds):
+        return figures(FamiliarityScale.read(model.config.familiarity), parts)
+    told, lesson = learn_outside(model, parts, [split.held_out for split in splits(spool)], outsiders)
+    return figures(FamiliarityScale.read(model.config.familiarity), told.inside, told.outside, lesson)
 
 
 def _choose(candidates: list[Candidate], standard_errors: float) -> Candidate:

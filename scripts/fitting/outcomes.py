@@ -103,7 +103,8 @@ def fit_with_outcomes(
         specs (`Sequence[ExpertSpec]`, *optional*): of the experts; by default those that were judged only route.
         number (`int`, *optional*): of domains to discover; by default chosen.
         is_discovering (`bool`): take clusters of the outcomes' prompts as domains.
-        outside ([`Outside`], *optional*): prompts of none of the domains, to measure how many are noticed.
+        outside ([`Outside`], *optional*): prompts of none of the domains: how many are noticed, and what to learn
+            from them.
         validation ([`Validation`], *optional*): labelled prompts that are only measured on.
 
     Raises:

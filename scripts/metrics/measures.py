@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, repeat
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,9 +101,27 @@ def calibration_error(bins: Sequence[Bin]) -> float:
 
 def auroc(inside: Array, outside: Array) -> float:
     """Probability that a value of `inside` is larger than one of `outside`, equal ones counted half."""
-    ordered = np.sort(outside)
-    below = np.searchsorted(ordered, inside, "left") + np.searchsorted(ordered, inside, "right")
-    return float(below.mean() / (2 * len(outside)))
+    return float(_shares_below(inside, outside).mean())
+
+
+def auroc_difference(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[float, float]:
+    """The AUROC of one score less that of another on the same prompts, and its standard error (DeLong et al. 1988).
+
+    Args:
+        one (`tuple[np.ndarray, np.ndarray]`): a score of the prompts inside, `(N,)`, and of those outside, `(M,)`.
+        other (`tuple[np.ndarray, np.ndarray]`): the other score of the same prompts.
+    """
+    above = _shares_below(*one) - _shares_below(*other)  # of each prompt inside, how many outside lie below it
+    below = _shares_below(one[1], one[0]) - _shares_below(other[1], other[0])
+    variance = sum(float(each.var(ddof=1)) / len(each) for each in (above, below))
+    return float(above.mean()), variance**0.5
+
+
+def _shares_below(values: Array, others: Array) -> Array:
+    """Of each value the share of others that are smaller, equal ones counted half."""
+    ordered = np.sort(others)
+    both = np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")
+    return cast(Array, both / (2 * len(others)))
 
 
 def latency(routes: dict[str, Route], texts: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ir3de.scripts.command import command, values_of
@@ -11,6 +12,51 @@ from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments
 
 if TYPE_CHECKING:
     from ir3de.modeling_ir3de import IR3DEModel
+
+
+@dataclass(frozen=True)
+class FromStore:
+    """
+    What is brought from a store; the fields are named as the options.
+
+    Args:
+        from_store (`str`): the store.
+        take_back (`list[str]`): which answers leave it first.
+        texts (`str`, *optional*): the file of their text.
+        exchange (`str`, *optional*): a repository on the Hub where servers exchange outcomes.
+        take_over (`bool`): whether what another store said there under the same names gives way.
+        rename (`str`, *optional*): a server's old and new name, as in `OLD=NEW`.
+        dry_run (`bool`): whether to change no router and no repository.
+    """
+
+    from_store: str
+    take_back: list[str]
+    texts: str | None
+    exchange: str | None
+    take_over: bool
+    rename: str | None
+    dry_run: bool
+
+    @property
+    def names(self) -> tuple[str, str] | None:
+        """The old and the new name of a server.
+
+        Raises:
+            ValueError: they are not two.
+        """
+        if self.rename is None:
+            return None
+        old, sign, new = self.rename.partition("=")
+        if not (old and sign and new) or old == new:
+            raise ValueError(f"--rename takes the old and the new name of a server as OLD=NEW, got {self.rename!r}.")
+        return old, new
+
+    def check(self) -> None:
+        """Raises ValueError where options do not go together."""
+        if self.dry_run and (self.take_back or self.rename is not None):
+            raise ValueError("--take-back removes and --rename changes for good: leave --dry-run away.")
+        if self.take_over and self.exchange is None:
+            raise ValueError("--take-over goes with --exchange.")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,6 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of --from-store: say in a branch of this repository on the Hub what the store holds, and add what other"
         " servers say there",
     )
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="of --exchange: what another store said there under the same name of a server, and which is lost, gives"
+        " way to what this one holds",
+    )
+    parser.add_argument(
+        "--rename", metavar="OLD=NEW", help="of --from-store: give the answers of a server there another name first"
+    )
     parser.add_argument("--dry-run", action="store_true", help="of --from-store: show what would be, change no router")
     parser.add_argument(
         "--half-life",
@@ -70,9 +125,9 @@ def run(args: argparse.Namespace) -> int:
     if args.from_store is not None:
         if args.files or args.remove or args.split or args.half_life is not None:
             raise ValueError("--from-store goes without files, --remove, --split and --half-life.")
-        return _bring(target, args.from_store, args.take_back, args.texts, args.exchange, args.dry_run)
-    if args.take_back or args.texts or args.exchange or args.dry_run:
-        raise ValueError("--take-back, --texts, --exchange and --dry-run go with --from-store.")
+        return _bring(target, values_of(FromStore, vars(args)))
+    if args.take_back or args.texts or args.exchange or args.dry_run or args.take_over or args.rename is not None:
+        raise ValueError("--take-back, --texts, --take-over, --rename, --exchange and --dry-run go with --from-store.")
     if args.remove and not args.files:
         raise ValueError("--remove needs the files whose outcomes are to leave.")
     if not args.files and args.half_life is None:
@@ -121,9 +176,7 @@ def _show_since(model: IR3DEModel, since: str) -> int:
     return 0
 
 
-def _bring(
-    target: TargetRouter, store: str, back: list[str], texts: str | None, exchange: str | None, dry_run: bool
-) -> int:
+def _bring(target: TargetRouter, asked: FromStore) -> int:
     """Gives a router the outcomes of a store, and prints the table before anything is written."""
     try:
         from ir3de.scripts.publishing.from_store import bring, read_store
@@ -134,16 +187,18 @@ def _bring(
     from ir3de.scripts.publishing.targets import apply_edit, check_target
     from ir3de.scripts.reports.words import number_of
 
-    if back and dry_run:
-        raise ValueError("--take-back removes for good: leave --dry-run away.")
+    asked.check()
+    back, names = [Which.read(text) for text in asked.take_back], asked.names
     check_target(target)
     model = IR3DEModel.from_pretrained(target.router)  # first: where that fails no answer is removed
-    made, gone = read_store(store, [Which.read(text) for text in back], texts, exchange, not dry_run)
+    made, gone = read_store(
+        asked.from_store, back, asked.texts, asked.exchange, not asked.dry_run, asked.take_over, names
+    )
     if back:
         print(f"{number_of(gone, 'answer was', 'answers were')} taken back from the store.")
     brought = bring(model, made)
     print(f"{brought.table}\n\n{brought.said}")
-    if dry_run or (not brought.changed and target.output is None):
+    if asked.dry_run or (not brought.changed and target.output is None):
         print("The router is as before.")
         return 0
     message = "Add outcomes of traffic"

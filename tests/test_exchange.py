@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import random
+import sqlite3
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import pytest
 from safetensors.numpy import load_file, save
 
 from ir3de.outcomes_ir3de import COLUMNS, ONE, Contribution, Ledger, sum_up
-from ir3de.traffic.errors import ExchangeRefused, MovedOn
+from ir3de.traffic.errors import ExchangeRefused, MovedOn, OtherStore
 from ir3de.traffic.exchange import FOLDER, Exchange, Found
 from ir3de.traffic.remade import Remade, remade, tag_of
 from ir3de.traffic.removal import Which, take_back
@@ -359,6 +361,65 @@ def test_days_live_on_in_the_files_of_months(stores: tuple[Store, Store], tmp_pa
         united = united | unpacked(tmp_path / name, tag_of("a"), name)
     assert files_of(united, tmp_path / "one") == files_of(ledger, tmp_path / "two")
     assert list(united.by_day()) == list(ledger.by_day())
+
+
+def test_two_stores_of_one_name_do_not_overwrite_each_other(stores: tuple[Store, Store], tmp_path: Path) -> None:
+    """Who comes second is refused before anything is written, until it has another name or takes the other's place."""
+    commits, place = Commits(), str(tmp_path / "second.sqlite")
+    ((_, there),) = rounds(commits, stores[0])
+    before = commits.now
+    second, exchange = Store(place, "a", 1e4), Exchange(commits, pause=0)
+    for number in (98, 99):
+        with pytest.raises(OtherStore, match=r"says under the same name of a server.*--rename OLD=NEW.*--take-over"):
+            exchange.round(lambda: remade(second))
+        keep(second, answer(number))
+        score(second, Given(f"request-{number}", 0.0))
+    assert commits.now is before, "nothing was written"
+    with second.writing() as connection:
+        assert second.rename(connection, "a", "c") == 2
+    second.close()
+    second = Store(place, "c", 1e4)
+    both = exchange.round(lambda: remade(second))
+    assert commits.now.items() > before.items(), "the first one's files are as they were"
+    assert both.outcomes == there.outcomes + 2, "and are read, though only looked at before"
+    ((_, of_one),) = rounds(commits, stores[0])
+    assert of_one.ledger == both.ledger
+
+    third = Store(str(tmp_path / "third.sqlite"), "a", 1e4)
+    keep(third, answer(3))
+    score(third, Given("request-3", 0.5))
+    made = Exchange(commits, pause=0).round(lambda: remade(third), replaced=frozenset([tag_of("a")]))
+    assert made.outcomes == 3
+    with pytest.raises(OtherStore):
+        rounds(commits, stores[0])
+    for store in (second, third):
+        store.close()
+
+
+def test_files_that_do_not_say_whose_store_they_are_of_are_read_and_named(stores: tuple[Store, Store]) -> None:
+    """As those that an older version published."""
+    commits = Commits()
+    one, two = stores
+    rounds(commits, one)
+    path = f"{FOLDER}/{tag_of('a')}/{MANIFEST}"
+    manifest = json.loads(commits.now[path])
+    assert manifest.pop("store") == one.identity != two.identity
+    commits.history.append(commits.now | {path: json.dumps(manifest).encode()})
+    assert rounds(commits, two)[0][1].outcomes == 32
+    rounds(commits, one)
+    assert json.loads(commits.now[path])["store"] == one.identity
+
+
+def test_a_store_without_an_identity_gets_one_that_it_keeps(tmp_path: Path) -> None:
+    place = tmp_path / "old.sqlite"
+    Store(str(place)).close()
+    with closing(sqlite3.connect(place)) as connection, connection:
+        connection.execute("DELETE FROM ir3de_about WHERE name = 'identity'")
+    stores = [Store(str(place), make=False), Store(str(place))]
+    assert len(stores[0].identity) == 32
+    assert stores[0].identity == stores[1].identity
+    for store in stores:
+        store.close()
 
 
 def test_joining_knows_no_order() -> None:

@@ -114,6 +114,30 @@ def test_what_was_taken_back_is_forgotten_after_a_restart_too(
         assert one.gateway.traffic.store.taken_back is None
 
 
+def test_what_a_command_took_back_beside_a_server_is_forgotten_by_its_next_round(
+    repo: str, hub: Hub, tmp_path: Path
+) -> None:
+    """The command knows nothing of the exchange; the store tells the server."""
+    folder = str(tmp_path / "router")
+    tiny.router().save_pretrained(folder)
+    with teaching(tmp_path, "one", repo) as (one, learning):
+        judged(one, 0.5)
+        asyncio.run(learning.round())
+        never = {path: c for path, c in hub.files(repo, revision=BRANCH).items() if not path.endswith(MANIFEST)}
+        (id_,) = judged(one, 0.0)
+        asyncio.run(learning.round())
+        with_it = Repository(repo).head()
+        command = ["outcomes", folder, "--from-store", str(tmp_path / "one.sqlite"), "--take-back", f"id={id_}"]
+        assert cli.main(command) == 0
+        assert HfApi().model_info(repo, revision=with_it), "the command did not reach the exchange"
+        asyncio.run(learning.round())
+        now = {path: c for path, c in hub.files(repo, revision=BRANCH).items() if not path.endswith(MANIFEST)}
+        assert now == never
+        with pytest.raises(RevisionNotFoundError):
+            HfApi().model_info(repo, revision=with_it)
+        assert round(ledger_of(one).sums(tiny.DOMAINS, ["law"])[:, 0, 0].sum() / (1 << 20)) == 1
+
+
 def test_a_store_that_cannot_be_counted_is_told_of_once_and_what_was_learned_stays(
     repo: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -293,6 +317,53 @@ def test_the_command_takes_a_round(
     assert not IR3DEModel.from_pretrained(tmp_path / "router").outcomes
     assert cli.main([*command[:-2], "x/y", "--from-store", str(tmp_path / "one")]) != 0
     assert "x/y cannot be used: 404" in capsys.readouterr().err
+
+
+def test_a_store_takes_the_place_of_one_that_is_lost_or_another_name(
+    repo: str, hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.router().save_pretrained(tmp_path / "router")
+    for number, file in enumerate(("lost", "new", "third"), start=1):
+        store = Store(str(tmp_path / file), "one")
+        keep(store, answer(number, time=time.time()))
+        score(store, f"request-{number}", 1.0)
+        store.close()
+    command = ["outcomes", str(tmp_path / "router"), "--exchange", repo, "--from-store"]
+    assert cli.main([*command, str(tmp_path / "lost")]) == 0
+    published = hub.files(repo, revision=BRANCH)
+    assert cli.main([*command, str(tmp_path / "new")]) != 0
+    assert f"{FOLDER}/{tag_of('one')} there holds what another store says" in capsys.readouterr().err
+    assert hub.files(repo, revision=BRANCH) == published
+    assert cli.main([*command, str(tmp_path / "new"), "--take-over"]) == 0
+    assert hub.files(repo, revision=BRANCH) != published
+    assert cli.main([*command, str(tmp_path / "lost")]) != 0
+    assert cli.main([*command, str(tmp_path / "third"), "--rename", "one=two"]) == 0
+    assert "2 outcomes: 1 contribution joined, 0 left." in capsys.readouterr().out
+    folders = {path.split("/")[1] for path in hub.files(repo, revision=BRANCH) if path.startswith(FOLDER)}
+    assert folders == {tag_of("one"), tag_of("two")}
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--take-over"], "--take-over goes with --exchange"),
+        (["--rename", "one"], "OLD=NEW, got 'one'"),
+        (["--rename", "one=two", "--dry-run"], "leave --dry-run away"),
+        (["--rename", "nobody=two"], "no answers of a server 'nobody'"),
+        (["--rename", f"one={'x' * 65}"], "1 to 64 characters, got 65"),
+    ],
+)
+def test_a_name_or_place_that_cannot_be_taken_is_refused(
+    options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.router().save_pretrained(tmp_path / "router")
+    store = Store(str(tmp_path / "store"), "one")
+    keep(store, answer(1))
+    before = store.replicas
+    assert cli.main(["outcomes", str(tmp_path / "router"), "--from-store", str(tmp_path / "store"), *options]) != 0
+    assert said in capsys.readouterr().err
+    assert store.replicas == before
+    store.close()
 
 
 def test_who_comes_second_is_told(repo: str, hub: Hub) -> None:

@@ -33,5 +33,9 @@ class ExchangeRefused(OSError):
     """The repository where servers exchange outcomes cannot be read or written now; the message says why."""
 
 
+class OtherStore(ExchangeRefused):
+    """It holds what another store said under the same name of a server."""
+
+
 class MovedOn(Exception):
     """Another server has written to it meanwhile: look again at what is there."""

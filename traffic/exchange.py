@@ -18,9 +18,9 @@ from typing import NamedTuple, Protocol
 
 from ir3de.outcomes_ir3de import Ledger
 
-from .errors import ExchangeRefused, MovedOn
+from .errors import ExchangeRefused, MovedOn, OtherStore
 from .remade import TAG, Remade
-from .statements import MANIFEST, Filed, Known, Said, join, manifest_of, packed, read_manifest, unpacked
+from .statements import MANIFEST, Filed, Known, Manifest, Said, join, manifest_of, packed, read_manifest, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -82,17 +82,19 @@ class Exchange:
         self._seen: dict[str, str] = {}  # the manifests that were read
         self._met: set[str] = set()  # servers that were ever known
 
-    def round(self, own: Callable[[], Remade], write: bool = True) -> Remade:
+    def round(self, own: Callable[[], Remade], write: bool = True, replaced: frozenset[str] = frozenset()) -> Remade:
         """Reads what others say, and says what a store holds.
 
         Args:
             own (`Callable`): remakes the ledger of this server's store.
             write (`bool`): whether to say it.
+            replaced (`frozenset[str]`): tags of servers of which what another store said gives way.
 
         Returns:
             [`Remade`]: of all.
 
         Raises:
+            OtherStore: another store has said something under the name of a server of this one. Nothing was written.
             ExchangeRefused: the repository cannot be read or written. What could be read is known.
             StoreUnavailable: the store cannot be read.
         """
@@ -102,7 +104,8 @@ class Exchange:
             # After the head: what is written on top of it is then no older than what is there.
             made = own()
             with tempfile.TemporaryDirectory(prefix="ir3de-exchange-") as folder:
-                self._read(head, found, made.tags, Path(folder))
+                self._read(head, found, made, replaced, Path(folder))
+            made = made._replace(tags=self._own(made, replaced))
             changes = self._changes(made, found) if write else {}
             if not changes:
                 return self.united(made)
@@ -126,7 +129,28 @@ class Exchange:
             outcomes += other.number
         return Remade(ledger, made.tags | self._met, outcomes)
 
-    def _read(self, head: str, found: Mapping[str, Found], own: frozenset[str], folder: Path) -> None:
+    def _own(self, made: Remade, replaced: frozenset[str]) -> frozenset[str]:
+        """The servers that a store speaks for: not one that it has nothing of any more, and another store has.
+
+        Raises:
+            OtherStore: both have.
+        """
+        said = {tag: self.known[tag] for tag in made.tags - replaced if tag in self.known}
+        anothers = {tag for tag, each in said.items() if each.files and each.store not in ("", made.store)}
+        if both := sorted(anothers & made.held):
+            for tag in both:  # of which the hashes alone were looked at: once the store has left it, all is read
+                del self.known[tag], self._seen[tag]
+            raise OtherStore(
+                f"{FOLDER}/{both[0]} there holds what another store says under the same name of a server. Give each"
+                " server a `--replica` of its own, and what this store has already of this one the new name too:"
+                " `ir3de outcomes ROUTER --from-store STORE --rename OLD=NEW`. Or where the other store is lost, let"
+                " this one take its place: `ir3de outcomes ROUTER --from-store STORE --exchange REPO_ID --take-over`"
+            )
+        return made.tags - anothers
+
+    def _read(
+        self, head: str, found: Mapping[str, Found], made: Remade, replaced: frozenset[str], folder: Path
+    ) -> None:
         """Takes in what has changed; a server whose files are wrong is set aside, and known as before."""
         tags = {path.split("/")[1] for path in found}
         self.known = {tag: said for tag, said in self.known.items() if tag in tags}
@@ -141,12 +165,14 @@ class Exchange:
                     raise ValueError("it is no folder of a server")
                 if len(self.known) >= _MOST_SERVERS and tag not in self.known:
                     raise ValueError(f"there are {_MOST_SERVERS:,} servers already")
-                said = self._said(head, tag, found, tag in own, folder)
+                listed = self._manifest(head, tag, found, folder)
+                own = tag in made.tags and (listed.store in ("", made.store) or tag in made.held or tag in replaced)
+                said = self._said(head, tag, listed, found, own, folder)
             except ValueError as error:
                 self._set_aside(tag, str(error))
             else:
                 self.aside.pop(tag, None)
-                self._take_in(tag, said, tag in own)
+                self._take_in(tag, said, own)
             self._seen[tag] = manifest.id
 
     def _take_in(self, tag: str, said: Said, own: bool) -> None:
@@ -162,27 +188,36 @@ class Exchange:
             logger.error("What %r says in the exchange is not read: %s", tag[:40], why[:400])
         self.aside[tag] = why
 
-    def _said(self, head: str, tag: str, found: Mapping[str, Found], own: bool, folder: Path) -> Said:
+    def _manifest(self, head: str, tag: str, found: Mapping[str, Found], folder: Path) -> Manifest:
+        """What a server lists.
+
+        Raises:
+            ValueError: it is malformed.
+        """
+        path = f"{FOLDER}/{tag}/{MANIFEST}"
+        _check_size(path, found[path].size, _MOST_MANIFEST)
+        return read_manifest(self._place.fetch(head, path, folder).read_bytes())
+
+    def _said(
+        self, head: str, tag: str, manifest: Manifest, found: Mapping[str, Found], own: bool, folder: Path
+    ) -> Said:
         """What a server says; of this one's own store only the hashes are looked at.
 
         Raises:
             ValueError: a file is wrong, or missing.
         """
-        path = f"{FOLDER}/{tag}/{MANIFEST}"
-        _check_size(path, found[path].size, _MOST_MANIFEST)
-        sequence, digests = read_manifest(self._place.fetch(head, path, folder).read_bytes())
         before = self.known[tag].files if tag in self.known else {}
-        listed = (found.get(f"{FOLDER}/{tag}/{name}") for name in digests)
+        listed = (found.get(f"{FOLDER}/{tag}/{name}") for name in manifest.files)
         _check_size(tag, sum(file.size for file in listed if file), _MOST_BYTES)
         files = {}
-        for name, digest in digests.items():
+        for name, digest in manifest.files.items():
             if own:
-                files[name] = Filed(digest, Ledger())
-            elif name in before and before[name].digest == digest:
+                files[name] = Filed(digest)
+            elif name in before and before[name].digest == digest and before[name].ledger is not None:
                 files[name] = before[name]
             else:
                 files[name] = self._filed(head, tag, name, digest, found, folder)
-        return Said(sequence, files)
+        return Said(manifest.sequence, files, manifest.store)
 
     def _filed(self, head: str, tag: str, name: str, digest: str, found: Mapping[str, Found], folder: Path) -> Filed:
         """A file that the manifest names.
@@ -212,8 +247,10 @@ class Exchange:
             digests = {name: hashlib.sha256(content).hexdigest() for name, content in now.items()}
             before = self.known.get(tag)
             is_said = before is not None and before.digests == digests and tag not in self.aside
+            if before is not None and digests and made.store:
+                is_said = is_said and before.store == made.store
             if wanted or not (is_said or (before is None and not there)):
-                wanted[MANIFEST] = manifest_of(before, digests)
+                wanted[MANIFEST] = manifest_of(before, digests, made.store)
             changes |= {here + name: content for name, content in wanted.items()}
         return changes
 

@@ -45,11 +45,15 @@ class Remade(NamedTuple):
         ledger ([`Ledger`]): of the scores.
         tags (`frozenset[str]`): of the servers whose answers are or were in the store, as [`tag_of`] makes them.
         outcomes (`int`): scores and signs that were counted.
+        store (`str`): tells the store from all others; empty where that is not known.
+        held (`frozenset[str]`): of the servers whose outcomes are in the store now, and of the one that serves.
     """
 
     ledger: Ledger
     tags: frozenset[str]
     outcomes: int
+    store: str = ""
+    held: frozenset[str] = frozenset()
 
     def changes(self, ledger: Ledger, experts: Iterable[str]) -> tuple[Ledger, Ledger]:
         """What leaves a router's ledger and what joins it, so that it holds of these servers this alone.
@@ -103,7 +107,9 @@ def remade(store: Store, replica: str | None = None) -> Remade:
         name = f"{tag_of(group.replica)}{names[group] % _ROUND:0{32 - TAG}x}"
         rows = np.stack([of_domain[domain] for domain in kept])
         contributions[group.expert][name] = Contribution(tuple(kept), rows, group.day)
-    return Remade(Ledger(contributions), frozenset(map(tag_of, store.replicas)), outcomes)
+    tags = frozenset(map(tag_of, store.replicas))
+    held = frozenset(map(tag_of, {store.replica, *(group.replica for group in sums)}))
+    return Remade(Ledger(contributions), tags, outcomes, store.identity, held)
 
 
 def _too_much(group: _Group, error: OverflowError) -> OverflowError:

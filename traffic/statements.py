@@ -34,6 +34,7 @@ _MOST_FILES = 4_000  # of a server
 _MOST_SEQUENCE = 1 << 62
 _FILE_FORM = re.compile(r"(\d{4}-\d{2}(?:-\d{2})?)\.safetensors")
 _HASH_FORM = re.compile(r"[0-9a-f]{64}")
+_STORE_FORM = re.compile(r"([0-9a-f]{32})?")
 
 
 class Filed(NamedTuple):
@@ -42,11 +43,11 @@ class Filed(NamedTuple):
 
     Args:
         digest (`str`): SHA-256 of its bytes.
-        ledger ([`Ledger`]): what is in it.
+        ledger ([`Ledger`], *optional*): what is in it; None where only the hash was looked at.
     """
 
     digest: str
-    ledger: Ledger
+    ledger: Ledger | None = None
 
 
 class Said(NamedTuple):
@@ -56,10 +57,12 @@ class Said(NamedTuple):
     Args:
         sequence (`int`): that rises each time that it says something else.
         files (`dict[str, Filed]`): by their names.
+        store (`str`): tells the store that they are of from all others; empty where they do not say.
     """
 
     sequence: int
     files: dict[str, Filed]
+    store: str = ""
 
     @property
     def digests(self) -> dict[str, str]:
@@ -76,7 +79,7 @@ class Said(NamedTuple):
         """All contributions of the server."""
         united = Ledger()
         for _, filed in sorted(self.files.items()):
-            united = united | filed.ledger
+            united = united | (filed.ledger or Ledger())
         return united
 
 
@@ -167,21 +170,37 @@ def _check_format(name: str, header: Any) -> None:
         raise ValueError(f"{name} has format {str(found)[:60]!r}; this version reads {FORMAT!r}.")
 
 
-def manifest_of(before: Said | None, digests: Mapping[str, str]) -> bytes:
+def manifest_of(before: Said | None, digests: Mapping[str, str], store: str = "") -> bytes:
     """A manifest, with a number above the one before.
 
     Args:
         before ([`Said`], *optional*): what the server said before. Where nobody can tell any more the clock does: a
             number is never below the seconds since 1970.
         digests (`Mapping[str, str]`): SHA-256 of its files.
+        store (`str`): tells the store that they are of from all others.
     """
     sequence = max(before.sequence + 1 if before else 0, int(time.time()))
-    manifest = {"format": FORMAT, "sequence": sequence, "files": digests}
+    manifest = {"format": FORMAT, "sequence": sequence, "files": digests, **({"store": store} if store else {})}
     return json.dumps(manifest, sort_keys=True, indent=1).encode() + b"\n"
 
 
-def read_manifest(content: bytes) -> tuple[int, dict[str, str]]:
-    """The number and the files' hashes in a manifest.
+class Manifest(NamedTuple):
+    """
+    A manifest as it was read.
+
+    Args:
+        sequence (`int`): its number.
+        files (`dict[str, str]`): the files' SHA-256.
+        store (`str`): whose they are; empty in those of a version that did not say.
+    """
+
+    sequence: int
+    files: dict[str, str]
+    store: str
+
+
+def read_manifest(content: bytes) -> Manifest:
+    """Reads a manifest.
 
     Raises:
         ValueError: it is malformed.
@@ -191,7 +210,7 @@ def read_manifest(content: bytes) -> tuple[int, dict[str, str]]:
     except (ValueError, RecursionError):
         raise ValueError(f"{MANIFEST} is no JSON") from None
     _check_format(MANIFEST, manifest)
-    sequence, files = manifest.get("sequence"), manifest.get("files")
+    sequence, files, store = manifest.get("sequence"), manifest.get("files"), manifest.get("store", "")
     if type(sequence) is not int or not 0 <= sequence < _MOST_SEQUENCE:
         raise ValueError(f"{MANIFEST} has no number from 0 to {_MOST_SEQUENCE:.2g} as its sequence")
     if not isinstance(files, dict) or len(files) > _MOST_FILES:
@@ -199,4 +218,6 @@ def read_manifest(content: bytes) -> tuple[int, dict[str, str]]:
     for name, digest in files.items():
         if not _FILE_FORM.fullmatch(name) or not isinstance(digest, str) or not _HASH_FORM.fullmatch(digest):
             raise ValueError(f"{MANIFEST} lists {name[:60]!r}, which is no file of a day or month with its SHA-256")
-    return sequence, files
+    if not isinstance(store, str) or not _STORE_FORM.fullmatch(store):
+        raise ValueError(f"{MANIFEST} has a `store` that is not 32 hexadecimal digits")
+    return Manifest(sequence, files, store)

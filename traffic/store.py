@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -11,14 +12,27 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, insert, or_, select
+from sqlalchemy import BindParameter, Connection, Row, bindparam, delete, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from ir3de.outcome_rows_ir3de import Outcome
 
 from .errors import Conflict, Expired, NoAnswer, StoreUnavailable, Unknown
-from .tables import DATABASE_ERRORS, WRITES, about, answers, feedback, open_engine, panels, reason, receipts, signals
+from .tables import (
+    DATABASE_ERRORS,
+    IDENTITY,
+    LONGEST_NAME,
+    WRITES,
+    about,
+    answers,
+    feedback,
+    open_engine,
+    panels,
+    reason,
+    receipts,
+    signals,
+)
 
 TAKEN_BACK = "taken back"  # the row that says so, until what was published of it is forgotten
 DAYS = 30.0  # that scores are taken for an answer
@@ -143,6 +157,7 @@ class Store:
         with self.reading() as connection:
             drawn = connection.scalar(select(about.c.value).where(about.c.name == "replica"))
         self.replica = replica or str(drawn)
+        self.identity = self._identity()
         self._panels: set[str] = set()
 
     @contextmanager
@@ -285,6 +300,30 @@ class Store:
             here = set(connection.scalars(select(answers.c.replica).distinct()))
         return sorted(here | {name.removeprefix("replica ") for name in known} | {self.replica})
 
+    def rename(self, connection: Connection, old: str, new: str) -> int:
+        """Has answers be another server's. The old name stays known, so that what was given under it is replaced.
+
+        Args:
+            connection (`Connection`): that writes.
+            old, new (`str`): names of servers.
+
+        Returns:
+            `int`: how many answers.
+
+        Raises:
+            ValueError: the new name is too long, or no server of the old one has answers here.
+        """
+        if not 1 <= len(new) <= LONGEST_NAME:
+            raise ValueError(f"A server's name has 1 to {LONGEST_NAME} characters, got {len(new)}.")
+        renamed = connection.execute(update(answers).where(answers.c.replica == old).values(replica=new)).rowcount
+        if not renamed:
+            raise ValueError(f"The store has no answers of a server {old!r}; it knows {self.replicas}.")
+        insert_new = INSERTS[self._engine.dialect.name]
+        for name in (old, new):
+            row = {"name": f"replica {name}", "value": ""}
+            connection.execute(insert_new(about).on_conflict_do_nothing(), row)
+        return renamed
+
     @property
     def taken_back(self) -> str | None:
         """Names the last time that answers were taken back, until [`Store.forgotten`]; None where none were."""
@@ -306,6 +345,18 @@ class Store:
                 name: int(connection.scalar(select(func.count()).select_from(table)) or 0)
                 for name, table in named.items()
             }
+
+    def _identity(self) -> str:
+        """What tells this store from all others; one that was made before there were identities is given one now."""
+        known = select(about.c.value).where(about.c.name == IDENTITY)
+        with self.reading() as connection:
+            identity = connection.scalar(known)
+        if identity is None:
+            new = INSERTS[self._engine.dialect.name](about).on_conflict_do_nothing()
+            with suppress(StoreUnavailable), self.writing() as connection:  # one that may only be read goes without
+                connection.execute(new, {"name": IDENTITY, "value": secrets.token_hex(16)})
+                identity = connection.scalar(known)
+        return str(identity or "")
 
     def _known(self, connection: Connection, given: Given) -> Row[Any] | None:
         """The answer that was scored under this key already.

@@ -34,9 +34,11 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from .errors import StoreUnavailable, WrongStore
 
 VERSION = "1"
+IDENTITY = "identity"  # the row with what tells a store from all others
 _KINDS = ("sqlite", "postgresql")
 # What databases raise; SQLite also by itself, where a connection is set up.
 DATABASE_ERRORS = (DBAPIError, sqlite3.Error)
+LONGEST_NAME = 64  # of a server
 WRITES = "ir3de_writes"  # the option of a connection that is to write
 _BUSY_SECONDS = 5  # that a writer waits for another one
 _WAL_TRIES = 50  # a tenth of a second apart: turning to WAL does not wait by itself
@@ -66,7 +68,7 @@ answers = Table(
     Column("request_id", String(128), nullable=False, index=True),
     Column("answer_id", String(200), index=True),
     Column("time", Double, nullable=False),
-    Column("replica", String(64), nullable=False),
+    Column("replica", String(LONGEST_NAME), nullable=False),
     Column("caller", String(64), nullable=False),
     Column("expert", Text, nullable=False),
     Column("status", String(32), nullable=False),
@@ -234,5 +236,5 @@ def _make_tables(connection: Connection) -> None:
     if inspect(connection).has_table(about.name):
         return
     tables.create_all(connection)
-    known = {"version": VERSION, "replica": secrets.token_hex(8)}
+    known = {"version": VERSION, "replica": secrets.token_hex(8), IDENTITY: secrets.token_hex(16)}
     connection.execute(about.insert(), [{"name": name, "value": value} for name, value in known.items()])

@@ -41,6 +41,8 @@ def read_store(
     texts: str | None = None,
     exchange: str | None = None,
     write: bool = True,
+    take_over: bool = False,
+    rename: tuple[str, str] | None = None,
 ) -> tuple[Remade, int]:
     """What a store is worth, after answers were taken back from it.
 
@@ -51,6 +53,8 @@ def read_store(
         exchange (`str`, *optional*): a repository on the Hub where servers exchange outcomes; what others say there is
             part of the outcomes then.
         write (`bool`): whether to say there what this store holds.
+        take_over (`bool`): what another store said there under the names of this one's servers gives way.
+        rename (`tuple[str, str]`, *optional*): the old name of a server and the new one, which its answers get first.
 
     Returns:
         `tuple[Remade, int]`: the outcomes, and how many answers were taken back.
@@ -68,6 +72,9 @@ def read_store(
         repository.head()
     store = Store(place, make=False)
     try:
+        if rename is not None:
+            with store.writing() as connection:
+                store.rename(connection, *rename)
         gone: list[str] = []
         for which in back:
             with store.writing() as connection:
@@ -76,6 +83,7 @@ def read_store(
             store.wipe()
         # What a server whose store is lost gave a router can be taken back too, by its name.
         named = {which.replica for which in back if which == Which(replica=which.replica) and which.replica}
+        replaced = frozenset(map(tag_of, {*named, *(store.replicas if take_over else ())}))
 
         def worth() -> Remade:
             """What the store is worth by now."""
@@ -85,7 +93,7 @@ def read_store(
         if repository is None:
             return worth(), len(gone)
         taken_back = store.taken_back  # now, or by a server whose repository could not forget it yet
-        made = Exchange(repository).round(worth, write)
+        made = Exchange(repository).round(worth, write, replaced)
         if write and (taken_back is not None or named):
             repository.forget()
         if write and taken_back is not None:

@@ -24,7 +24,7 @@ from ir3de.traffic.removal import FIELDS, Which, take_back
 from ir3de.traffic.signals import Seen, Turns, Watcher
 from ir3de.traffic.store import Answer, Given, Signal, Store
 from ir3de.traffic.texts import Texts
-from ir3de.traffic.writer import Work, Writer
+from ir3de.traffic.writer import After, Work, Writer
 
 from .body import Body
 from .errors import GatewayError, short, wrong
@@ -103,41 +103,51 @@ class Traffic:
             return
         spec = serving.router.experts.spec(exchange.expert) if exchange.expert in serving.experts else None
         answer = answer_of(exchange, self._keys.hash_of(exchange.caller), spec)
-        kept = self._writer.keep(answer)
+        kept = self._writer.keep(answer, lambda _: self._keep_text(answer, exchange.said))
         self._metrics.waits(self._writer.waiting)
         if kept is None:
             return
         if self._watcher is not None and exchange.turns is not None and answer.expert:
             self._watcher.answered(exchange.turns, Seen(answer.request_id, answer.uid))
-        if self.texts is not None:
-            row = {"uid": answer.uid, "id": answer.request_id, "time": answer.time, "expert": answer.expert}
-            self._write_down(**row, text=exchange.said)
 
-    async def do(self, work: Work) -> Any:
+    async def do(self, work: Work, after: After | None = None) -> Any:
         """The result of work on the store, once it is committed.
+
+        Args:
+            work (`Callable`): writes with the connection that it is given.
+            after (`Callable`, *optional*): called with the result then.
 
         Raises:
             GatewayError: the store cannot be written to now.
             NotScored: raised by the work.
         """
         try:
-            future = self._writer.do(work)
+            future = self._writer.do(work, after)
             self._metrics.waits(self._writer.waiting)
             return await asyncio.wrap_future(future)
         except StoreUnavailable as error:
             message = f"The store cannot be written to: {error}. Nothing was kept; send it again later."
             raise GatewayError(503, "store_unavailable", message, retry_after=5) from None
 
-    async def score(self, given: Given) -> Any:
+    async def score(self, given: Given, comment: str = "") -> Any:
         """Takes a score; the answer's row.
+
+        Args:
+            given ([`Given`]): the score.
+            comment (`str`): kept where text is.
 
         Raises:
             GatewayError: the store cannot be written to now.
             NotScored: the score is not taken.
         """
+
+        def after(answer: Any) -> None:
+            """Keeps the comment."""
+            self._write_down(answer, time=time.time(), comment=comment)
+
         for last in (False, True):
             try:
-                return await self.do(lambda connection: self.store.score(connection, given))
+                return await self.do(lambda connection: self.store.score(connection, given), after if comment else None)
             except Unknown:
                 if last:
                     raise
@@ -156,32 +166,28 @@ class Traffic:
             await asyncio.to_thread(self.store.wipe)
         return removed
 
-    def comment(self, uid: str, said: str) -> None:
-        """Keeps a comment, where text is kept at all."""
-        if self.texts is not None:
-            self._write_down(uid=uid, time=time.time(), comment=said)
-
     def close(self) -> None:
         """Writes what waits, and closes the store."""
         self._writer.close()
         self.store.close()
 
-    def _write_down(self, **row: Any) -> None:
-        """Adds to the file of texts, in the writer's thread."""
+    def _keep_text(self, answer: Answer, said: str) -> None:
+        """Keeps the text of a request."""
+        self._write_down(answer, id=answer.request_id, time=answer.time, expert=answer.expert, text=said)
 
-        def add(_: Any) -> None:
-            """Adds a line, or says once that it cannot."""
-            assert self.texts is not None
-            try:
-                self.texts.add(**row)
-                self._text_failed = False
-            except OSError as error:
-                if not self._text_failed:
-                    logger.error("No text can be kept in %s: %s.", self.texts.path, error.strerror)
-                self._text_failed = True
-
-        with suppress(StoreUnavailable):
-            self._writer.do(add)
+    def _write_down(self, answer: Any, **row: Any) -> None:
+        """Adds to the file of texts what belongs to an answer that is committed, unless it was taken back meanwhile."""
+        if self.texts is None:
+            return
+        try:
+            with self.store.writing() as connection:  # so that nobody takes it back between
+                if self.store.has(connection, answer.request_id, answer.uid):
+                    self.texts.add(uid=answer.uid, **row)
+            self._text_failed = False
+        except OSError as error:
+            if not self._text_failed:
+                logger.error("No text can be kept in %s: %s.", self.texts.path, error.strerror or error)
+            self._text_failed = True
 
 
 def answer_of(exchange: Exchange, caller: str, spec: ExpertSpec | None) -> Answer:
@@ -252,11 +258,9 @@ class FeedbackPages:
                 message = "Cost and seconds are measured here; only an admin's key may say otherwise."
                 raise GatewayError(403, "forbidden", message, "cost" if given.seconds is None else "seconds")
             given = given._replace(caller=self._keys.hash_of(caller), any_caller=is_admin)
-            answer = await self._traffic.score(given)
+            answer = await self._traffic.score(given, comment)
         except (GatewayError, NotScored) as error:
             raise self._refused(error) from None
-        if comment:
-            self._traffic.comment(answer.uid, comment)
         self._metrics.gave("ok")
         shown = {"object": "feedback", "id": given.id, "expert": answer.expert, "score": given.score}
         if comment:

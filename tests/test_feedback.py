@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from ir3de.gateway.server import Service
 from ir3de.outcomes_ir3de import ONE, shared
 from ir3de.scripts.bench.stand_in import Received, StandIn
 from ir3de.traffic.remade import remade
+from ir3de.traffic.removal import Which, take_back
 from ir3de.traffic.store import Store
 from ir3de.traffic.texts import Texts
 
@@ -280,6 +282,39 @@ def test_where_text_cannot_be_removed_its_answer_stays(
         assert made.send("DELETE", f"/v1/feedback/{id_}", **ANN).status == 503
     assert store.counts["answers"] == 1
     assert made.send("DELETE", f"/v1/feedback/{id_}", **ANN).status == 200
+
+
+def test_text_stays_only_with_an_answer_that_is_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the commit fails, or the answer is taken back in the same breath, no text is left."""
+    path = tmp_path / "texts.jsonl"
+
+    def fails(connection: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    from sqlalchemy import event
+
+    with kept(tmp_path, texts=True) as (made, store):
+        assert made.gateway.traffic is not None
+        event.listen(store._engine, "commit", fails)
+        id_ = made.ask().headers["x-request-id"]
+        lost = made.gateway.metrics.shown
+        made.wait(lambda: "ir3de_store_lost_total 0.0" not in lost().decode(), "the answer is lost")
+        event.remove(store._engine, "commit", fails)
+        assert made.send("DELETE", f"/v1/feedback/{id_}").status == 404
+        assert path.read_bytes() == b""
+
+        writer, held = made.gateway.traffic._writer, threading.Event()
+        first = writer.do(lambda connection: held.wait(10))
+        made.wait(lambda: not writer.waiting, "it waits for what follows")
+        made.ask()
+        gone = writer.do(lambda connection: take_back(connection, Which(since=0), Texts(path)))
+        held.set()
+        assert first.result(10)
+        assert len(gone.result(10)) == 1
+        made.ask()
+        made.wait(lambda: path.read_bytes().count(b"\n") == 1, "of the answer that stayed alone")
+        (row,) = rows(store)
+        assert json.loads(path.read_bytes())["uid"] == row["uid"]
 
 
 def test_comments_are_not_kept_without_a_file(open_world: tuple[World, Store], tmp_path: Path) -> None:

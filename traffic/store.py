@@ -42,12 +42,14 @@ _DAY = 86_400.0  # seconds
 
 # Statements are made once: making one takes longer than running it.
 _ID: BindParameter[str] = bindparam("the_id")
+_UID: BindParameter[str] = bindparam("the_uid")
 _CALLER: BindParameter[str] = bindparam("the_caller")
 _KEY: BindParameter[str] = bindparam("the_key")
 _ANSWER: BindParameter[int] = bindparam("the_answer")
 _FIND = select(answers).where(or_(answers.c.request_id == _ID, answers.c.answer_id == _ID))
 _FIND_ANY = _FIND.order_by(answers.c.number.desc()).limit(1)
 _FIND_OWN = _FIND.where(answers.c.caller == _CALLER).order_by(answers.c.number.desc()).limit(1)
+_FIND_UID = select(answers.c.number).where(answers.c.request_id == _ID, answers.c.uid == _UID).with_for_update()
 _FIND_KNOWN = (
     select(answers, receipts.c.digest)
     .join(receipts, receipts.c.answer == answers.c.number)
@@ -285,6 +287,15 @@ class Store:
         if answer is None:
             raise Unknown("There is no such answer here; answers of other keys cannot be scored.")
         return answer
+
+    def has(self, connection: Connection, request_id: str, uid: str) -> bool:
+        """Whether an answer is there; nobody else takes it back before the transaction ends.
+
+        Args:
+            connection (`Connection`): that writes.
+            request_id, uid (`str`): of the answer.
+        """
+        return connection.execute(_FIND_UID, {"the_id": request_id, "the_uid": uid}).first() is not None
 
     def spent(self, since: float) -> float:
         """What this server's answers did cost since a moment, in seconds since 1970, as far as that is known."""

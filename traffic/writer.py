@@ -17,6 +17,7 @@ from .store import Answer, Store
 logger = logging.getLogger(__name__)
 
 Work = Callable[[Connection], Any]
+After = Callable[[Any], None]
 
 _WAITING = 20_000  # pieces of work
 _BATCH = 500  # of them in one transaction
@@ -24,10 +25,11 @@ _CLOSE_SECONDS = 15.0
 
 
 class _Piece(NamedTuple):
-    """Work, and who waits for its result."""
+    """Work, who waits for its result, and what is done with that once it is committed."""
 
     work: Work
     done: Future[Any]
+    after: After | None
 
 
 class Writer:
@@ -53,12 +55,14 @@ class Writer:
         """Pieces that wait to be written."""
         return self._queue.qsize()
 
-    def do(self, work: Work) -> Future[Any]:
+    def do(self, work: Work, after: After | None = None) -> Future[Any]:
         """Brings work.
 
         Args:
             work (`Callable`): writes with the connection that it is given; a [`NotScored`] that it raises must have
                 written nothing.
+            after (`Callable`, *optional*): called in the writer's thread with the result once that is committed, before
+                any other work; not where it never is.
 
         Returns:
             `Future`: its result, once that is committed.
@@ -66,7 +70,7 @@ class Writer:
         Raises:
             StoreUnavailable: too much waits already, or the writer is closed.
         """
-        piece = _Piece(work, Future())
+        piece = _Piece(work, Future(), after)
         if not self._thread.is_alive():
             raise StoreUnavailable("the store is closed")
         try:
@@ -76,14 +80,18 @@ class Writer:
             raise StoreUnavailable(f"{self.waiting:,} pieces wait to be written to it already") from None
         return piece.done
 
-    def keep(self, answer: Answer) -> Future[Any] | None:
+    def keep(self, answer: Answer, after: After | None = None) -> Future[Any] | None:
         """Brings an answer, which is lost where the store cannot take it: an answer waits for nobody.
+
+        Args:
+            answer ([`Answer`]): to keep.
+            after (`Callable`, *optional*): as in [`Writer.do`].
 
         Returns:
             `Future`, *optional*: done once the answer is committed; None where it is lost already.
         """
         try:
-            return self.do(lambda connection: self.store.add_answers(connection, [answer]))
+            return self.do(lambda connection: self.store.add_answers(connection, [answer]), after)
         except StoreUnavailable:
             return None
 
@@ -123,23 +131,29 @@ class Writer:
 
     def _write(self, batch: list[_Piece]) -> None:
         """Writes all in one transaction; their results are told when it is committed."""
-        results: list[tuple[Future[Any], Any, NotScored | None]] = []
+        results: list[tuple[_Piece, Any, NotScored | None]] = []
         with self.store.writing() as connection:
             for piece in batch:
                 try:
-                    results.append((piece.done, piece.work(connection), None))
+                    results.append((piece, piece.work(connection), None))
                 except NotScored as error:
-                    results.append((piece.done, None, error))
+                    results.append((piece, None, error))
         if self._failing:
             self._failing = False
             logger.warning("The store is written to again.")
-        for done, result, refused in results:
-            if done.cancelled():
+        for piece, result, refused in results:
+            if piece.done.cancelled():
                 continue
             if refused is None:
-                done.set_result(result)
+                piece.done.set_result(result)
             else:
-                done.set_exception(refused)
+                piece.done.set_exception(refused)
+        for piece, result, refused in results:
+            if piece.after is not None and refused is None:
+                try:
+                    piece.after(result)
+                except Exception:  # what was committed stays, and so does the writer
+                    logger.exception("What follows a piece of work of the store failed")
 
     def _write_alone(self, piece: _Piece) -> None:
         try:

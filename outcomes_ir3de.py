@@ -18,8 +18,8 @@ An expert's outcomes are a union of contributions, as a domain's statistics are;
 
 A contribution may be of a day. With a *half-life* of H days, one that is a days older than the newest of the ledger
 counts 2^(-a / H) where sums are made for a choice; those without a day are as old as the oldest that have one, but for
-a tenth of these, so that a clock that was wrong once does not make them fade. So time passes with what is learned: a
-router that is left alone does not forget. What is kept stays exact and whole.
+a tenth of these, and one of them at least, so that a clock that was wrong once does not make them fade. So time passes
+with what is learned: a router that is left alone does not forget. What is kept stays exact and whole.
 """
 
 from __future__ import annotations
@@ -205,7 +205,8 @@ class Ledger:
     def by_day(self) -> dict[str, Ledger]:
         """The ledger of each day, in order; empty where nothing has a day.
 
-        What has no day is with the first day by which more than a tenth of the outcomes that have one had happened.
+        What has no day is with the first day by which more than a tenth of the outcomes that have one had happened, and
+        more than one of them; where no more than one has a day, with that.
         """
         parts = [(name, key, part) for name, these in self.contributions.items() for key, part in these.items()]
         happened: dict[str, int] = defaultdict(int)  # units of outcomes
@@ -216,8 +217,8 @@ class Ledger:
         if not found:
             return found
         by_then = accumulate(happened[day] for day in found)
-        most = sum(happened.values())
-        undated = next((day for day, units in zip(found, by_then, strict=True) if 10 * units > most), next(iter(found)))
+        aside = max(sum(happened.values()) / 10, ONE)
+        undated = next((day for day, units in zip(found, by_then, strict=True) if units > aside), max(found))
         for name, key, part in parts:
             found[part.day or undated].contributions.setdefault(name, {})[key] = part
         return found

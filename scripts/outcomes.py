@@ -106,7 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--half-life",
         metavar="DAYS",
         help="days after which outcomes count half, against the newest; `none` for never. Those without a `day` are as"
-        " old as the oldest that have one, a tenth of these left aside",
+        " old as the oldest that have one, a tenth of these and at least one left aside",
     )
 
 

@@ -69,6 +69,9 @@ def test_one_day_far_in_the_past_does_not_make_what_has_no_day_fade() -> None:
     before = n(ledger(rows), 30)
     assert before == 10 + 5 + 8
     assert abs(n(ledger([*rows, *told("1970-01-01", 1.0)]), 30) - before) < 1e-6, "it has faded itself, and no other"
+    few = [*told("2025-01-31", 1.0, 4), *told(None, 0.0, 16)]
+    assert abs(n(ledger([*few, *told("1970-01-01", 1.0)]), 30) - 20) < 1e-6, "nor where few have a day"
+    assert n(ledger([*few[1:], *told("2025-01-01", 1.0, 2)]), 30) == 3 + 1 + 8, "two are no slip of a clock"
     many = ledger([*rows, *told("1970-01-01", 1.0, 3)])
     assert n(many, 30) < 15.1, "where more than a tenth is that old, that is how old things are"
 

@@ -156,7 +156,7 @@ class IR3DERoutingPipeline(Pipeline):
                 scores at least `min_score` answers, then `fallback_expert`; and one prompt of several for which
                 nobody can be asked has a record that says why. With `"raise"` the error is raised.
             recognised (`bool`, *optional*, defaults to `False`): add to each record what `feedback` needs: an `id`, and
-                `recognised`, the domains in units that add up to one outcome.
+                `recognised`, the domains in units that add up to one outcome; of an empty prompt all are 0.
             kwargs (*optional*): options of the expert's text-generation pipeline, such as `max_new_tokens`; `seed`;
                 `timeout`, the seconds that an expert may take; `truncation`, to cut the beginning of what is too long.
 
@@ -270,7 +270,11 @@ class IR3DERoutingPipeline(Pipeline):
         rest = [prompt for index, prompt in enumerate(prompts) if index not in empty]
         records = iter(now.run_single(rest, *options) if rest else [])
         explain, generate = options[0].get("explain", False), options[2].get("generate", True)
-        return [_empty_record(explain, generate) if index in empty else next(records) for index in range(len(prompts))]
+        domains = now.model.config.domain_names if options[2].get("recognised") else None
+        return [
+            _empty_record(explain, generate, domains) if index in empty else next(records)
+            for index in range(len(prompts))
+        ]
 
     def _as_it_is_now(self) -> IR3DERoutingPipeline:
         """This pipeline with the router at one moment, so that a record is not half before and half after an edit."""
@@ -574,13 +578,15 @@ def _asked(record: Record) -> Record:
     return record
 
 
-def _empty_record(explain: bool, generate: bool) -> Record:
-    """The record of an empty prompt among others."""
+def _empty_record(explain: bool, generate: bool, domains: list[str] | None) -> Record:
+    """The record of an empty prompt among others; where domains are to be told, none was recognised."""
     record: Record = {"expert": None, "score": 0.0, "ranking": [], "reason": "It is empty: nothing to route on."}
     if explain:
         record["support"], record["tokens"] = 0.0, []
     if generate:
         record["generated_text"] = None
+    if domains is not None:
+        record["id"], record["recognised"] = uuid.uuid4().hex, dict.fromkeys(domains, 0)
     return record
 
 

@@ -148,8 +148,14 @@ class Keys:
         """The name of who sends a request that only some may send.
 
         Raises:
-            GatewayError: the key is none, or not an admin's.
+            GatewayError: the key is none, or not an admin's, as where there are no keys.
         """
+        if not self._keys:
+            message = (
+                "This needs the key of an admin, and this gateway has no keys. Whoever runs it makes one with `ir3de"
+                ' serve --new-key NAME`, adds `"admin": true` to its line in a file, and serves with `--keys FILE`.'
+            )
+            raise GatewayError(403, "forbidden", message)
         key = self._find(headers)
         if not key.admin:
             raise GatewayError(403, "forbidden", "This needs the key of an admin.")

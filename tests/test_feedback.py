@@ -339,6 +339,20 @@ def test_what_was_given_is_taken_back_by_its_caller(locked: tuple[World, Store])
     assert remade(store).ledger == before
 
 
+def test_without_keys_nobody_is_an_admin_and_is_told_how_to_be_one(open_world: tuple[World, Store]) -> None:
+    made, store = open_world
+    made.ask()
+    made.wait(lambda: store.counts["answers"] == 1, "it is kept")
+    for path in ("/v1/feedback?since=2020-01-01", "/v1/feedback?key=ann"):
+        refused = made.send("DELETE", path)
+        assert (refused.status, refused.code) == (403, "forbidden")
+        message = refused.json["error"]["message"]
+        assert "this gateway has no keys" in message
+        assert "--new-key NAME" in message
+        assert '"admin": true' in message
+    assert store.counts["answers"] == 1
+
+
 def test_an_admin_takes_a_key_or_a_time_back(locked: tuple[World, Store]) -> None:
     made, store = locked
     for who in (ANN, ANN, BOB):
@@ -499,5 +513,11 @@ def test_the_pipeline_refuses_a_score_that_means_nothing() -> None:
         pipe.feedback(record, 1.0)
     with pytest.raises(ValueError, match="Nobody answered"):
         pipe.feedback({**pipe("the court", recognised=True), "expert": None}, 1.0)
+    court, empty = pipe(["the court", ""], recognised=True)
+    assert empty.keys() >= {"id", "recognised"}
+    assert empty["id"] != court["id"]
+    assert empty["recognised"] == dict.fromkeys(court["recognised"], 0)
+    with pytest.raises(ValueError, match="Nobody answered"):
+        pipe.feedback(empty, 1.0)
     below = pipe("the court", recognised=True, min_score=1.0, experts=["math"])
     assert sum(below["recognised"].values()) == ONE, "of all domains, whoever may be chosen"

@@ -2,3 +2,5 @@
 
 VARIANTS = ("top-k", "all", "avg", "prompt")
 FEATURE_MAPS = ("identity", "unit", "rff")
+BUDGET_PERIODS = ("hour", "day", "month")
+BUDGET_ENDS = ("cheapest", "refuse")

@@ -7,7 +7,7 @@ from typing import Any, TypeGuard
 
 from transformers import PreTrainedConfig
 
-from .choices_ir3de import FEATURE_MAPS, VARIANTS
+from .choices_ir3de import BUDGET_ENDS, BUDGET_PERIODS, FEATURE_MAPS, VARIANTS
 from .familiarity_ir3de import FamiliarityScale
 from .names_ir3de import check_names
 from .route_selector_ir3de import check_calibration
@@ -16,7 +16,7 @@ from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import SMOOTHING, FeatureMap
 
 _MOST_WHOLE = 2**63 - 1  # of torch
-_OPTIONAL = ("domains", "judged", "half_life", "explore_loss")  # left out of config.json where there is nothing to say
+_OPTIONAL = ("domains", "judged", "half_life", "explore_loss", "budget")  # left out of config.json where unset
 _HALF_LIVES = (1e-2, 1e6)  # days
 # Above these float32 would make W or the features infinite, or the same for all domains.
 _MOST = {
@@ -41,6 +41,26 @@ def check_half_life(days: object) -> None:
     least, most = _HALF_LIVES
     if days is not None and not (is_number(days) and least <= days <= most):
         raise ValueError(f"`half_life` must be a number of days from {least:g} to {most:g}, or None; got {days!r}.")
+
+
+def check_budget(budget: object) -> None:
+    """Raises ValueError unless this says what may be spent in a period, or is None."""
+    if budget is None:
+        return
+    said = budget if isinstance(budget, Mapping) else {}
+    cost, per, end = said.get("cost"), said.get("per"), said.get("end", BUDGET_ENDS[0])
+    if not (
+        is_number(cost)
+        and cost > 0
+        and per in BUDGET_PERIODS
+        and end in BUDGET_ENDS
+        and len(said) <= 2 + ("end" in said)
+    ):
+        raise ValueError(
+            "`budget` must have a `cost` above 0 and as `per` one of"
+            f" {', '.join(BUDGET_PERIODS)}, and may have as `end` one of {', '.join(BUDGET_ENDS)}, as in"
+            f' {{"cost": 20, "per": "day"}}; or be None. Got {budget!r}.'
+        )
 
 
 def _check_positive(field: str, value: object) -> None:
@@ -100,6 +120,9 @@ class IR3DEConfig(PreTrainedConfig):
             familiar than that go to the fallback too.
         explore_loss (`float`, *optional*): what a choice may be expected to lose, in score, for learning of others than
             the best expert; by default nothing. See [`Policy`].
+        budget (`dict`, *optional*): what a gateway that serves the router may spend, in the unit of the experts' costs:
+            `cost`, a number above 0, and `per`, one of `"hour"`, `"day"` and `"month"`; and maybe `end`, who answers
+            once it is spent: `"cheapest"` expert (the default) or nobody, `"refuse"`. Nothing else heeds it.
         evaluation (`dict`, *optional*): what was measured when the router was fitted.
         measured_on (`str`, *optional*): names the set of contributions that `evaluation` and `calibration` were
             measured with, where edits have changed it since.
@@ -153,6 +176,7 @@ class IR3DEConfig(PreTrainedConfig):
     familiarity: dict[str, list[float]] | None = None
     min_familiarity: float | int = 0
     explore_loss: float | int | None = None
+    budget: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     measured_on: str | None = None
     datasets: list[str] | None = None
@@ -254,6 +278,7 @@ class IR3DEConfig(PreTrainedConfig):
         if unknown := sorted({*(self.judged or ())} - {*self.expert_names}):
             raise ValueError(f"`judged` names {unknown}, which are none of the experts {self.expert_names}.")
         check_half_life(self.half_life)
+        check_budget(self.budget)
         if self.feature_map not in FEATURE_MAPS:
             raise ValueError(f"`feature_map` must be one of {', '.join(FEATURE_MAPS)}; got {self.feature_map!r}.")
         if not _is_whole(self.num_features) or self.num_features < 2 or self.num_features % 2:

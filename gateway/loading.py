@@ -25,6 +25,7 @@ class Origin(NamedTuple):
         second_opinion (`bool`): ask the router's second opinion where it is unsure.
         min_score (`float`, *optional*): instead of the router's own.
         fallback (`str`, *optional*): an expert, likewise.
+        explore_loss (`float`, *optional*): likewise.
     """
 
     place: str
@@ -32,6 +33,7 @@ class Origin(NamedTuple):
     second_opinion: bool = False
     min_score: float | None = None
     fallback: str | None = None
+    explore_loss: float | None = None
 
     @property
     def is_folder(self) -> bool:
@@ -65,7 +67,7 @@ class Origin(NamedTuple):
         """
         wanted = None if self.is_folder else revision or self.revision
         model = IR3DEModel.from_pretrained(self.place, revision=wanted)
-        instead = {"min_score": self.min_score, "fallback_expert": self.fallback}
+        instead = {"min_score": self.min_score, "fallback_expert": self.fallback, "explore_loss": self.explore_loss}
         given: Any = {key: value for key, value in instead.items() if value is not None}
         if not self.is_folder:
             given["expert_kwargs"] = {"private_hosts": allowed_hosts(model.config.experts or [])}

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -52,6 +53,7 @@ class Service(NamedTuple):
         second_opinion (`bool`): ask the router's second opinion where it is unsure.
         min_score (`float`, *optional*): instead of the router's own.
         fallback (`str`, *optional*): an expert, likewise.
+        explore_loss (`float`, *optional*): likewise.
         preload (`bool`): load experts on this machine before they are asked.
         host, port: where to listen.
         workers (`int`): processes.
@@ -69,8 +71,9 @@ class Service(NamedTuple):
         keep_text (`str`, *optional*): a file for the text of requests.
         exchange (`str`, *optional*): the repository on the Hub where servers exchange outcomes.
         every (`float`): seconds between two rounds of exchange.
-        budget (`str`, *optional*): what answers may cost in a period, as in `20/day`; each worker has an even share.
-        budget_end (`str`): who answers once it is spent.
+        budget (`str`, *optional*): what answers may cost in a period, as in `20/day`, instead of the router's own, or
+            `none`; each worker has an even share.
+        budget_end (`str`, *optional*): who answers once it is spent, likewise.
         feedback_days (`float`): that scores are taken for an answer.
         implicit (`float`): what signs count for that nobody gave as a score, of an outcome.
         log (`bool`): a line a request.
@@ -82,6 +85,7 @@ class Service(NamedTuple):
     second_opinion: bool = False
     min_score: float | None = None
     fallback: str | None = None
+    explore_loss: float | None = None
     preload: bool = False
     host: str = "127.0.0.1"
     port: int = 8000
@@ -101,7 +105,7 @@ class Service(NamedTuple):
     exchange: str | None = None
     every: float = 900.0
     budget: str | None = None
-    budget_end: str = "cheapest"
+    budget_end: str | None = None
     feedback_days: float = 30.0
     implicit: float = 0.0
     log: bool = True
@@ -128,19 +132,23 @@ class Service(NamedTuple):
             more_wrappers=tuple(self.wrappers),
         )
 
-    def spending(self, keeping: Keeping | None = None) -> Spending | None:
+    def spending(self, keeping: Keeping | None = None, of_router: Mapping[str, Any] | None = None) -> Spending | None:
         """What holds its gateway to a budget, if it has one.
 
         Args:
             keeping ([`Keeping`], *optional*): the store that knows what was spent before.
+            of_router (`dict`, *optional*): the budget of the router's config, where no other is asked for.
 
         Raises:
             ValueError: the budget is malformed.
         """
-        if self.budget is None:
+        if self.budget == "none" or (self.budget is None and of_router is None):
             return None
+        budget = Budget(**(of_router or {})) if self.budget is None else Budget.read(self.budget)
+        if self.budget_end is not None:
+            budget = Budget.read(f"{budget.cost!r}/{budget.per}", self.budget_end)
         before = None if keeping is None else partial(_spent, keeping)
-        return Spending(Budget.read(self.budget, self.budget_end), before, self.workers)
+        return Spending(budget, before, self.workers)
 
     def keeping(self) -> Keeping | None:
         """The store of its gateway, opened, if it has one.
@@ -165,16 +173,28 @@ class Service(NamedTuple):
         store = Store(self.store, self.replica, self.feedback_days)
         return Keeping(store, Texts(self.keep_text) if self.keep_text else None, self.implicit)
 
+    def check(self) -> None:
+        """Looks at what can be told before the router is loaded.
+
+        Raises:
+            ValueError: keys, budget or a number are malformed, or the store is none.
+            OSError: keys or store cannot be read.
+        """
+        self.settings()
+        self.spending()
+        if keeping := self.keeping():
+            keeping.store.close()
+
 
 def run(service: Service) -> None:
     """Serves until the process is told to stop; requests that have begun are answered first.
 
     Args:
-        service ([`Service`]): what is served.
+        service ([`Service`]): what is served, and was checked.
 
     Raises:
-        ValueError: the router or the keys are malformed.
-        OSError: they cannot be read.
+        ValueError: the router is malformed.
+        OSError: it cannot be read.
     """
     listening: dict[str, Any] = {"host": service.host, "port": service.port, "log_level": "warning"}
     listening |= {"http": GuardedProtocol, "limit_concurrency": room_for_connections(), "access_log": False}
@@ -183,10 +203,6 @@ def run(service: Service) -> None:
     if service.workers == 1:
         uvicorn.run(make_application(service), **listening)
         return
-    service.settings()  # said here rather than by every worker
-    service.spending()
-    if keeping := service.keeping():
-        keeping.store.close()
     listening["timeout_worker_healthcheck"] = _WORKER_SECONDS
     with tempfile.TemporaryDirectory(prefix="ir3de-workers-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -213,7 +229,14 @@ def make_application(service: Service) -> Starlette:
     settings = service.settings()
     if service.log:
         _log_requests()
-    origin = Origin(service.router, service.revision, service.second_opinion, service.min_score, service.fallback)
+    origin = Origin(
+        service.router,
+        service.revision,
+        service.second_opinion,
+        service.min_score,
+        service.fallback,
+        service.explore_loss,
+    )
     revision = origin.current() if service.watch else ""
     serving = served(origin.load(revision or None), revision)
     try_routes(serving.router)  # makes the tables that routes are looked up in, before the first request
@@ -224,7 +247,7 @@ def make_application(service: Service) -> Starlette:
         torch.set_num_threads(1)  # a route is too small a task to share
     prepare_in_background(serving, settings.preload)
     keeping = service.keeping()
-    spending = service.spending(keeping)
+    spending = service.spending(keeping, serving.router.model.config.budget)
     if spending is not None and (missing := sorted(serving.router.model.panel.unpriced)):
         raise ValueError(
             f"A budget needs a `cost` in the spec of every expert, or outcomes that tell it; {missing} have none."

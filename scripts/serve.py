@@ -7,6 +7,7 @@ import os
 import re
 import sys
 
+from ir3de.choices_ir3de import BUDGET_ENDS
 from ir3de.gateway.limits import Limits, Timeouts
 from ir3de.scripts.command import command
 
@@ -35,6 +36,10 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
     lowest = "probability below which the fallback answers (default: the router's own)"
     parser.add_argument("--min-score", type=float, metavar="P", help=lowest)
     parser.add_argument("--fallback", metavar="EXPERT", help="expert that answers then (default: the router's own)")
+    loss = (
+        "score that a choice may be expected to lose for learning of others than the best (default: the router's own)"
+    )
+    parser.add_argument("--explore-loss", type=float, metavar="X", help=loss)
     parser.add_argument("--preload", action="store_true", help="load experts on this machine before they are asked")
 
 
@@ -66,9 +71,13 @@ def _add_traffic(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--budget", metavar="COST/PERIOD", help="what answers may cost an hour, day or month: 20/day")
-    help_ = "once it is spent, the cheapest expert answers, or nobody (status 429) until the next period"
-    parser.add_argument("--budget-end", choices=("cheapest", "refuse"), default="cheapest", help=help_)
+    help_ = "what answers may cost an hour, day or month: 20/day; or none (default: the router's own)"
+    parser.add_argument("--budget", metavar="COST/PERIOD", help=help_)
+    help_ = (
+        "once it is spent, the cheapest expert answers, or nobody (status 429) until the next period (default:"
+        " cheapest, or what the router's own budget says)"
+    )
+    parser.add_argument("--budget-end", choices=BUDGET_ENDS, help=help_)
 
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
@@ -131,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
         second_opinion=args.second_opinion,
         min_score=args.min_score,
         fallback=args.fallback,
+        explore_loss=args.explore_loss,
         preload=args.preload,
         host=args.host,
         port=args.port,
@@ -155,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
         implicit=args.implicit,
         log=not args.no_log,
     )
+    service.check()
     where = f"http://{service.host}:{service.port}/v1"
     print(f"Serving {service.router} at {where} once it has loaded; GET /ready tells when.", flush=True)
     server.run(service)

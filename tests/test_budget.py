@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from ir3de import IR3DEConfig
 from ir3de.gateway.feedback import Keeping
 from ir3de.gateway.purse import Purse, expected_costs
 from ir3de.gateway.server import Service
@@ -341,3 +342,77 @@ def test_a_router_whose_experts_have_no_cost_cannot_have_a_budget(tmp_path: Path
     tiny.router({name: {} for name in tiny.DOMAINS}).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="A budget needs a `cost`"):
         make_application(Service(str(tmp_path), budget="20/day", log=False))
+
+
+def test_the_routers_own_budget_holds_unless_another_is_asked_for(tmp_path: Path) -> None:
+    from ir3de.gateway.server import make_application
+
+    from . import tiny
+
+    own = {"cost": 20, "per": "day"}
+    asked = {
+        None: Budget(20, "day"),
+        "3/hour": Budget(3.0, "hour"),
+    }
+    for text, budget in asked.items():
+        spending = Service("router", budget=text).spending(None, own)
+        assert spending is not None
+        assert spending.budget == budget
+    assert Service("router", budget="none").spending(None, own) is None
+    assert Service("router").spending(None, None) is None
+    refusing = Service("router", budget_end="refuse").spending(None, own)
+    assert refusing is not None
+    assert refusing.budget == Budget(20.0, "day", "refuse")
+    kept = Service("router", budget="1e-3/day").spending(None, {**own, "end": "refuse"})
+    assert kept is not None
+    assert kept.budget == Budget(1e-3, "day"), "an end belongs to its budget"
+
+    model = tiny.router({name: {} for name in tiny.DOMAINS})
+    assert "budget" not in model.config.to_dict()
+    model.config.budget = own
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="A budget needs a `cost`"):
+        make_application(Service(str(tmp_path), log=False))
+    assert make_application(Service(str(tmp_path), budget="none", log=False))
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        20,
+        {},
+        {"cost": 20},
+        {"cost": 0, "per": "day"},
+        {"cost": True, "per": "day"},
+        {"cost": float("nan"), "per": "day"},
+        {"cost": "20", "per": "day"},
+        {"cost": 20, "per": "week"},
+        {"cost": 20, "per": ["day"]},
+        {"cost": 20, "per": "day", "end": "stop"},
+        {"cost": 20, "per": "day", "until": "night"},
+    ],
+)
+def test_a_config_with_a_budget_that_is_none_is_refused(budget: Any) -> None:
+    with pytest.raises(ValueError, match="`budget` must have a `cost` above 0"):
+        IR3DEConfig(budget=budget)
+    assert IR3DEConfig(budget={"cost": 2.5, "per": "month", "end": "refuse"}).budget
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        (("--budget", "20/week"), "as in 20/day"),
+        (("--replica", "one"), "need a `--store`"),
+        (("--store", "{store}", "--implicit", "2"), "`--implicit`"),
+    ],
+)
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_makes_no_sense_is_said_before_serving_is(
+    option: tuple[str, ...], said: str, workers: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ir3de.scripts import serve
+
+    options = [each.format(store=tmp_path / "store") for each in option]
+    with pytest.raises(ValueError, match=said):
+        serve.main([str(tmp_path), "--workers", workers, *options])
+    assert "Serving" not in capsys.readouterr().out

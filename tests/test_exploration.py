@@ -1,5 +1,6 @@
 """Exploring: nothing changes where it is off, no choice is expected to lose more than was allowed, and it is said."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 
 from ir3de import IR3DEConfig, IR3DEModel, IR3DERoutingPipeline
+from ir3de.gateway.loading import Origin
 from ir3de.outcome_rows_ir3de import Outcome
 from ir3de.outcomes_ir3de import Ledger, OutcomesCollector, whole
 from ir3de.policy_ir3de import Panel, Policy, explored
+from ir3de.scripts import serve
 from ir3de.scripts.routers.learners import Epsilon, LinUCB, NearestOnline, Pairwise, Stream, replayed
 
 from . import tiny
@@ -193,3 +196,13 @@ def test_an_expert_that_falls_loses_its_share_within_a_half_life_or_when_its_mea
     assert after[: until // 3].mean() > 0.5, "it is not left at once"
     assert until + 200 <= len(after)
     assert after[until : until + 200].mean() < 0.4
+
+
+def test_a_gateway_explores_where_it_is_told_to(tmp_path: Path) -> None:
+    tiny.router().save_pretrained(tmp_path)
+    assert Origin(str(tmp_path)).load().policy({}).explore_loss == 0
+    router = Origin(str(tmp_path), explore_loss=0.3).load()
+    assert router.policy({}).explore_loss == 0.3
+    assert router.policy({"explore_loss": 0.1}).explore_loss == 0.1, "a request may ask for less"
+    with pytest.raises(ValueError, match="`explore_loss`"):
+        serve.main([str(tmp_path), "--explore-loss", "2"])

@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-PERIODS = ("hour", "day", "month")
-ENDS = ("cheapest", "refuse")
+from ir3de.choices_ir3de import BUDGET_ENDS, BUDGET_PERIODS
+
 _LATEST = 512  # requests that a price is tried on
 _EVERY = 32  # requests after which what prices would make them cost is looked at anew
 _PRICES = np.concatenate([[0.0], np.geomspace(1e-4, 1e4, 129)])  # in units of score per mean cost of a request
@@ -48,10 +48,10 @@ class Budget(NamedTuple):
 
     cost: float
     per: str
-    end: str = "cheapest"
+    end: str = BUDGET_ENDS[0]
 
     @classmethod
-    def read(cls, text: str, end: str = "cheapest") -> Budget:
+    def read(cls, text: str, end: str = BUDGET_ENDS[0]) -> Budget:
         """Reads `20/day`.
 
         Raises:
@@ -62,10 +62,11 @@ class Budget(NamedTuple):
             cost = float(found[1]) if found else math.nan
         except ValueError:
             cost = math.nan
-        if found is None or not 0 < cost < math.inf or found[2] not in PERIODS:
-            raise ValueError(f"A budget is a cost above 0 and one of {', '.join(PERIODS)}, as in 20/day; got {text!r}.")
-        if end not in ENDS:
-            raise ValueError(f"At its end a budget knows {' and '.join(ENDS)}; got {end!r}.")
+        if found is None or not 0 < cost < math.inf or found[2] not in BUDGET_PERIODS:
+            periods = ", ".join(BUDGET_PERIODS)
+            raise ValueError(f"A budget is a cost above 0 and one of {periods}, as in 20/day; got {text!r}.")
+        if end not in BUDGET_ENDS:
+            raise ValueError(f"At its end a budget knows {' and '.join(BUDGET_ENDS)}; got {end!r}.")
         return cls(cost, found[2], end)
 
     def period(self, now: float) -> tuple[float, float]:

@@ -179,11 +179,12 @@ def _check_stays_inside(new: Path, folder: Path) -> None:
 
 def _clear_up(folder: Path) -> None:
     """Deletes what this save and killed ones have left. Links are deleted themselves, not what they lead to."""
-    for path in (path for pattern in _LEFT for path in folder.glob(pattern)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    for pattern in _LEFT:
+        for path in folder.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 # The disk.

@@ -156,10 +156,15 @@ def as_code(text: object) -> str:
     Args:
         text (`object`): such as a model's id, which may be a stranger's words.
     """
-    shown = "".join(
-        each if each.isprintable() and each not in "`|<>" else "\N{REPLACEMENT CHARACTER}" for each in str(text)
-    )
-    return f"`{shown[:_MOST_SHOWN]}{'...' if len(shown) > _MOST_SHOWN else ''}`" if shown.strip() else "`?`"
+    shown = ""
+    for each in str(text):
+        harmless = each.isprintable() and each not in "`|<>"
+        shown += each if harmless else "\N{REPLACEMENT CHARACTER}"
+    if not shown.strip():
+        return "`?`"
+    if len(shown) > _MOST_SHOWN:
+        shown = shown[:_MOST_SHOWN] + "..."
+    return f"`{shown}`"
 
 
 def as_name(name: str) -> str:

@@ -861,7 +861,8 @@ def _scorer(
     solved = None
     if not (by_prompts and config.discriminant):
         with one_thread():
-            problem = _problems(config, domains)[by_prompts]
+            of_tokens, of_prompts = _problems(config, domains)
+            problem = of_prompts if by_prompts else of_tokens
             solved = Solved.of(problem, [1 / domain.rows(kind) if even else 1.0 for domain in domains])
     return Scorer(kind, list(config.domain_names), W, solved, words)
 
@@ -927,10 +928,14 @@ def _documents(config: IR3DEConfig, domains: list[DomainStatistics], without: st
     """In how many prompts of each domain tokens occur; None, with a warning of what the router goes without, where a
     domain keeps that back.
     """
-    told = [counts for domain in domains if (counts := domain.documents) is not None]
-    if len(told) == len(domains):
+    told, silent = [], []
+    for name, domain in zip(config.domain_names, domains, strict=True):
+        if domain.documents is None:
+            silent.append(name)
+        else:
+            told.append(domain.documents)
+    if not silent:
         return told
-    silent = [name for name, domain in zip(config.domain_names, domains, strict=True) if domain.documents is None]
     warnings.warn(
         f"The statistics of {silent} do not tell how many prompts tokens occur in, so the router goes without"
         f" {without}. Contributions of `ir3de collect` tell it, but for those of its private mode.",

@@ -97,6 +97,10 @@ def tidy(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", name).split())
 
 
+def _quoted(character: str) -> str:
+    return "".join(f"={byte:02x}" for byte in character.encode())
+
+
 def file_name(name: str) -> str:
     """The file name of an expert or domain, without an ending; see this file's beginning.
 
@@ -105,7 +109,7 @@ def file_name(name: str) -> str:
     """
     if _PLAIN.fullmatch(name) and name.split(".", maxsplit=1)[0].lower() not in _RESERVED:
         return name
-    quoted = "".join(each if each in _KEPT else "".join(f"={byte:02x}" for byte in each.encode()) for each in name)
+    quoted = "".join(each if each in _KEPT else _quoted(each) for each in name)
     if quoted.endswith("."):
         quoted = f"{quoted[:-1]}=2e"
     if len(quoted) < _MOST_FILE:

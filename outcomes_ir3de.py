@@ -30,7 +30,6 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -196,8 +195,8 @@ class Ledger:
         by_day = self.by_day()
         if half_life is None or len(by_day) < 2:
             return self._totals(domains, experts)
-        newest, *_ = dates = [check_day(day) for day in reversed(by_day)]
-        weights = [0.5 ** ((newest - each).days / half_life) for each in reversed(dates)]
+        dates = [check_day(day) for day in by_day]
+        weights = [0.5 ** ((dates[-1] - each).days / half_life) for each in dates]
         # A day's sums are exact, and days are added in their order: the same outcomes give the same bits.
         days = [ledger._totals(domains, experts) for ledger in by_day.values()]
         return sum(weight * totals for weight, totals in zip(weights, days, strict=True))
@@ -216,9 +215,7 @@ class Ledger:
         found: dict[str, Ledger] = {day: Ledger() for day in sorted(happened)}
         if not found:
             return found
-        by_then = accumulate(happened[day] for day in found)
-        aside = max(sum(happened.values()) / 10, ONE)
-        undated = next((day for day, units in zip(found, by_then, strict=True) if units > aside), max(found))
+        undated = _day_of_undated(happened)
         for name, key, part in parts:
             found[part.day or undated].contributions.setdefault(name, {})[key] = part
         return found
@@ -255,7 +252,7 @@ class Ledger:
     @property
     def domains(self) -> set[str]:
         """Those that outcomes count in."""
-        return {domain for parts in self.contributions.values() for part in parts.values() for domain in part.domains}
+        return set[str]().union(*(_domains_of(parts) for parts in self.contributions.values()))
 
     @property
     def digest(self) -> dict[str, str]:
@@ -272,7 +269,7 @@ class Ledger:
         """Each expert's totals as bytes, to compare."""
         found = {}
         for name, parts in self.contributions.items():
-            domains = sorted({domain for part in parts.values() for domain in part.domains})
+            domains = sorted(_domains_of(parts))
             found[name] = repr(domains).encode() + self.sums(domains, [name]).tobytes()
         return found
 
@@ -299,6 +296,26 @@ class Ledger:
             ValueError: a file is damaged, or its sums cannot be such of outcomes.
         """
         return cls({name_of_file(Path(path).stem, known): read_contributions(path) for path in paths})
+
+
+def _domains_of(parts: Mapping[str, Contribution]) -> set[str]:
+    return set[str]().union(*(part.domains for part in parts.values()))
+
+
+def _day_of_undated(happened: Mapping[str, int]) -> str:
+    """The first day by which more than a tenth had happened, and more than one outcome; the last where none is such.
+
+    Args:
+        happened (`Mapping[str, int]`): units of outcomes by day.
+    """
+    days = sorted(happened)
+    aside = max(sum(happened.values()) / 10, ONE)
+    by_then = 0
+    for day in days:
+        by_then += happened[day]
+        if by_then > aside:
+            return day
+    return days[-1]
 
 
 def whole(column: Any, domains: int) -> Any:

@@ -186,7 +186,9 @@ class SecondOpinion:
             ValueError: there are no texts.
         """
         rest = iter([texts] if isinstance(texts, str) else texts)
-        parts = [self.encode(batch) for batch in iter(lambda: list(islice(rest, _TEXTS)), [])]
+        parts = []
+        while batch := list(islice(rest, _TEXTS)):
+            parts.append(self.encode(batch))
         if not parts:
             raise ValueError("There are no texts: give text of the domain.")
         return self.summed(torch.cat(parts))

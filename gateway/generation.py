@@ -220,7 +220,12 @@ class _Reader(TextStreamer):
     def ending(self, max_tokens: int) -> Piece:
         """The last piece: why the answer ended."""
         cut = self.tokens >= max_tokens and self._last not in self.tokenizer.all_special_ids
-        finish = "tool_calls" if self._calls else "length" if cut and not self.stopped else "stop"
+        if self._calls:
+            finish = "tool_calls"
+        elif cut and not self.stopped:
+            finish = "length"
+        else:
+            finish = "stop"
         return Piece(
             "end",
             choice=self._choice,
@@ -233,7 +238,8 @@ class _Reader(TextStreamer):
 def can_call_tools(source: LocalSource) -> bool:
     """Whether a tokenizer has both: a template that shows the tools, and one that finds calls in an answer."""
     template = getattr(source.tokenizer, "chat_template", None)
-    shown = any("tools" in text for text in (template.values() if isinstance(template, dict) else [template or ""]))
+    templates = template.values() if isinstance(template, dict) else [template or ""]
+    shown = any("tools" in text for text in templates)
     return shown and get_response_template(source.tokenizer, cast(Any, source)) is not None
 
 
@@ -256,7 +262,7 @@ class Stops:
         if self.found:
             return ""
         self._held += text
-        places = [place for each in self._strings if (place := self._held.find(each)) >= 0]
+        places = [self._held.find(each) for each in self._strings if each in self._held]
         if places:
             self.found = True
             return self._held[: min(places)]

@@ -34,7 +34,10 @@ class ChatShape:
         """The answer in one piece."""
         self._count(pieces)
         last = max(piece.choice for piece in pieces)
-        choices = [self._choice([piece for piece in pieces if piece.choice == i], i) for i in range(last + 1)]
+        choices = []
+        for index in range(last + 1):
+            of_choice = [piece for piece in pieces if piece.choice == index]
+            choices.append(self._choice(of_choice, index))
         return {**self._common("chat.completion"), "choices": choices, "usage": self.usage()}
 
     def _choice(self, pieces: list[Piece], index: int) -> dict[str, Any]:
@@ -306,7 +309,7 @@ class ResponseShape(ChatShape):
 
     def _response(self) -> dict[str, Any]:
         cut = self._finish == "length"
-        status = "in_progress" if not self._finish else "incomplete" if cut else "completed"
+        status = {"": "in_progress", "length": "incomplete"}.get(self._finish, "completed")
         echoed = {key: self.fields.get(key) for key in ("instructions", "metadata", "max_output_tokens")}
         return {
             "id": self.id,

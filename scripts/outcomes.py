@@ -147,12 +147,13 @@ def run(args: argparse.Namespace) -> int:
             else:
                 model.add_outcomes(file, where)
         shown[:] = [shown_outcomes(model) or "No outcomes are left."]
-        shown.extend([sample.changes(model)] if args.files else [])
+        if args.files:
+            shown.append(sample.changes(model))
 
-    number = f"{len(args.files):,} files" if len(args.files) > 1 else "a file"
-    message = (
-        f"{'Remove' if args.remove else 'Add'} outcomes of {number}" if args.files else "Set the outcomes' half-life"
-    )
+    message = "Set the outcomes' half-life"
+    if args.files:
+        number = f"{len(args.files):,} files" if len(args.files) > 1 else "a file"
+        message = f"{'Remove' if args.remove else 'Add'} outcomes of {number}"
     place = apply_edit(target, edit, message)
     print("\n\n".join(shown))
     print(f"{message}: {place}")

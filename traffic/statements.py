@@ -88,10 +88,11 @@ Known = dict[str, Said]  # by the servers' tags
 
 def join(one: Mapping[str, Said], other: Mapping[str, Said]) -> Known:
     """What two know together: the same in whatever order, and however often."""
-    tags = sorted({*one, *other})
-    return {
-        tag: max((known[tag] for known in (one, other) if tag in known), key=lambda said: said.rank) for tag in tags
-    }
+    joined = {}
+    for tag in sorted({*one, *other}):
+        said = [known[tag] for known in (one, other) if tag in known]
+        joined[tag] = max(said, key=lambda each: each.rank)
+    return joined
 
 
 def packed(ledger: Ledger) -> dict[str, bytes]:

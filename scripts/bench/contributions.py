@@ -94,7 +94,11 @@ class Maker:
     @staticmethod
     def _a_row(domain: DomainStatistics) -> Grams:
         """Sums a row, of each kind."""
-        return {kind: (A := domain.gram(kind)) / A[-1, -1] for kind in KINDS}
+        rows = {}
+        for kind in KINDS:
+            gram = domain.gram(kind)
+            rows[kind] = gram / gram[-1, -1]
+        return rows
 
     def make(self, number: int) -> Iterator[Hostile]:
         """So many contributions, each way in turn."""
@@ -222,7 +226,8 @@ def table(results: Sequence[Result]) -> str:
     rows: list[list[str]] = []
     for bound in BOUNDS:
         taken = [result for result in results if not result.refused and result.times <= bound]
-        macro, most = (max((getattr(result, field) for result in taken), default=0.0) for field in ("macro", "most"))
+        macro = max((result.macro for result in taken), default=0.0)
+        most = max((result.most for result in taken), default=0.0)
         beyond = sum(result.macro > 0.02 for result in taken)
         rows.append(
             [

@@ -120,7 +120,8 @@ def mixed(prompts: int = 64, rounds: int = 2) -> None:
     times = [(_timed(direct), _timed(lambda: pipe(texts, **options))) for _ in range(rounds)]  # in turn
     print(f"{prompts} prompts: {', '.join(f'{name} {len(share)}' for name, share in shares.items())}")
     for index, clock in enumerate(("wall", "CPU")):
-        calls, ours = (min(row[kind][index] for row in times) for kind in (0, 1))
+        calls = min(of_direct[index] for of_direct, _ in times)
+        ours = min(of_pipeline[index] for _, of_pipeline in times)
         print(f"{clock}: direct calls {calls:.1f} s, one mixed batch {ours:.1f} s, {ours / calls:.3f} times")
 
 

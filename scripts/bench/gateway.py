@@ -15,6 +15,7 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -204,10 +205,11 @@ def measure(servers: list[Server], clients: int, requests: int, rounds: int, str
     result = {}
     for name, loads in taken.items():
         rate = statistics.median(each.rate for each in loads)
-        ms, first = ([value for each in loads for value in getattr(each, field)] for field in ("ms", "first_ms"))
+        ms = list(chain.from_iterable(each.ms for each in loads))
+        first = list(chain.from_iterable(each.first_ms for each in loads))
         whole = Load(clients, ms, first, len(ms) / rate if rate else 1.0, sum(each.failed for each in loads))
         result[name] = whole
-        label = name + ", streams" * stream
+        label = f"{name}, streams" if stream else name
         print(f"{whole.line(label)} {1000 * cpu[name] / (rounds * requests):.2f} |", flush=True)
     return result
 

@@ -33,7 +33,8 @@ class Judged:
     def take(self, rows: Sequence[int] | Integers) -> Judged:
         """Some of the prompts."""
         picked = np.asarray(rows, dtype=np.int64)
-        texts, groups = ([column[row] for row in picked] for column in (self.texts, self.groups))
+        texts = [self.texts[row] for row in picked]
+        groups = [self.groups[row] for row in picked]
         return Judged(texts, groups, self.scores[picked], self.costs[picked])
 
     def seen(self, mask: Array) -> Judged:

@@ -347,12 +347,11 @@ def _mistake(source: RowSource, report: Report, seen: Iterable[str]) -> str:
         return f"No row of {of} can be used. {report.first_bad[0]}"
     if not seen:
         return f"There is no row in {of}."
-    missing = [key for where in source.where if (key := _condition(where)[0]) not in set(seen)]
-    return (
-        f"No row of {of} has a column {missing[0]!r}, which --where names.{nearest(missing[0], seen)}"
-        if missing
-        else ""
-    )
+    for where in source.where:
+        key = _condition(where)[0]
+        if key not in seen:
+            return f"No row of {of} has a column {key!r}, which --where names.{nearest(key, seen)}"
+    return ""
 
 
 def _rows(source: RowSource, part: Part, report: Report, use: Use, seen: set[str] | None = None) -> Iterator[Any]:

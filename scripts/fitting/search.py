@@ -91,7 +91,9 @@ class Candidate:
         def together(field: str) -> Any:
             """The scores of all parts, or None where the first has none."""
             given = [getattr(part, field) for part in parts]
-            return given[0] and {name: torch.cat([scores[name] for scores in given]) for name in given[0]}
+            if given[0] is None:
+                return None
+            return {name: torch.cat([scores[name] for scores in given]) for name in given[0]}
 
         return cls(parts[0].config, together("scores"), together("bayes"))
 
@@ -304,7 +306,7 @@ def describe(candidates: Sequence[Candidate], chosen: Candidate) -> str:
         k, noise = f.get("num_votes", "-"), f.get("token_noise", "-")
         lexical = f"{f['lexical_weight']:.3f}" if "lexical_weight" in f else "-"
         value = f["prompt_regularization" if f["variant"] == "prompt" else "regularization"]
-        variant = f["variant"] + " (LDA)" * f.get("discriminant", False)
+        variant = f"{f['variant']} (LDA)" if f.get("discriminant") else f["variant"]
         mark, accuracy = ">" if c is chosen else " ", 100 * c.macro_accuracy
         lines.append(
             f"{mark} {f['feature_map']:8}  {variant:12} {k!s:>5} {value:8.1e} {noise!s:>6} {lexical:>8}  "

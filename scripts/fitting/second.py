@@ -201,14 +201,19 @@ def fit_beside(opinion: SecondOpinion, fitted: Fitted, rows: Sequence[Row]) -> t
     for row, ids in zip(rows, encoded_ids, strict=True):
         if ids:  # the others were no part of the fit
             by_domain[row.domain].append(row)
-    places = [(name, number) for name, of_domain in by_domain.items() for number in range(len(of_domain))]
+    places: list[tuple[str, int]] = []  # a domain and the number of a row of it
+    for name, of_domain in by_domain.items():
+        places += [(name, number) for number in range(len(of_domain))]
     sample = [places[i] for i in sample_per_domain([name for name, _ in places], MOST_TEXTS, 0)]
     labels = torch.tensor([config.domain_names.index(name) for name, _ in sample])
     X = encoded(opinion, [by_domain[name][number].text for name, number in sample])
     q = choose(opinion, X, labels, config.domain_names)
-    held = {name: {int(row): i for i, row in enumerate(numbers)} for name, numbers in fitted.held_out.items()}
-    both = [i for i, (name, number) in enumerate(sample) if number in held[name]]
-    logits = [fitted.chosen.logits[name][held[name][number]] for name, number in (sample[i] for i in both)]
+    logits_of: dict[tuple[str, int], torch.Tensor] = {}
+    for name, numbers in fitted.held_out.items():
+        for number, row in zip(numbers.tolist(), fitted.chosen.logits[name], strict=True):
+            logits_of[name, number] = row
+    both = [i for i, place in enumerate(sample) if place in logits_of]
+    logits = [logits_of[sample[i]] for i in both]
     p = probabilities(torch.stack(logits), **(config.calibration or {}))
     opinion.encoder = MINILM  # a folder of this machine means nothing to others
     return over_bounds(p, q[both], labels[both]), len(both)

@@ -64,7 +64,8 @@ def judge_by_task(
             for expert in experts:
                 rest = [item for item in portion if (expert, task.config.task, item) not in known]
                 number, done = number + len(rest), done + len(portion) - len(rest)
-                jobs += [_Job(expert, task, rest)] if rest else []
+                if rest:
+                    jobs.append(_Job(expert, task, rest))
     rows = (row for job in jobs for row in _rows(job, pipe, manager, options, metric, count_tokens))
     return write_down(rows, number, done, output)
 

@@ -134,9 +134,19 @@ def outside_figures(router: IR3DERoutingPipeline, rows: Sequence[Row], texts: Se
     near = router([row.text for row in rows], generate=False, top_n=1)
     far = router(list(texts), generate=False, top_n=1)
     by = "familiarity" if all("familiarity" in record for record in chain(near, far)) else "score"
-    inside, outside = (np.array([record[by] for record in records]) for records in (near, far))
-    noticed, lost = (float(np.mean(["fallback" in record for record in records])) for records in (far, near))
-    return {"prompts": len(far), "auroc": auroc(inside, outside), "by": by, "noticed": noticed, "lost": lost}
+    inside = np.array([record[by] for record in near])
+    outside = np.array([record[by] for record in far])
+    return {
+        "prompts": len(far),
+        "auroc": auroc(inside, outside),
+        "by": by,
+        "noticed": _share_to_fallback(far),
+        "lost": _share_to_fallback(near),
+    }
+
+
+def _share_to_fallback(records: Sequence[Mapping[str, Any]]) -> float:
+    return float(np.mean(["fallback" in record for record in records]))
 
 
 def describe(figures: RoutingFigures) -> str:

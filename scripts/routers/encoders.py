@@ -28,7 +28,9 @@ def default_encoder() -> str:
 
 def public_name(name: str) -> str:
     """What an encoder is called in a report: its Hub id, or of a folder of this machine only the name."""
-    return MINILM if name == default_encoder() else Path(name).name if Path(name).is_dir() else name
+    if name == default_encoder():
+        return MINILM
+    return Path(name).name if Path(name).is_dir() else name
 
 
 class Encoder:

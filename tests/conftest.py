@@ -10,6 +10,9 @@ from typing import Any
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 os.environ["HF_HUB_DISABLE_XET"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# Before torch is imported, here and in processes that tests start. What tests compute is so small that threads wait
+# for each other longer than they work: on two busy cores a tiny router takes twenty times as much processor time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from huggingface_hub import HfApi, constants

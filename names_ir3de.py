@@ -13,6 +13,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 MOST_CHARACTERS = 100  # of a name
 _MOST_FILE = 200  # characters of a file name, without its ending; file systems take 255 with it
@@ -92,6 +93,7 @@ def look(name: str) -> str:
     return " ".join(unicodedata.normalize("NFC", _INVISIBLE.sub("", name)).split())
 
 
+@lru_cache(maxsize=4096)  # of which a corpus asks for every row
 def tidy(name: str) -> str:
     """A name as it is meant: without spaces at its ends, with plain ones inside, accents in their usual form."""
     return " ".join(unicodedata.normalize("NFC", name).split())

@@ -32,6 +32,7 @@ KINDS = ("tokens", "prompts")  # of rows
 DOCUMENTS = "documents"  # how a file names the number of prompts that each token occurs in
 _CHUNK = 8192  # rows of the vocabulary that are hashed at a time
 _GRAM_ROWS, _GRAM_COLUMNS = 2048, 160  # of the vocabulary, widened to float64, and of A, that are multiplied at a time
+_PROMPT_COLUMNS = 192  # of A over prompts' rows
 _BLOCK = 256  # rows and columns of a matrix that are mirrored at a time
 _MOST_BYTES = 8 << 30  # of a file
 _MOST_HEADER = 1 << 20  # bytes
@@ -104,15 +105,20 @@ def gram_from_counts(counts: torch.Tensor, features: torch.Tensor) -> torch.Tens
             X = torch.ones(len(ids), width, dtype=torch.float64)
             X[:, :-1] = features[ids]
             cX = X * counts[ids].unsqueeze(1)
-            list(pool.map(partial(_add_block, A, cX, X), range(0, width, _GRAM_COLUMNS)))
-    return A.triu() + A.triu(1).T
+            list(pool.map(partial(_add_block, A, cX, X, _GRAM_COLUMNS), range(0, width, _GRAM_COLUMNS)))
+    return _mirrored(A)
 
 
 @torch.inference_mode()  # which threads do not take over from the one that starts them
-def _add_block(A: torch.Tensor, cX: torch.Tensor, X: torch.Tensor, start: int) -> None:
+def _add_block(A: torch.Tensor, cX: torch.Tensor, X: torch.Tensor, columns: int, start: int) -> None:
     """Adds some rows of cX^T X to A, which is symmetric: what lies left of the diagonal is spared."""
-    part = slice(start, start + _GRAM_COLUMNS)
+    part = slice(start, start + columns)
     A[part, start:].addmm_(cX[:, part].T, X[:, start:])
+
+
+def _mirrored(A: torch.Tensor) -> torch.Tensor:
+    """The symmetric matrix whose upper triangle this is."""
+    return A.triu() + A.triu(1).T
 
 
 _process = os.getpid()  # whose threads torch computes on
@@ -157,7 +163,12 @@ class StatisticsCollector:
         self.counts = torch.zeros(len(features), dtype=torch.int64)
         self.documents = torch.zeros_like(self.counts)
         width = features.shape[1] + 1
-        self.prompts = torch.zeros(width, width, dtype=torch.float64, device=device)
+        self._upper = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    @property
+    def prompts(self) -> torch.Tensor:
+        """A over prompts' rows, `(F + 1, F + 1)`, float64, on the device where they are summed."""
+        return _mirrored(self._upper)
 
     def add(self, prompts: Prompts) -> None:
         """Adds prompts, each of at least one token.
@@ -166,10 +177,12 @@ class StatisticsCollector:
             ValueError: an id lies outside the vocabulary; nothing has been added.
         """
         self._count(prompts)
-        for part in batches(prompts.to(self.prompts.device)):
-            X = torch.ones(len(part.lengths), len(self.prompts), dtype=torch.float64, device=self.prompts.device)
+        width, device = len(self._upper), self._upper.device
+        for part in batches(prompts.to(device)):
+            X = torch.ones(len(part.lengths), width, dtype=torch.float64, device=device)
             X[:, :-1] = self._rows(part)
-            self.prompts.addmm_(X.T, X)
+            for start in range(0, width, _PROMPT_COLUMNS):
+                _add_block(self._upper, X, X, _PROMPT_COLUMNS, start)
 
     def _count(self, prompts: Prompts) -> None:
         """Adds to the counts of tokens and of the prompts that they occur in."""

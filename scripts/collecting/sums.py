@@ -118,7 +118,7 @@ class Collecting:
         if domain not in self._domains:
             kind = PrivateCollector if self.private else StatisticsCollector
             made = kind(self._first.features, self._first.fingerprint, "cpu")
-            made._placed, made.prompts = self._first._placed, torch.zeros_like(self._first.prompts)
+            made._placed, made._upper = self._first._placed, torch.zeros_like(self._first._upper)
             self._domains[domain] = _Domain(made)
         return self._domains[domain]
 

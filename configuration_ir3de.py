@@ -16,7 +16,8 @@ from .statistics_ir3de import FeatureSpace
 from .token_router_ir3de import SMOOTHING, FeatureMap
 
 _MOST_WHOLE = 2**63 - 1  # of torch
-_OPTIONAL = ("domains", "judged", "half_life", "explore_loss", "budget")  # left out of config.json where unset
+# Left out of config.json where unset.
+_OPTIONAL = ("domains", "judged", "half_life", "explore_loss", "budget", "joined")
 _HALF_LIVES = (1e-2, 1e6)  # days
 # Above these float32 would make W or the features infinite, or the same for all domains.
 _MOST = {
@@ -61,6 +62,12 @@ def check_budget(budget: object) -> None:
             f" {', '.join(BUDGET_PERIODS)}, and may have as `end` one of {', '.join(BUDGET_ENDS)}, as in"
             f' {{"cost": 20, "per": "day"}}; or be None. Got {budget!r}.'
         )
+
+
+def _check_joined(keys: object) -> None:
+    """Raises ValueError where this is no list of contributions."""
+    if keys is not None and not (isinstance(keys, list) and all(isinstance(key, str) for key in keys)):
+        raise ValueError(f"`joined` must be a list of the ids of contributions, got {str(keys)[:200]}.")
 
 
 def _check_positive(field: str, value: object) -> None:
@@ -126,6 +133,7 @@ class IR3DEConfig(PreTrainedConfig):
         evaluation (`dict`, *optional*): what was measured when the router was fitted.
         measured_on (`str`, *optional*): names the set of contributions that `evaluation` and `calibration` were
             measured with, where edits have changed it since.
+        joined (`list[str]`, *optional*): the contributions of others that joined since the router was measured.
         datasets (`list[str]`, *optional*): ids of the Hub data sets that the router was fitted on.
 
     Example:
@@ -179,6 +187,7 @@ class IR3DEConfig(PreTrainedConfig):
     budget: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     measured_on: str | None = None
+    joined: list[str] | None = None
     datasets: list[str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -277,6 +286,7 @@ class IR3DEConfig(PreTrainedConfig):
             raise ValueError(f"`fallback_expert` {self.fallback_expert!r} is none of {self.expert_names}.")
         if unknown := sorted({*(self.judged or ())} - {*self.expert_names}):
             raise ValueError(f"`judged` names {unknown}, which are none of the experts {self.expert_names}.")
+        _check_joined(self.joined)
         check_half_life(self.half_life)
         check_budget(self.budget)
         if self.feature_map not in FEATURE_MAPS:

@@ -8,7 +8,8 @@ at least what is lost (Boole's inequality), as far as leads are normal.
 That is so of the prompts that W was solved from, whose leads are larger than those of prompts to come: each has drawn W
 toward itself. How much tells its leverage h: had it been left out, its lead would be (lead - h) / (1 - h) (the
 leave-one-out formula of ridge regression: Allen 1974; Hastie, Tibshirani and Friedman, The Elements of Statistical
-Learning, equation 7.64). Both shares are estimated, with the mean h of a domain's prompts.
+Learning, equation 7.64). Both shares are estimated, with the mean h of a domain's prompts. Discriminant analysis has a
+formula of the same kind, since without one prompt a domain's mean and covariance are others by terms of rank one.
 """
 
 from __future__ import annotations
@@ -23,6 +24,18 @@ from .statistics_ir3de import DomainStatistics
 from .token_router_ir3de import Problem
 
 _MOST_LEVERAGE = 0.99  # below 1 in truth; an estimate over prompts of many lengths might not be
+
+
+class Leads(NamedTuple):
+    """
+    By how much a domain's prompts score more in its column than in each.
+
+    Args:
+        mean, variance (`torch.Tensor` of shape `(D,)`): over its prompts, float64.
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
 
 
 class Solved(NamedTuple):
@@ -47,6 +60,63 @@ class Solved(NamedTuple):
         norms = (inverse @ right).norm(dim=0) if problem.normalize_columns else torch.ones(len(weights))
         return cls(inverse, weights, norms.reciprocal().tolist())
 
+    def left_out(self, domain: DomainStatistics, kind: str, own: int, leads: Leads) -> Leads:
+        """The leads of a domain's prompts, had each been left out of what W was solved from."""
+        h = self._leverage(domain, kind, own)
+        return Leads((leads.mean - h * self.targets[own]) / (1 - h), leads.variance / (1 - h) ** 2)
+
+    def _leverage(self, domain: DomainStatistics, kind: str, own: int) -> float:
+        """The mean h of a domain's prompts: weight * r^T (A + lambda I)^-1 r, where r is a prompt's row.
+
+        Where rows are tokens, a prompt leaves with all its n tokens x. The score that is left then is that of the
+        block's mean, with h = weight * s^T (A + lambda I)^-1 s / n, s the sum of x; and s / sqrt(n) is about the
+        prompt's row, its column of ones being sqrt(n).
+        """
+        scale = torch.ones(domain.size, dtype=torch.float64)
+        if kind == "tokens":
+            scale[-1] = math.sqrt(_tokens_of_a_prompt(domain))
+        A = domain.gram("prompts") * scale * scale.unsqueeze(1)
+        width = len(self.inverse)
+        h = self.weights[own] * float((A[:width, :width] * self.inverse).sum()) / domain.rows("prompts")
+        return min(h, _MOST_LEVERAGE)
+
+
+class Separated(NamedTuple):
+    """
+    What discriminant analysis was solved with: a lead over domain j is half of what x is farther from mu_j than from
+    mu_own, in the metric (S + lambda I)^-1 of [`discriminant`].
+
+    Args:
+        inverse (`torch.Tensor` of shape `(F, F)`): (S + lambda I)^-1, float64.
+    """
+
+    inverse: torch.Tensor
+
+    @classmethod
+    def of(cls, problem: Problem) -> Separated:
+        """Of the prompt rows' problem. Takes about as long as three solves, and the memory of two more A."""
+        A, B = problem.A, problem.B
+        left, _ = problem._replace(A=A - B @ B.T, bias=False).equations
+        return cls(torch.cholesky_inverse(torch.linalg.cholesky(left)))
+
+    def left_out(self, domain: DomainStatistics, kind: str, own: int, leads: Leads) -> Leads:
+        """The leads of a domain's prompts, had each been left out of what W was solved from.
+
+        Without x, which lies d beside its domain's mean, S is smaller by d d^T / (n - 1), and the mean moves by
+        -d / (n - 1). With h = d^T (S + lambda I)^-1 d / (n - 1), and u what x adds to the mean lead, the lead over
+        another domain is then (Sherman and Morrison 1950)
+
+            mean + (u + u^2 / (2 (n - 1)) - h (n - 1/2) / (n - 1)) / (1 - h).
+        """
+        n = domain.rows("prompts")
+        if n < 2:
+            return leads  # nothing would be left of the domain
+        mean_row = domain.gram("prompts")[:-1, -1] / n
+        covariance = domain.gram("prompts")[:-1, :-1] / n - mean_row.outer(mean_row)
+        h = min(float((covariance * self.inverse).sum()) / (n - 1), _MOST_LEVERAGE)
+        added = (leads.variance / 2 - h * (n - 0.5)) / (n - 1)
+        return Leads(leads.mean + added / (1 - h), leads.variance / (1 - h) ** 2)
+
 
 class Scorer(NamedTuple):
     """
@@ -56,15 +126,14 @@ class Scorer(NamedTuple):
         kind (`str`): of the rows that W is of, `"prompts"` or `"tokens"`.
         domains (`Sequence[str]`): D names.
         W (`torch.Tensor` of shape `(F, D)` or, with a bias, `(F + 1, D)`): of the rows that the router's variant sums.
-        solved ([`Solved`], *optional*): what W was solved with; None where that was no ridge regression, so that
-            nothing is known of prompts that it was not solved from.
+        solved ([`Solved`] or [`Separated`]): what W was solved with.
         lexicon (`torch.Tensor` of shape `(V, D)`, *optional*): what naive Bayes adds for each token.
     """
 
     kind: str
     domains: Sequence[str]
     W: torch.Tensor
-    solved: Solved | None
+    solved: Solved | Separated
     lexicon: torch.Tensor | None = None
 
 
@@ -102,21 +171,21 @@ def displaced(statistics: Mapping[str, DomainStatistics], before: Scorer, after:
 def _lost(domain: DomainStatistics, name: str, scorer: Scorer) -> Lost:
     """What others get of a domain's prompts, each share at most 1."""
     own = list(scorer.domains).index(name)
-    mean, variance = _leads(domain, scorer, own)
-    unseen_mean, unseen_variance = mean, variance
-    if scorer.solved is not None:
-        h = _leverage(domain, scorer.kind, scorer.solved, own)
-        unseen_mean, unseen_variance = (mean - h * scorer.solved.targets[own]) / (1 - h), variance / (1 - h) ** 2
+    leads = _leads(domain, scorer, own)
+    left_out = scorer.solved.left_out(domain, scorer.kind, own, leads)
     if scorer.lexicon is not None and domain.documents is not None:
-        more_mean, more_variance = _lexical(domain, scorer.lexicon.double().cpu(), own)
-        mean, variance = mean + more_mean, variance + more_variance
-        unseen_mean, unseen_variance = unseen_mean + more_mean, unseen_variance + more_variance
-    seen, unseen = _negative(mean, variance, own), _negative(unseen_mean, unseen_variance, own)
+        words = _lexical(domain, scorer.lexicon.double().cpu(), own)
+        leads, left_out = _added(leads, words), _added(left_out, words)
+    seen, unseen = _negative(leads, own), _negative(left_out, own)
     return Lost(min(float(seen.sum()), 1.0), min(float(unseen.sum()), 1.0), scorer.domains[int(unseen.argmax())])
 
 
-def _leads(domain: DomainStatistics, scorer: Scorer, own: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of a domain's leads over each domain by W, each of shape `(D,)`."""
+def _added(leads: Leads, words: Leads) -> Leads:
+    return Leads(leads.mean + words.mean, leads.variance + words.variance)
+
+
+def _leads(domain: DomainStatistics, scorer: Scorer, own: int) -> Leads:
+    """A domain's leads over each domain by W."""
     A, W = domain.gram(scorer.kind), scorer.W.double().cpu()
     width = len(W)  # without the column of ones where there is no bias
     leads = W[:, [own]] - W
@@ -124,43 +193,26 @@ def _leads(domain: DomainStatistics, scorer: Scorer, own: int) -> tuple[torch.Te
     variance = (A[:width, :width] / A[-1, -1] @ leads * leads).sum(dim=0) - mean.square()
     if scorer.kind == "tokens":  # a prompt's score is taken for a mean over as many as its domain's prompts have
         variance /= _tokens_of_a_prompt(domain)
-    return mean, variance
-
-
-def _leverage(domain: DomainStatistics, kind: str, solved: Solved, own: int) -> float:
-    """The mean h of a domain's prompts: weight * r^T (A + lambda I)^-1 r, where r is a prompt's row.
-
-    Where rows are tokens, a prompt leaves with all its n tokens x. The score that is left then is that of the block's
-    mean, with h = weight * s^T (A + lambda I)^-1 s / n, s the sum of x; and s / sqrt(n) is about the prompt's row, its
-    column of ones being sqrt(n).
-    """
-    inverse, weights, _ = solved
-    scale = torch.ones(domain.size, dtype=torch.float64)
-    if kind == "tokens":
-        scale[-1] = math.sqrt(_tokens_of_a_prompt(domain))
-    A = domain.gram("prompts") * scale * scale.unsqueeze(1)
-    width = len(inverse)
-    h = weights[own] * float((A[:width, :width] * inverse).sum()) / domain.rows("prompts")
-    return min(h, _MOST_LEVERAGE)
+    return Leads(mean, variance)
 
 
 def _tokens_of_a_prompt(domain: DomainStatistics) -> float:
     return domain.rows("tokens") / domain.rows("prompts")
 
 
-def _negative(mean: torch.Tensor, variance: torch.Tensor, own: int) -> torch.Tensor:
+def _negative(leads: Leads, own: int) -> torch.Tensor:
     """The shares of normal leads that are below 0, of shape `(D,)`; none over the domain itself."""
-    shares = torch.erfc(mean / variance.clamp_min(1e-30).sqrt() / math.sqrt(2)) / 2
+    shares = torch.erfc(leads.mean / leads.variance.clamp_min(1e-30).sqrt() / math.sqrt(2)) / 2
     shares[own] = 0
     return shares
 
 
-def _lexical(domain: DomainStatistics, lexicon: torch.Tensor, own: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance of what the lexicon adds to the leads, each of shape `(D,)`, as if tokens came on their own."""
+def _lexical(domain: DomainStatistics, lexicon: torch.Tensor, own: int) -> Leads:
+    """What the lexicon adds to the leads, as if tokens came on their own."""
     assert domain.documents is not None
     ids = domain.documents.nonzero().squeeze(1)
     share = (domain.documents[ids].double() / domain.rows("prompts")).unsqueeze(1)
     leads = lexicon[ids][:, [own]] - lexicon[ids]
     tokens = share.sum()  # distinct ones of a prompt, whose weights are about the root of one over their number
     mean = (share * leads).sum(dim=0) / tokens.sqrt()
-    return mean, (share * (1 - share) * leads.square()).sum(dim=0) / tokens
+    return Leads(mean, (share * (1 - share) * leads.square()).sum(dim=0) / tokens)

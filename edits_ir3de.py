@@ -59,6 +59,11 @@ class Experts(NamedTuple):
         ids = sorted((name, *sorted(domain.contributions)) for name, domain in self.statistics.items())
         return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
+    @property
+    def keys(self) -> set[str]:
+        """Of the contributions to all domains."""
+        return {key for domain in self.statistics.values() for key in domain.contributions}
+
     def with_expert(
         self, spec: Any, statistics: DomainStatistics | None = None, second: DomainStatistics | None = None
     ) -> Experts:
@@ -301,11 +306,11 @@ def check_new(
         embeddings (`torch.Tensor` of shape `(V, h)`): its token embeddings.
         own (`bool`): whether what is new was collected here, of text that is at hand, and may be as long as it is.
     """
-    known = {key for domain in before.statistics.values() for key in domain.contributions}
+    known = before.keys
     new = {name: domain.only(domain.contributions.keys() - known) for name, domain in after.statistics.items()}
     longest = _longest_rows(config, embeddings) if any(domain.contributions for domain in new.values()) else {}
     counted = sum(domain.rows(kind) for domain in after.statistics.values() for kind in KINDS)
-    if known != {key for domain in after.statistics.values() for key in domain.contributions} and counted > 2**53:
+    if known != after.keys and counted > 2**53:
         raise ValueError(
             f"The contributions have {counted:.4g} rows together, more than can be counted. Leave some out."
         )
@@ -367,9 +372,9 @@ def _longest_rows(config: IR3DEConfig, embeddings: torch.Tensor) -> dict[str, fl
     return {"tokens": token, "prompts": token * config.max_length}
 
 
-def edited(config: IR3DEConfig, before: Experts, after: Experts) -> IR3DEConfig:
+def edited(config: IR3DEConfig, before: Experts, after: Experts, own: bool = False) -> IR3DEConfig:
     """A copy of a router's config for other experts. It remembers on which contributions the router was measured, until
-    they are all there is again.
+    they are all there is again, and which ones of others joined since.
 
     Raises:
         ValueError: the config does not suit these experts, as when its fallback has left.
@@ -381,6 +386,8 @@ def edited(config: IR3DEConfig, before: Experts, after: Experts) -> IR3DEConfig:
     if config.evaluation or config.calibration:
         measured_on = config.measured_on or before.digest
         config.measured_on = None if measured_on == after.digest else measured_on
+        new = set() if own else after.keys - before.keys
+        config.joined = sorted(after.keys & {*(config.joined or ()), *new}) or None
     return config
 
 

@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 
 from .batch_ir3de import Prompts, batches
 from .configuration_ir3de import IR3DEConfig, check_choice, check_half_life
-from .displacement_ir3de import Scorer, Solved, displaced
+from .displacement_ir3de import Scorer, Separated, Solved, displaced
 from .edits_ir3de import (
     Experts,
     check_days,
@@ -504,6 +504,7 @@ class IR3DEModel(RouterRepository):
         """Takes on the domains and experts of a config, and their outcomes."""
         self.config.set_experts(config.specs, config.domain_names)
         self.config.measured_on, self.config.judged = config.measured_on, config.judged
+        self.config.joined = config.joined
         self._outcomes = outcomes
 
     @property
@@ -805,6 +806,24 @@ class IR3DEModel(RouterRepository):
             merged = merged.union(read_experts(source, self.space, type(self).from_pretrained, second))
         self._edit(merged, own)
 
+    def without_joined(self) -> IR3DEModel | None:
+        """A copy without the contributions of others that joined since the router was measured, to show what these add
+        up to.
+
+        Returns:
+            [`IR3DEModel`], *optional*: None where none joined, or nothing would be left.
+        """
+        joined = {*(self.config.joined or ())}
+        rest = {name: domain.only(domain.contributions.keys() - joined) for name, domain in self.statistics.items()}
+        kept = {name: domain for name, domain in rest.items() if domain.contributions}
+        if not joined or not kept:
+            return None
+        made = self.copy()
+        for name in rest.keys() - kept.keys():
+            made.remove_domain(name)
+        made.fit(kept)
+        return made
+
     def _new(self, name: str, texts: Iterable[str] | None, statistics: Any) -> DomainStatistics:
         """The statistics of a domain that is to join, from either source."""
         if (texts is None) == (statistics is None):
@@ -817,7 +836,7 @@ class IR3DEModel(RouterRepository):
         """Takes on other experts, once everything that is new has been checked: less where it was collected here."""
         before = experts_of(self)
         new = check_new(before, experts, self.config, self.embed_tokens.weight.detach(), own)
-        config = edited(self.config, before, experts)
+        config = edited(self.config, before, experts, own)
         check_days(before.outcomes, experts.outcomes)
         # Sums that are too large show here.
         Panel.of(config.specs, config.domain_names, experts.outcomes, config.half_life)
@@ -858,11 +877,13 @@ def _scorer(
     words = lexicon.weight if by_prompts and lexicon is not None else None
     kind = "prompts" if by_prompts else "tokens"
     even = by_prompts or config.balance
-    solved = None
-    if not (by_prompts and config.discriminant):
-        with one_thread():
-            of_tokens, of_prompts = _problems(config, domains)
-            problem = of_prompts if by_prompts else of_tokens
+    solved: Solved | Separated
+    with one_thread():
+        of_tokens, of_prompts = _problems(config, domains)
+        problem = of_prompts if by_prompts else of_tokens
+        if by_prompts and config.discriminant:
+            solved = Separated.of(problem)
+        else:
             solved = Solved.of(problem, [1 / domain.rows(kind) if even else 1.0 for domain in domains])
     return Scorer(kind, list(config.domain_names), W, solved, words)
 

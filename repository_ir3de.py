@@ -370,6 +370,7 @@ _FITTED = (
         "fingerprint",
         "evaluation",
         "measured_on",
+        "joined",
         "balance",
         "bias",
         "normalize_columns",

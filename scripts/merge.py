@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ir3de.scripts.command import command, values_of
-from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
+from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
 from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments
 
 if TYPE_CHECKING:
@@ -36,27 +36,40 @@ def run(args: argparse.Namespace) -> int:
 
     from ir3de.edits_ir3de import TakesPrompts
     from ir3de.modeling_ir3de import IR3DEModel
-    from ir3de.scripts.publishing.review import Proposal, Snapshot, compare
+    from ir3de.scripts.publishing.review import Proposal, Snapshot, accumulated, compare
     from ir3de.scripts.publishing.targets import apply_edit
 
     if bool(args.source) == (args.pr is not None):
         raise ValueError("Give either sources to merge or --pr N.")
-    rows = list(read_rows(RowSource.of(**vars(args)))) if args.data else []
+    given = list(read_rows(RowSource.of(**vars(args)))) if args.data else []
 
     def edit(model: IR3DEModel) -> None:
         """Merges, and prints before and after, also where the merge is refused for what it would take."""
+        rows = given or [Row(sample.text, sample.domain) for sample in model.samples]
         before, sources = Snapshot.of(model, rows), args.source
+        measured, joined = model.without_joined(), len(model.config.joined or ())
         if args.pr is not None:
             proposal = Proposal(args.router, args.pr, model, args.head)
             print(f"pull request {args.pr} at {proposal.head} (merge just this with --head {proposal.head})")
             sources = [proposal]
+
+        def show() -> None:
+            """Prints what the merge changes, and what it and earlier ones do together."""
+            after = Snapshot.of(model, rows)
+            print(compare(before, after))
+            if rows and not given:
+                print(f"recall: of the router's own {len(rows)} samples, which are few")
+            if measured is not None:
+                print(accumulated(Snapshot.of(measured, rows), after, joined))
+
         try:
             model.merge(*sources, own=args.own)
         except TakesPrompts:
             model.merge(*sources, own=True)
-            print(f"{compare(before, Snapshot.of(model, rows))}\nNone of this was done:")
+            show()
+            print("None of this was done:")
             raise
-        print(compare(before, Snapshot.of(model, rows)))
+        show()
 
     if args.dry_run:
         edit(IR3DEModel.from_pretrained(args.router))

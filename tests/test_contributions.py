@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from ir3de import DomainStatistics, IR3DEModel
-from ir3de.displacement_ir3de import Scorer, Solved, displaced
-from ir3de.edits_ir3de import TakesPrompts, prompt_length
+from ir3de.displacement_ir3de import Scorer, Separated, Solved, displaced
+from ir3de.edits_ir3de import TakesPrompts, experts_of, prompt_length
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.scripts.bench.contributions import Maker, honest, try_all
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.publishing.review import Snapshot, compare
+from ir3de.scripts.publishing.review import Snapshot, accumulated, compare
 from ir3de.statistics_ir3de import KINDS
-from ir3de.token_router_ir3de import Problem, ridge, sums
+from ir3de.token_router_ir3de import Problem, discriminant, ridge, sums
 
 from . import tiny
 
@@ -173,6 +173,80 @@ def test_leads_of_rows_that_are_left_out_are_those_of_a_solve_without_them(kind:
     mean, deviation = torch.stack(leads).mean(), torch.stack(leads).std(correction=0)
     expected = torch.erfc(mean / deviation / 2**0.5) / 2
     assert displaced(statistics, alone, scorer)["a"].unseen == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_leads_of_rows_that_discriminant_analysis_left_out_are_those_of_a_solve_without_them() -> None:
+    """Of two rows a domain, which have the same leverage, so that it is exact; the other rows keep their weight."""
+    rows = {"a": torch.tensor([[1, 0.5], [1.2, -0.5]]).double(), "b": torch.tensor([[-1, 0.7], [1, 0.5]]).double()}
+    ones = torch.ones(2, 1, dtype=torch.float64)
+    grams = {name: (X := torch.cat([part, ones], dim=1)).T @ X for name, part in rows.items()}
+    statistics = {name: DomainStatistics.from_grams(dict.fromkeys(KINDS, A), "x") for name, A in grams.items()}
+    A, B = sums(grams.values())
+    scorer = Scorer("prompts", ["a", "b"], discriminant(A, B, 0.3), Separated.of(Problem(A, B, 0.3)))
+    alone = scorer._replace(domains=["a"], W=scorer.W[:, :1])
+    leads = []
+    mean_b, deviation_b = rows["b"].mean(dim=0), rows["b"] - rows["b"].mean(dim=0)
+    metric = (deviation_b.T @ deviation_b / 2 + 0.3 * torch.eye(2, dtype=torch.float64)).inverse()  # a is one row then
+    for x, left in (rows["a"], rows["a"].flip(0)):
+        far, near = x - mean_b, x - left
+        leads.append((far @ metric @ far - near @ metric @ near) / 2)
+    mean, deviation = torch.stack(leads).mean(), torch.stack(leads).std(correction=0)
+    expected = torch.erfc(mean / deviation / 2**0.5) / 2
+    assert displaced(statistics, alone, scorer)["a"].unseen == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_the_comparison_estimates_what_domains_lose_where_there_are_no_prompts() -> None:
+    """Hostile files are marked where they take much, and honest ones are not."""
+    made = tiny.router(variant="prompt", feature_map="unit")
+    made.fit({name: tiny.statistics(tiny.sentences(name, 300), made.config.features) for name in tiny.DOMAINS})
+    prompts = {domain: made.tokenize(texts) for domain, texts in PROMPTS.items()}
+    before = Snapshot.of(made, [])
+    marked = 0
+    for part in Maker(made.statistics).make(24):
+        (result,) = try_all(made, iter([part]), prompts)
+        changed = made.copy()
+        changed.merge({part.domain: part.statistics}, own=True)
+        shown = {line.split()[0]: line for line in compare(before, Snapshot.of(changed, [])).splitlines()}
+        for name, gone in result.gone.items():
+            assert gone <= 0.05 or shown[name].endswith("<-- may lose more than 5 points"), shown[name]
+            marked += gone > 0.05
+    assert marked > 5
+    for name in tiny.DOMAINS:
+        rest = made.copy()
+        rest.remove_expert(name)
+        shown = compare(Snapshot.of(rest, []), before)
+        assert "<--" not in shown
+        assert "may lose: of prompts like a domain's own, estimated" in shown
+
+
+def test_many_small_merges_show_together() -> None:
+    """Each takes little of a domain; what they take of the router as it was measured is marked, before much is lost."""
+    made = tiny.router(variant="prompt", feature_map="unit", calibration={"temperature": 0.1, "spread": 0.0})
+    made.fit({name: tiny.statistics(tiny.sentences(name, 60), made.config.features) for name in tiny.DOMAINS})
+    before = experts_of(made), made.config.to_dict()
+    assert made.without_joined() is None
+    keys = set()
+    for step in range(10):  # code that is said to be math
+        part = tiny.statistics(tiny.sentences("code", 20 + 4 * step, seed=70 + step), made.config.features)
+        alone = Snapshot.of(made, [])
+        made.merge({"math": part})
+        keys |= part.contributions.keys()
+        assert "<--" not in compare(alone, Snapshot.of(made, []))
+    measured = made.without_joined()
+    assert measured is not None
+    assert set(made.config.joined or ()) == keys
+    assert experts_of(measured).digest == before[0].digest
+    together = accumulated(Snapshot.of(measured, []), Snapshot.of(made, []), 9)
+    assert "together with 9 contributions" in together
+    (code,) = [line for line in together.splitlines() if line.startswith("code ")]
+    assert code.endswith("most of it to math  <-- may lose more than 5 points")
+    made.replace_expert("math", "math", statistics=before[0].statistics["math"], own=True)
+    assert made.config.to_dict() == before[1]
+
+
+def test_a_list_of_what_joined_must_be_one() -> None:
+    with pytest.raises(ValueError, match="`joined` must be a list of the ids of contributions"):
+        tiny.router().config.__class__(vocab_size=1, hidden_size=1, experts=[{"name": "a"}], joined=[1])
 
 
 @pytest.mark.parametrize("fields", [{}, {"lexical_weight": 1.0}], ids=["rows", "lexicon"])

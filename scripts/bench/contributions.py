@@ -24,6 +24,9 @@ from ir3de.scripts.metrics.measures import mean_recall
 from ir3de.statistics_ir3de import KINDS, DomainStatistics
 
 BOUNDS = (1.0, 2.0, 3.0, 5.0, 10.0, math.inf)  # on the length of rows, times the longest domain's
+MUCH = 0.05  # of a domain's prompts
+MARKS = (0.01, 0.02, 0.03, 0.05)  # estimates from which on a domain might be marked
+SHARES = (1.0, 0.5, 0.25, 0.12, 0.06, 0.03, 0.01)  # of a domain, that a contribution to it has
 NEW = "newcomer"
 Grams = dict[str, torch.Tensor]
 
@@ -52,16 +55,24 @@ class Result(NamedTuple):
         times (`float`): its rows' mean squared length over the longest domain's.
         lost (`dict[str, Lost]`): what each domain was estimated to lose.
         refused (`bool`): by the estimate of what it takes, or as not solvable.
-        macro (`float`): honest macro accuracy that was lost, 0 to 1; 0 where it was refused.
-        most (`float`): recall that the domain which lost most lost.
+        gone (`dict[str, float]`): recall that each domain lost or would have lost, 0 to 1; empty if not solvable.
     """
 
     kind: str
     times: float
     lost: dict[str, Lost]
     refused: bool
-    macro: float
-    most: float
+    gone: dict[str, float]
+
+    @property
+    def macro(self) -> float:
+        """Honest macro accuracy that was lost."""
+        return mean_recall(self.gone) if self.gone else 0.0
+
+    @property
+    def most(self) -> float:
+        """Recall that the domain which lost most lost."""
+        return max(self.gone.values(), default=0.0)
 
 
 class Maker:
@@ -77,7 +88,7 @@ class Maker:
         self.draw = torch.Generator().manual_seed(seed)
         self.fingerprint = next(iter(statistics.values())).fingerprint
         self.names = sorted(statistics)
-        self.means = {name: self._a_row(domain) for name, domain in statistics.items()}
+        self.means = {name: self.a_row(domain) for name, domain in statistics.items()}
         self.documents = {name: domain.documents for name, domain in statistics.items()}
         self.prompts = {name: domain.rows("prompts") for name, domain in statistics.items()}
         self.ways: dict[str, Callable[[], Grams]] = {
@@ -92,7 +103,7 @@ class Maker:
         }
 
     @staticmethod
-    def _a_row(domain: DomainStatistics) -> Grams:
+    def a_row(domain: DomainStatistics) -> Grams:
         """Sums a row, of each kind."""
         rows = {}
         for kind in KINDS:
@@ -196,18 +207,75 @@ def try_all(model: IR3DEModel, hostile: Iterator[Hostile], prompts: Mapping[str,
     before, scorer, results = recalls(model, prompts), model.scorer, []
     longest = max(map(prompt_length, model.statistics.values()))
     for part in hostile:
-        router, times, lost = model.copy(), prompt_length(part.statistics) / longest, {}
+        router, times = model.copy(), prompt_length(part.statistics) / longest
         try:
             router.merge({part.domain: part.statistics}, own=True)  # whatever it takes, and however long it is
-            lost = displaced(model.statistics, scorer, router.scorer)
-            check_displaced(lost, scorer.kind)
         except ValueError:
-            results.append(Result(part.kind, times, lost, True, 0.0, 0.0))
+            results.append(Result(part.kind, times, {}, True, {}))
             continue
+        lost = displaced(model.statistics, scorer, router.scorer)
         after = recalls(router, prompts)
-        gone = [before[name] - after[name] for name in prompts]
-        results.append(Result(part.kind, times, lost, False, mean_recall(before) - mean_recall(after), max(gone)))
+        gone = {name: before[name] - after[name] for name in prompts}
+        results.append(Result(part.kind, times, lost, _refused(lost, scorer.kind), gone))
     return results
+
+
+def creep(model: IR3DEModel, prompts: Mapping[str, Prompts], steps: int) -> str:
+    """Gives the router many contributions, each the largest that it takes: a domain's own rows, for another one.
+
+    Args:
+        model ([`IR3DEModel`]): the router.
+        prompts (`Mapping[str, Prompts]`): honest prompts of each domain.
+        steps (`int`): contributions at most.
+
+    Returns:
+        `str`: a line a contribution of the attack that takes most of a domain with all of them.
+    """
+    before, lines, most = recalls(model, prompts), {}, {}
+    for victim in sorted(prompts):
+        taker = _rival(model, prompts[victim], victim)
+        router, said = model.copy(), []
+        while len(said) < steps and (share := _largest(router, model.statistics[victim], taker)):
+            fitted = displaced(model.statistics, model.scorer, router.scorer)[victim]
+            lost = before[victim] - recalls(router, prompts)[victim]
+            said.append(
+                f"{share:.2f} of {taker}'s prompts: {lost:.1%} lost, {fitted.unseen:.1%} estimated of all together"
+            )
+        if said:
+            lines[victim, taker], most[victim, taker] = said, lost
+    victim, taker = max(most, key=most.__getitem__)
+    return "\n".join([f"from {victim} to {taker}, one contribution after another", *lines[victim, taker]])
+
+
+def _rival(model: IR3DEModel, prompts: Prompts, own: str) -> str:
+    """The domain that scores most with the prompts of another one."""
+    names = model.config.domain_names
+    scores = model.route(*prompts).double().softmax(dim=1).sum(dim=0)
+    scores[names.index(own)] = 0
+    return names[int(scores.argmax())]
+
+
+def _largest(router: IR3DEModel, victim: DomainStatistics, taker: str) -> float:
+    """Merges the largest share of a domain's prompts, of as many as another has, that the router takes; returns it."""
+    for share in SHARES:
+        number = max(1, round(share * router.statistics[taker].rows("prompts")))
+        means = Maker.a_row(victim)
+        counts = {"tokens": 12 * number, "prompts": number}
+        part = DomainStatistics.from_grams({kind: means[kind] * counts[kind] for kind in KINDS}, victim.fingerprint)
+        try:
+            router.merge({taker: part})
+        except ValueError:
+            continue
+        return share
+    return 0.0
+
+
+def _refused(lost: Mapping[str, Lost], kind: str) -> bool:
+    try:
+        check_displaced(lost, kind)
+    except ValueError:
+        return True
+    return False
 
 
 def honest(model: IR3DEModel, prompts: Mapping[str, Prompts]) -> list[Result]:
@@ -261,6 +329,25 @@ def largest(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def marks(results: Sequence[Result]) -> str:
+    """How far the estimate tells which domains lose much, refused contributions too."""
+    each = [
+        (result.lost[name].unseen, gone)
+        for result in results
+        for name, gone in result.gone.items()
+        if name in result.lost
+    ]
+    much = [estimate for estimate, gone in each if gone > MUCH]
+    lines = [f"of {len(each)} domains that met a contribution {len(much)} lost more than {MUCH:.0%}"]
+    for least in MARKS:
+        marked = [gone for estimate, gone in each if not estimate <= least]
+        found, right = sum(not estimate <= least for estimate in much), sum(gone > 0.02 for gone in marked)
+        lines.append(
+            f"estimated above {least:.0%}: {found} of these, and {len(marked)} in all, of which {right} lost more than 2%"
+        )
+    return "\n".join(lines)
+
+
 class Made(NamedTuple):
     """
     The router that is tried.
@@ -269,11 +356,13 @@ class Made(NamedTuple):
         embeddings (`str`, *optional*): Hub id or folder of a causal LM; by default SmolLM2-135M-Instruct.
         variant (`str`): one of `VARIANTS`.
         lexical_weight (`float`): of naive Bayes in prompt rows.
+        discriminant (`bool`): whether prompt rows are fitted by discriminant analysis.
     """
 
     embeddings: str | None
     variant: str
     lexical_weight: float
+    discriminant: bool
 
 
 class Most(NamedTuple):
@@ -301,6 +390,7 @@ def build(
         feature_map="unit",
         token_noise=0.3,
         lexical_weight=made.lexical_weight,
+        discriminant=made.discriminant,
     )
     model = IR3DEModel.from_embeddings(config, E, tokenizer)
     statistics = {}
@@ -322,22 +412,28 @@ def main() -> int:
     parser.add_argument("--embeddings", help="Hub id or folder of a causal LM; default: SmolLM2-135M-Instruct")
     parser.add_argument("--variant", default="prompt")
     parser.add_argument("--lexical-weight", type=float, default=0.0)
+    parser.add_argument("--discriminant", action="store_true", help="fit prompt rows by discriminant analysis")
     parser.add_argument("--number", type=int, default=500, help="hostile ones to try (default: 500)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=0, help="instead: contributions, one after another")
     args = parser.parse_args()
     source = RowSource.of(**vars(args))
     test_source = replace(source, where=tuple(args.test_where))
-    made, most = Made(args.embeddings, args.variant, args.lexical_weight), Most(args.train_most, args.most)
+    made = Made(args.embeddings, args.variant, args.lexical_weight, args.discriminant)
+    most = Most(args.train_most, args.most)
     model, prompts = build(made, source, test_source, most)
     print(f"macro accuracy {mean_recall(recalls(model, prompts)):.2%} of {len(prompts)} domains", flush=True)
+    if args.steps:
+        print(creep(model, prompts, args.steps))
+        return 0
     joined = honest(model, prompts)
-    print(f"{len(joined)} honest domains that join\n{table(joined)}\n{largest(joined)}", flush=True)
+    print(f"{len(joined)} honest domains that join\n{table(joined)}\n{largest(joined)}\n{marks(joined)}", flush=True)
     if not args.number:
         return 0
     results = try_all(model, Maker(model.statistics, args.seed).make(args.number), prompts)
-    print(f"hostile contributions\n{table(results)}")
+    print(f"hostile contributions\n{table(results)}\n{marks(results)}")
     taken = Counter(result.kind for result in results if not result.refused)
-    worst = {kind: max((r.macro for r in results if r.kind == kind), default=0.0) for kind in taken}
+    worst = {kind: max(r.macro for r in results if r.kind == kind and not r.refused) for kind in taken}
     print(", ".join(f"{kind}: {taken[kind]} taken, {100 * worst[kind]:.1f} points lost" for kind in sorted(taken)))
     return 0
 

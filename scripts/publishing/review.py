@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from huggingface_hub import HfApi
 
 from ir3de.atomic_save_ir3de import OUTCOMES_FOLDER, SECOND_FOLDER, STATISTICS_FOLDER
+from ir3de.displacement_ir3de import Lost, Scorer, displaced
 from ir3de.edits_ir3de import prompt_length, pull, read_statistics
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.names_ir3de import name_of_file
@@ -27,6 +29,11 @@ _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
 _MOST_CONFIG = 1 << 20
 _MUCH = 0.05  # of a domain's recall, or of an expert's mean score
 _MARK = "  <-- moves by more than 5 points"
+_MARK_ESTIMATE = "  <-- may lose more than 5 points"
+_ESTIMATE = (
+    "may lose: of prompts like a domain's own, estimated from its sums; more often too high than too low"
+    " (docs/trust.md). Labelled prompts (--data) measure it."
+)
 
 
 class Proposal:
@@ -155,6 +162,8 @@ class Snapshot:
         summary (`str`): of these prompts; empty where there are none.
         judged (`dict[str, tuple[float, float]]`): number and mean score of the outcomes of each expert that has some.
         best (`dict[str, str]`): who is expected to score most in each domain, where there are outcomes.
+        statistics (`dict[str, DomainStatistics]`): of each domain.
+        scorer ([`Scorer`]): what prompts are scored with.
     """
 
     W: dict[str, torch.Tensor]
@@ -167,6 +176,8 @@ class Snapshot:
     summary: str
     judged: dict[str, tuple[float, float]]
     best: dict[str, str]
+    statistics: dict[str, DomainStatistics]
+    scorer: Scorer
 
     @classmethod
     def of(cls, model: IR3DEModel, rows: Sequence[Row]) -> Snapshot:
@@ -195,7 +206,13 @@ class Snapshot:
             summary=summary,
             judged=_judged(model),
             best=_best(model),
+            statistics=dict(model.statistics),
+            scorer=model.scorer,
         )
+
+    def lost(self, after: Snapshot) -> dict[str, Lost]:
+        """What each domain is estimated to lose of its prompts until another snapshot."""
+        return displaced(self.statistics, self.scorer, after.scorer)
 
 
 def _judged(model: IR3DEModel) -> dict[str, tuple[float, float]]:
@@ -214,11 +231,12 @@ def _best(model: IR3DEModel) -> dict[str, str]:
 
 def compare(before: Snapshot, after: Snapshot) -> str:
     """Two snapshots side by side: contributions, prompts, pull, mean squared length of prompt rows, how far W moved,
-    recall where there are data, and who will answer; then each expert's outcomes, and who is best where. What moves by
-    more than 5 points is marked, and a domain that another expert answers.
+    what a domain may lose of its prompts, recall where there are data, and who will answer; then each expert's
+    outcomes, and who is best where. What moves by more than 5 points is marked, and a domain that another expert
+    answers.
     """
     head = f"{'domain':<24}{'contributions':>16}{'prompts':>20}{'pull %':>16}{'length':>16}{'W moves %':>11}"
-    lines = [f"{head}{'recall %':>18}"]
+    lines, lost = [f"{head}{'may lose %':>12}{'recall %':>18}"], before.lost(after)
     for name in sorted(before.W.keys() | after.W.keys()):
         contributions = _change(before.contributions.get(name), after.contributions.get(name), "{}")
         prompts = _change(before.prompts.get(name), after.prompts.get(name), "{:,}")
@@ -226,11 +244,13 @@ def compare(before: Snapshot, after: Snapshot) -> str:
         recall = _change(before.recalls.get(name), after.recalls.get(name), "{:.1%}").replace("%", "")
         moved = _moved(before.W.get(name), after.W.get(name))
         length = _change(before.length.get(name), after.length.get(name), "{:.4g}")
-        marked = abs(after.recalls.get(name, 0) - before.recalls.get(name, after.recalls.get(name, 0))) > _MUCH
+        less = _percent(lost[name].unseen) if name in lost else ""
         lines.append(
-            f"{name:<24}{contributions:>16}{prompts:>20}{share:>16}{length:>16}{moved:>11}{recall:>18}"
-            f"{_MARK if marked else ''}"
+            f"{name:<24}{contributions:>16}{prompts:>20}{share:>16}{length:>16}{moved:>11}{less:>12}{recall:>18}"
+            f"{_mark(before.recalls.get(name), after.recalls.get(name), lost.get(name))}"
         )
+    if any(of_domain.unseen for of_domain in lost.values()):  # not where only outcomes are new
+        lines.append(_ESTIMATE)
     for name, spec in sorted(after.specs.items()):
         if before.specs.get(name) != spec:
             lines.append(f"who answers for {name}: {json.dumps(spec, sort_keys=True)}")  # ASCII, in one line
@@ -239,6 +259,35 @@ def compare(before: Snapshot, after: Snapshot) -> str:
         if side.summary:
             lines.append(f"{title}: {side.summary}")
     return "\n".join(lines)
+
+
+def accumulated(measured: Snapshot, after: Snapshot, joined: int) -> str:
+    """What the contributions of others cost together: each may take little, and many much.
+
+    Args:
+        measured ([`Snapshot`]): without the contributions that joined since the router was measured.
+        after ([`Snapshot`]): with them all, and with what is to join now.
+        joined (`int`): how many had joined before.
+    """
+    lines = [f"together with {joined} contributions that joined since the router was measured:"]
+    for name, lost in sorted(measured.lost(after).items()):
+        to = f", most of it to {lost.to}" if lost.unseen > _MUCH else ""
+        mark = _mark(measured.recalls.get(name), after.recalls.get(name), lost)
+        recall = _change(measured.recalls.get(name), after.recalls.get(name), "{:.1%}")
+        lines.append(f"{name:<24} may lose {_percent(lost.unseen)} %{to}{recall and f', recall {recall}'}{mark}")
+    return "\n".join(lines)
+
+
+def _mark(old: float | None, new: float | None, lost: Lost | None) -> str:
+    """What to say of a domain whose recall moves much, by labelled prompts or by estimate."""
+    if old is not None and new is not None and abs(new - old) > _MUCH:
+        return _MARK
+    return _MARK_ESTIMATE if lost is not None and not lost.unseen <= _MUCH else ""  # NaN is too much
+
+
+def _percent(share: float) -> str:
+    """Of what may be lost; what may be won is not."""
+    return f"{100 * max(share, 0.0):.1f}" if math.isfinite(share) else "?"
 
 
 def _outcomes_compared(before: Snapshot, after: Snapshot) -> list[str]:

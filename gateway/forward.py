@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import socket
 from asyncio import timeout
 from collections.abc import Mapping
@@ -143,7 +142,7 @@ class Upstream:
 
     is_here = False
 
-    def __init__(self, response: aiohttp.ClientResponse, idle: float, end: float = math.inf) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, idle: float, end: float) -> None:
         self._response = response
         self._idle, self._end = idle, end
         self.status = response.status
@@ -244,9 +243,9 @@ class Forwarder:
         """
         session = self._sessions.get(expert.public) or self._start(expert.public)
         response: aiohttp.ClientResponse | None = None
-        end = asyncio.get_running_loop().time() + (expert.timeout or math.inf)
+        end = asyncio.get_running_loop().time() + (expert.timeout or self._timeouts.longest)
         try:
-            async with timeout(expert.timeout or self._timeouts.first_byte):
+            async with timeout(expert.timeout or min(self._timeouts.first_byte, self._timeouts.longest)):
                 response = await session.request(
                     method, f"{expert.base}/{path}", data=body, headers=headers, allow_redirects=False
                 )

@@ -84,7 +84,7 @@ class Gateway:
         self.settings = settings
         self.metrics = Metrics()
         self.tracing = tracing
-        self.keys = Keys(settings.keys)
+        self.keys = Keys(settings.keys, shared=settings.shared_limits)
         self.started = int(time.time())
         self.traffic = self._traffic(keeping) if keeping else None
         self.purse = None if spending is None else Purse(spending)

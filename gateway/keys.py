@@ -9,9 +9,11 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import GatewayError
+from .tally import Tally
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -23,8 +25,8 @@ class Key(NamedTuple):
     Args:
         name (`str`): whose it is, for log and metrics.
         sha256 (`str`): of the key, in hexadecimal digits.
-        requests_per_minute (`int`, *optional*): that it may send to one worker process.
-        tokens_per_minute (`int`, *optional*): of prompts and answers, as the experts count them, likewise.
+        requests_per_minute (`int`, *optional*): that it may send to this server.
+        tokens_per_minute (`int`, *optional*): of prompts and answers, as the experts count them.
         admin (`bool`): whether it may take a router back, and score or remove the answers of all.
     """
 
@@ -81,23 +83,30 @@ def _key(row: Any) -> Key:
     return Key(**row)
 
 
-class _Allowance:
-    """What may be spent a minute; it grows back evenly, up to a minute's worth."""
+class _Allowance(NamedTuple):
+    """What may be spent a minute; it grows back evenly, up to a minute's worth.
 
-    def __init__(self, a_minute: int, now: float) -> None:
-        self._a_minute = a_minute
-        self._left = float(a_minute)
-        self._at = now
+    Args:
+        kind (`str`): of what.
+        a_minute (`int`): how much of it.
+        place (`int`): of two numbers in a tally: what is spent and has not grown back, and when that was so.
+    """
 
-    def wait(self, now: float) -> float:
+    kind: str
+    a_minute: int
+    place: int
+
+    def wait(self, numbers: memoryview, now: float) -> float:
         """Seconds until something is left; 0 where it is."""
-        self._left = min(float(self._a_minute), self._left + (now - self._at) * self._a_minute / 60)
-        self._at = now
-        return 0.0 if self._left >= 1 else (1 - self._left) * 60 / self._a_minute
+        spent, at = numbers[self.place], numbers[self.place + 1]
+        spent = max(0.0, spent - max(0.0, now - at) * self.a_minute / 60)
+        numbers[self.place], numbers[self.place + 1] = spent, now
+        left = self.a_minute - spent
+        return 0.0 if left >= 1 else (1 - left) * 60 / self.a_minute
 
-    def spend(self, amount: int) -> None:
+    def spend(self, numbers: memoryview, amount: int) -> None:
         """Takes from what is left, perhaps more than there is."""
-        self._left -= amount
+        numbers[self.place] += amount
 
 
 class Keys:
@@ -106,15 +115,25 @@ class Keys:
 
     Args:
         keys (`Sequence[Key]`): who may come; everybody where there are none.
-        clock (`Callable`): gives the time in seconds.
+        clock (`Callable`): gives the time in seconds; of all processes that share a file the same.
+        shared (`Path`, *optional*): a file in which worker processes count together.
     """
 
-    def __init__(self, keys: Sequence[Key] = (), clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, keys: Sequence[Key] = (), clock: Callable[[], float] = time.monotonic, shared: Path | None = None
+    ) -> None:
         self._keys = list(keys)
         self._clock = clock
-        now = clock()
-        self._requests = {k.name: _Allowance(k.requests_per_minute, now) for k in keys if k.requests_per_minute}
-        self._tokens = {k.name: _Allowance(k.tokens_per_minute, now) for k in keys if k.tokens_per_minute}
+        limits = [
+            (key.name, kind, limit)
+            for key in keys
+            for kind, limit in (("requests", key.requests_per_minute), ("tokens", key.tokens_per_minute))
+            if limit
+        ]
+        self._allowances: dict[str, list[_Allowance]] = {}
+        for index, (name, kind, limit) in enumerate(limits):
+            self._allowances.setdefault(name, []).append(_Allowance(kind, limit, 2 * index))
+        self._tally = Tally(2 * len(limits), shared)
 
     def admit(self, headers: Mapping[str, str]) -> str:
         """The name of who sends a request; empty where everybody may.
@@ -128,21 +147,30 @@ class Keys:
         if not self._keys:
             return ""
         key = self._find(headers)
-        now = self._clock()
-        for kind, allowances in (("requests", self._requests), ("tokens", self._tokens)):
-            allowance = allowances.get(key.name)
-            wait = allowance.wait(now) if allowance else 0.0
-            if wait > 0:
-                message = f"This key has spent its {kind} of the minute: wait for {wait:.0f} s."
-                raise GatewayError(429, "rate_limit_exceeded", message, retry_after=max(1.0, wait))
-        if key.name in self._requests:
-            self._requests[key.name].spend(1)
+        allowances = self._allowances.get(key.name)
+        if allowances:
+            with self._tally as numbers:
+                self._spend_one(allowances, numbers)
         return key.name
+
+    def _spend_one(self, allowances: list[_Allowance], numbers: memoryview) -> None:
+        """Counts a request, or raises where something is spent."""
+        now = self._clock()
+        for allowance in allowances:
+            wait = allowance.wait(numbers, now)
+            if wait > 0:
+                message = f"This key has spent its {allowance.kind} of the minute: wait for {wait:.0f} s."
+                raise GatewayError(429, "rate_limit_exceeded", message, retry_after=max(1.0, wait))
+        for allowance in allowances:
+            if allowance.kind == "requests":
+                allowance.spend(numbers, 1)
 
     def spent(self, name: str, tokens: int) -> None:
         """Notes the tokens that a request took."""
-        if name in self._tokens:
-            self._tokens[name].spend(tokens)
+        for allowance in self._allowances.get(name, ()):
+            if allowance.kind == "tokens":
+                with self._tally as numbers:
+                    allowance.spend(numbers, tokens)
 
     def check_admin(self, headers: Mapping[str, str]) -> str:
         """The name of who sends a request that only some may send.

@@ -41,10 +41,12 @@ class Timeouts(NamedTuple):
     Args:
         connect (`float`): to accept the connection.
         first_byte (`float`): to begin its answer, which of an answer in one piece is all of it. The `timeout` of an
-            expert's spec stands for this one, and for the end of an answer in pieces too.
+            expert's spec stands for this one, and for `longest` too.
         idle (`float`): between two pieces of its answer.
+        longest (`float`): until the end of its answer, whatever keeps the line alive until then.
     """
 
     connect: float = 10.0
     first_byte: float = 600.0
     idle: float = 120.0
+    longest: float = 3600.0

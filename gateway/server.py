@@ -128,6 +128,7 @@ class Service(NamedTuple):
             default_expert=self.default_expert,
             preload=self.preload,
             keys=tuple(read_keys(text, where)),
+            shared_limits=Path(self.shared) / "limits" if self.shared else None,
             cors=tuple(self.cors),
             more_wrappers=tuple(self.wrappers),
         )

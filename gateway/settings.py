@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from .attempts import Patience
@@ -22,6 +23,7 @@ class Settings(NamedTuple):
         details (`bool`): put the route into every answer, also where the request does not ask for it.
         default_expert (`str`, *optional*): whose server gets what is not routed, such as `/v1/embeddings`.
         keys (`tuple[Key, ...]`): of who may come; everybody where there are none.
+        shared_limits (`Path`, *optional*): a file in which worker processes count together what keys have spent.
         preload (`bool`): load experts on this machine before they are asked.
         cors (`tuple[str, ...]`): origins of web pages that may use it; `"*"` for all.
         more_wrappers (`tuple[str, ...]`): names of blocks that an agent's harness adds to the person's words.
@@ -34,6 +36,7 @@ class Settings(NamedTuple):
     details: bool = False
     default_expert: str | None = None
     keys: tuple[Key, ...] = ()
+    shared_limits: Path | None = None
     preload: bool = False
     cors: tuple[str, ...] = ()
     more_wrappers: tuple[str, ...] = ()

@@ -108,6 +108,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         ("connect", "an expert's server may take to accept a connection"),
         ("first-byte", "it may take to begin its answer"),
         ("idle", "it may pause within its answer"),
+        ("longest", "its answer may take in all"),
     ):
         default = getattr(timeouts, name.replace("-", "_"))
         help_ = f"seconds that {what} (default: {default:g})"
@@ -146,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
         port=args.port,
         workers=args.workers,
         limits={name: getattr(args, name) for name in limits},
-        timeouts={name: getattr(args, name) for name in ("connect", "first_byte", "idle")},
+        timeouts={name: getattr(args, name) for name in ("connect", "first_byte", "idle", "longest")},
         details=args.details,
         default_expert=args.default_expert,
         keys=args.keys,

@@ -204,6 +204,19 @@ def test_the_gateway_leaves_a_bad_server_in_time_with_little_memory(
             assert server.wait_closed()
 
 
+@pytest.mark.parametrize("piece", [b": ping\n\n", chunk("a ")], ids=["comments", "words"])
+def test_the_gateway_ends_a_stream_that_its_server_never_ends_also_without_a_timeout_in_the_spec(piece: bytes) -> None:
+    assert HASTY.timeouts.longest == 3600, "the default leaves agents an hour"
+    with bad(read_first(repeat(piece, 0.05))) as server:
+        settings = HASTY._replace(timeouts=HASTY.timeouts._replace(longest=TIMEOUT))
+        with world({"law": {"endpoint": server.url}}, settings, names=("code", "math")) as made:
+            start = time.monotonic()
+            answer = made.ask(stream=True, max_tokens=9).body
+            assert TIMEOUT - 0.1 <= time.monotonic() - start < TIMEOUT + 1
+            assert b"The expert failed in the middle of its answer: no answer in time." in answer
+            assert server.wait_closed()
+
+
 def test_the_smaller_of_the_timeouts_counts() -> None:
     with bad(read_first(repeat(b": ping\n\n", 0.05))) as server:
         for of_spec, of_call in ((0.4, 30), (30, 0.4)):

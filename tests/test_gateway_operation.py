@@ -115,6 +115,27 @@ def test_what_was_spent_grows_back() -> None:
     keys.admit(headers)
 
 
+def test_worker_processes_count_together(tmp_path: Path) -> None:
+    """As many as all may send get in, whichever process they come to and however many come at once."""
+    keys = [Key("bob", hashed("b"), requests_per_minute=100, tokens_per_minute=500), Key("eve", hashed("e"), 7)]
+    workers = [Keys(keys, lambda: 1000.0, tmp_path / "limits") for _ in range(4)]
+
+    def admitted(number: int) -> bool:
+        with suppress(GatewayError):
+            return workers[number % 4].admit({"authorization": "Bearer b"}) == "bob"
+        return False
+
+    with ThreadPoolExecutor(8) as threads:
+        assert sum(threads.map(admitted, range(300))) == 100
+    later = [Keys(keys, lambda: 1060.0, tmp_path / "limits") for _ in range(2)]
+    for worker in later:
+        worker.admit({"x-api-key": "b"})
+        worker.spent("bob", 300)
+    with pytest.raises(GatewayError, match="tokens of the minute"):
+        later[0].admit({"x-api-key": "b"})
+    assert [worker.admit({"x-api-key": "e"}) for worker in workers + later[:1]] == ["eve"] * 5, "its own"
+
+
 def test_a_wrong_key_takes_as_long_as_a_right_one() -> None:
     """Every key is compared whole, whichever matches."""
     keys = Keys([Key(str(index), hashed(str(index))) for index in range(300)])
@@ -416,7 +437,9 @@ def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without
     with StandIn() as server:
         first, second = routers(tmp_path, server.url)
         keys = tmp_path / "keys.jsonl"
-        keys.write_text(json.dumps({"name": "ann", "sha256": hashed("of-ann")}) + "\n", encoding="utf-8")
+        bob_row = {"name": "bob", "sha256": hashed("of-bob"), "requests_per_minute": 2}
+        rows = [{"name": "ann", "sha256": hashed("of-ann")}, bob_row]
+        keys.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         asked = {"model": "ir3de", "messages": LAW}
         options = ("--keys", str(keys), "--watch", "0.5", "--workers", "2")
         with command(Path(first), *options) as (process, url):
@@ -436,6 +459,11 @@ def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without
             counted = f'outcome="answered"}} {float(len(server.received))}'
             assert f'ir3de_requests_total{{api="chat/completions",expert="law",{counted}' in text, "of both"
 
+            bob = {"authorization": "Bearer of-bob"}
+            answered = [post(chat, asked, **bob)[0] for _ in range(20)]  # over connections that either worker may take
+            assert answered.count(200) == 2
+            assert set(answered) == {200, 429}
+
             server.respond = slow
             with ThreadPoolExecutor(1) as thread:
                 stream = thread.submit(post, chat, {**asked, "stream": True}, **ann)
@@ -447,7 +475,7 @@ def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without
             process.wait(timeout=60)
         lines = (tmp_path / "stderr").read_text().splitlines()
         logged = [json.loads(line) for line in lines if line.startswith("{")]
-        assert {line["outcome"] for line in logged} == {"answered", "invalid_api_key"}
+        assert {line["outcome"] for line in logged} == {"answered", "invalid_api_key", "rate_limit_exceeded"}
         assert any(line.get("stream") for line in logged)
         assert "court" not in "".join(lines)
 

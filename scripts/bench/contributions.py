@@ -343,7 +343,7 @@ def marks(results: Sequence[Result]) -> str:
         marked = [gone for estimate, gone in each if not estimate <= least]
         found, right = sum(not estimate <= least for estimate in much), sum(gone > 0.02 for gone in marked)
         lines.append(
-            f"estimated above {least:.0%}: {found} of these, and {len(marked)} in all, of which {right} lost more than 2%"
+            f"estimated above {least:.0%}: {found} of these, {len(marked)} in all, of which {right} lost more than 2%"
         )
     return "\n".join(lines)
 

@@ -96,7 +96,7 @@ class _Allowance(NamedTuple):
     a_minute: int
     place: int
 
-    def wait(self, numbers: memoryview, now: float) -> float:
+    def wait(self, numbers: memoryview[float], now: float) -> float:
         """Seconds until something is left; 0 where it is."""
         spent, at = numbers[self.place], numbers[self.place + 1]
         spent = max(0.0, spent - max(0.0, now - at) * self.a_minute / 60)
@@ -104,7 +104,7 @@ class _Allowance(NamedTuple):
         left = self.a_minute - spent
         return 0.0 if left >= 1 else (1 - left) * 60 / self.a_minute
 
-    def spend(self, numbers: memoryview, amount: int) -> None:
+    def spend(self, numbers: memoryview[float], amount: int) -> None:
         """Takes from what is left, perhaps more than there is."""
         numbers[self.place] += amount
 
@@ -153,7 +153,7 @@ class Keys:
                 self._spend_one(allowances, numbers)
         return key.name
 
-    def _spend_one(self, allowances: list[_Allowance], numbers: memoryview) -> None:
+    def _spend_one(self, allowances: list[_Allowance], numbers: memoryview[float]) -> None:
         """Counts a request, or raises where something is spent."""
         now = self._clock()
         for allowance in allowances:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-from array import array
 from pathlib import Path
 
 try:
@@ -24,14 +23,15 @@ class Tally:
 
     def __init__(self, size: int, path: Path | None = None) -> None:
         self._file: int | None = None
-        if path is None or not size:
-            self.numbers = memoryview(array("d", bytes(8 * size)))
+        length = 8 * max(size, 1)
+        if path is None:
+            self.numbers = memoryview(bytearray(length)).cast("d")
             return
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-        os.ftruncate(self._file, 8 * size)
-        self.numbers = memoryview(mmap.mmap(self._file, 8 * size)).cast("d")
+        os.ftruncate(self._file, length)
+        self.numbers = memoryview(mmap.mmap(self._file, length)).cast("d")
 
-    def __enter__(self) -> memoryview:
+    def __enter__(self) -> memoryview[float]:
         if self._file is not None and fcntl is not None:
             fcntl.flock(self._file, fcntl.LOCK_EX)
         return self.numbers

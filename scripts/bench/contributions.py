@@ -231,10 +231,13 @@ def creep(model: IR3DEModel, prompts: Mapping[str, Prompts], steps: int) -> str:
     Returns:
         `str`: a line a contribution of the attack that takes most of a domain with all of them.
     """
-    before, lines, most = recalls(model, prompts), {}, {}
+    before = recalls(model, prompts)
+    lines: dict[tuple[str, str], list[str]] = {}
+    most: dict[tuple[str, str], float] = {}
     for victim in sorted(prompts):
         taker = _rival(model, prompts[victim], victim)
-        router, said = model.copy(), []
+        router = model.copy()
+        said: list[str] = []
         while len(said) < steps and (share := _largest(router, model.statistics[victim], taker)):
             fitted = displaced(model.statistics, model.scorer, router.scorer)[victim]
             lost = before[victim] - recalls(router, prompts)[victim]

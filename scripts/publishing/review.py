@@ -28,11 +28,12 @@ from ir3de.statistics_ir3de import DomainStatistics, FeatureSpace
 _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
 _MOST_CONFIG = 1 << 20
 _MUCH = 0.05  # of a domain's recall, or of an expert's mean score
+_MAY_BE_MUCH = 0.03  # by estimate, which is too low at times
 _MARK = "  <-- moves by more than 5 points"
 _MARK_ESTIMATE = "  <-- may lose more than 5 points"
 _ESTIMATE = (
-    "may lose: of prompts like a domain's own, estimated from its sums; more often too high than too low"
-    " (docs/trust.md). Labelled prompts (--data) measure it."
+    "may lose: of prompts like a domain's own, estimated from its sums, and marked from 3 % on, as what does lose more"
+    " than 5 points mostly is (docs/trust.md). Labelled prompts (--data) measure it."
 )
 
 
@@ -271,7 +272,7 @@ def accumulated(measured: Snapshot, after: Snapshot, joined: int) -> str:
     """
     lines = [f"together with {joined} contributions that joined since the router was measured:"]
     for name, lost in sorted(measured.lost(after).items()):
-        to = f", most of it to {lost.to}" if lost.unseen > _MUCH else ""
+        to = f", most of it to {lost.to}" if lost.unseen > _MAY_BE_MUCH else ""
         mark = _mark(measured.recalls.get(name), after.recalls.get(name), lost)
         recall = _change(measured.recalls.get(name), after.recalls.get(name), "{:.1%}")
         lines.append(f"{name:<24} may lose {_percent(lost.unseen)} %{to}{recall and f', recall {recall}'}{mark}")
@@ -282,7 +283,7 @@ def _mark(old: float | None, new: float | None, lost: Lost | None) -> str:
     """What to say of a domain whose recall moves much, by labelled prompts or by estimate."""
     if old is not None and new is not None and abs(new - old) > _MUCH:
         return _MARK
-    return _MARK_ESTIMATE if lost is not None and not lost.unseen <= _MUCH else ""  # NaN is too much
+    return _MARK_ESTIMATE if lost is not None and not lost.unseen <= _MAY_BE_MUCH else ""  # NaN is too much
 
 
 def _percent(share: float) -> str:

@@ -51,7 +51,8 @@ def main(base: str, port: str) -> None:
     """Forwards until it is stopped."""
     floor = Floor(base)
     routes = [Route("/v1/chat/completions", floor, methods=["POST"])]
-    uvicorn.run(Starlette(routes=routes, lifespan=floor.lifespan), port=int(port), log_level="warning", access_log=False)
+    application = Starlette(routes=routes, lifespan=floor.lifespan)
+    uvicorn.run(application, port=int(port), log_level="warning", access_log=False)
 
 
 if __name__ == "__main__":

@@ -253,7 +253,7 @@ def main() -> int:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         straight, router = _stand_in(stack, folder)
-        servers = [straight, _gateway(stack, folder, router)]
+        servers = [straight, _gateway(stack, folder, router), _floor(stack, straight.url)]
         if args.former:
             servers.append(_former(stack, Path(args.former), folder, router))
         if args.litellm:
@@ -310,6 +310,14 @@ def _gateway(stack: contextlib.ExitStack, folder: Path, router: Path) -> Server:
     command = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), "--keys", str(keys)]
     running = stack.enter_context(process(command, f"http://127.0.0.1:{port}/ready"))
     return Server("gateway", f"http://127.0.0.1:{port}/v1", running)
+
+
+def _floor(stack: contextlib.ExitStack, straight: str) -> Server:
+    """What any forwarder on the same libraries costs."""
+    port = free_port()
+    command = [sys.executable, "-m", "ir3de.scripts.bench.floor", straight, str(port)]
+    running = stack.enter_context(process(command, f"http://127.0.0.1:{port}/"))
+    return Server("bare forwarder", f"http://127.0.0.1:{port}/v1", running)
 
 
 def _former(stack: contextlib.ExitStack, source: Path, folder: Path, router: Path) -> Server:

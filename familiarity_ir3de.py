@@ -123,6 +123,21 @@ class FamiliarityScale(NamedTuple):
         return (above - 1 + (score - low) / (high - low)) / (LEVELS - 1)
 
 
+class TokenFamiliarity(NamedTuple):
+    """
+    What a token has to do with its prompt's familiarity.
+
+    Args:
+        known (`bool`): whether it occurs in any prompt that the router was fitted on.
+        adds (`float`): to the prompt's score, in standard deviations. Over the tokens it sums to what those parts make
+            that are means over tokens, the third and the fourth and where it counts the sixth, before they are cut; the
+            other three are of the prompt as a whole.
+    """
+
+    known: bool
+    adds: float
+
+
 class Familiarity:
     """
     Tells the familiarity of prompts.
@@ -147,6 +162,26 @@ class Familiarity:
         if len(logits) == 1:
             return [self._of_one(prompts.token_ids, logits)]
         return cast("list[float]", self.scale.of(parts_of(self.rows, prompts, logits)).round(_DIGITS).tolist())
+
+    def of_tokens(self, token_ids: torch.Tensor) -> list[TokenFamiliarity]:
+        """What each token of a prompt has to do with the prompt's familiarity.
+
+        Args:
+            token_ids (`torch.Tensor` of shape `(tokens,)`): of one prompt, at least one.
+        """
+        rows = self.rows.take(token_ids.cpu().numpy(), axis=0)
+        means, deviations = np.array(self.scale.means), np.array(self.scale.deviations)
+        share = self.scale.outside
+        odds = rows[:, : rows.shape[1] - (1 if share is None else 2)]
+        likeliest = odds[:, int(odds.sum(axis=0).argmax())]
+        adds = ((likeliest - means[2]) / deviations[2] + (rows[:, -1] - means[3]) / deviations[3]) / PARTS
+        if share is not None:
+            against = (rows[:, -2] - means[PARTS]) / deviations[PARTS] + _FREE
+            adds = adds + (share.weight * against if against.mean() < 0 else 0)
+        # Some tokens, such as those that pad, occur in no prompt whatever.
+        known = rows[:, -1] > self.rows[:, -1].min()
+        pairs = zip(known.tolist(), (adds / len(rows)).tolist(), strict=True)
+        return [TokenFamiliarity(*pair) for pair in pairs]
 
     def _of_one(self, token_ids: torch.Tensor, logits: torch.Tensor) -> float:
         """The same of a single prompt, in plain Python: NumPy's calls would cost a tenth of a route."""

@@ -35,7 +35,7 @@ from .edits_ir3de import (
     read_statistics,
     statistics_of,
 )
-from .familiarity_ir3de import Familiarity, FamiliarityScale, familiarity_table
+from .familiarity_ir3de import Familiarity, FamiliarityScale, TokenFamiliarity, familiarity_table
 from .loading_ir3de import loading  # noqa: F401 (travels with the model, which must name each file)
 from .names_ir3de import file_name  # noqa: F401 (likewise)
 from .outcome_rows_ir3de import read_outcomes  # noqa: F401 (likewise)
@@ -239,10 +239,24 @@ class IR3DEModel(RouterRepository):
             `list[float]`: for each prompt the share of held-out prompts that were less familiar; None where the router
             does not tell.
         """
+        tells = self._familiarity_teller()
+        if tells is None:
+            return None
+        return tells.of(prompts, self.route(*prompts) if logits is None else logits)
+
+    def token_familiarity(self, token_ids: torch.Tensor) -> list[TokenFamiliarity] | None:
+        """What each token of a prompt has to do with the prompt's familiarity; None where the router does not tell.
+
+        Args:
+            token_ids (`torch.Tensor` of shape `(tokens,)`): of one prompt, at least one.
+        """
+        tells = self._familiarity_teller()
+        return None if tells is None else tells.of_tokens(token_ids)
+
+    def _familiarity_teller(self) -> Familiarity | None:
+        """Who tells familiarity, if the router does."""
         if self.config.familiarity is None:
             return None
-        if logits is None:
-            logits = self.route(*prompts)
         module: Any = self._modules["familiarity_table"]
         table: torch.Tensor = module._parameters["weight"]
         # Kept beside what `_derive` makes; its look at E would take longer than all of this.
@@ -251,7 +265,7 @@ class IR3DEModel(RouterRepository):
             made = Familiarity(table, FamiliarityScale.read(self.config.familiarity))
             self._derived["familiarity"] = kept = table._version, [], made, (table,)
         tells: Familiarity = kept[2]
-        return None if tells.rests else tells.of(prompts, logits)
+        return None if tells.rests else tells
 
     @_one_at_a_time
     def set_familiarity(self, scale: FamiliarityScale, outside: torch.Tensor | None = None) -> None:

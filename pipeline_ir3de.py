@@ -19,6 +19,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .batch_ir3de import Prompts
 from .experts_ir3de import ExpertError, ExpertPool, describe_error
+from .familiarity_ir3de import TokenFamiliarity
 from .options_ir3de import Options, check_options, generation_options, nearest
 from .outcomes_ir3de import Ledger, shared
 from .policy_ir3de import Policy, Ranked, Record
@@ -171,8 +172,9 @@ class IR3DERoutingPipeline(Pipeline):
             empty or not text, or its expert only routes, the `reason` why nobody was asked; and with `explain`
             `tokens`, each with its text (`token`), its `entropy` in nats, its `vote`, the `weight` with which it lifts
             that expert above the mean of all, whether it was `counted`, and its `contribution` to the chosen expert's
-            `support`, which is the sum of them: a logit where a mean decides, the share of the vote where tokens vote.
-            A second opinion has no part in these.
+            `support`, which is the sum of them: a logit where a mean decides, the share of the vote where tokens vote;
+            and where the router tells familiarity whether it is `known` from any prompt that the router was fitted on,
+            and what it adds to the prompt's `familiarity`. A second opinion has no part in these.
 
         Raises:
             TypeError: an input is neither text nor chat, or an option is unknown.
@@ -339,7 +341,8 @@ class IR3DERoutingPipeline(Pipeline):
         logits = torch.cat([output.logits for output in outputs]).cpu()
         familiarity = self._familiarity(batch, logits, choice)
         tokens = [_said(output) for output in outputs]
-        return {**kept, "logits": logits, "familiarity": familiarity, "tokens": tokens}
+        familiar = [self.model.token_familiarity(ids) for ids in one_by_one]
+        return {**kept, "logits": logits, "familiarity": familiarity, "tokens": tokens, "familiar": familiar}
 
     def _familiarity(self, batch: Prompts, logits: torch.Tensor, choice: Options) -> list[float] | None:
         """How familiar each turn is, if the router tells it; that is measured by the logits of its own variant."""
@@ -386,6 +389,7 @@ class IR3DERoutingPipeline(Pipeline):
                 chosen.judge_familiarity(record, familiarity[turn])
             if explain:
                 _explain(record, outputs["pieces"][turn], outputs["tokens"][turn], config.domain_names)
+                _explain_familiarity(record, outputs["familiar"][turn])
         if generate:
             self._answer(records, outputs["prompts"], chosen, on_error, batch_size, generation or {})
         return records
@@ -678,6 +682,12 @@ def _explain(record: Record, pieces: list[str], said: _Said, domains: list[str])
         }
         for piece, entropy, vote, counted, row in zip(pieces, *said, strict=False)
     ]
+
+
+def _explain_familiarity(record: Record, familiar: list[TokenFamiliarity] | None) -> None:
+    """Adds to the tokens of a record which of them the router knows, and what each adds to the prompt's familiarity."""
+    for token, told in zip(record["tokens"], familiar or (), strict=False):
+        token["known"], token["familiarity"] = told
 
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[str]]:

@@ -81,7 +81,14 @@ class PairRecord(TypedDict):
     outcomes: float
 
 
-class TokenRecord(TypedDict):
+class _TokenFamiliarity(TypedDict, total=False):
+    """What a token's record has where the router tells familiarity."""
+
+    known: bool
+    familiarity: float
+
+
+class TokenRecord(_TokenFamiliarity):
     """
     What a token said.
 
@@ -92,6 +99,8 @@ class TokenRecord(TypedDict):
         weight (`float`): how far it lifts that expert above the mean of all.
         counted (`bool`): whether it had a part in the decision.
         contribution (`float`): to the chosen expert's `support`, which is the sum of them.
+        known (`bool`): whether any prompt that the router was fitted on has it, where the router tells familiarity.
+        familiarity (`float`): likewise, what it adds to the prompt's score; see [`TokenFamiliarity`].
     """
 
     token: str

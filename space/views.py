@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ir3de.modeling_ir3de import IR3DEModel
-from ir3de.policy_ir3de import Record
+from ir3de.policy_ir3de import Record, TokenRecord
 from ir3de.space.palette import Palette
 from ir3de.specs_ir3de import ExpertSpec, is_remote
 
@@ -102,17 +102,38 @@ def tokens(record: Record, palette: Palette) -> str:
         kind = "ir-token" if counted else "ir-token ir-out"
         text = escape(token["token"])
         marks.append(f'<span class="{kind}" style="{palette.style(vote)}{shade}" title="{escape(says)}">{text}</span>')
-        rows.append((f"<code>{text}</code>", escape(vote), f"{weight:.2f}" if counted else "left out"))
+        rows.append(
+            (f"<code>{text}</code>", escape(vote), f"{weight:.2f}" if counted else "left out", *_familiarity(token))
+        )
     legend = " ".join(palette.badge(name) for name in sorted({token["vote"] for token in record["tokens"]}))
     out = sum(not token["counted"] for token in record["tokens"])
+    told = all("known" in token for token in record["tokens"])
+    head = ("token", "speaks for", "weight", *(["adds to familiarity"] if told else []))
     left = f" {out} of {len(rows)} tokens are left out and dimmed." if out else ""
     return (
         f'<div class="ir-why"><p class="ir-hint">Each piece of the prompt in the colour and line of the domain that it'
         f" speaks for, stronger where it counts more.{left}</p>"
         f'<p class="ir-tokens">{"".join(marks)}</p><p class="ir-legend">{legend}</p>'
-        f"<details><summary>The same as a table</summary>"
-        f"{table(('token', 'speaks for', 'weight'), rows, 'Tokens of the prompt')}</details></div>"
+        f"{_unknown(record['tokens'])}<details><summary>The same as a table</summary>"
+        f"{table(head, rows, 'Tokens of the prompt')}</details></div>"
     )
+
+
+def _familiarity(token: TokenRecord) -> tuple[str, ...]:
+    """What a token adds to the prompt's familiarity, as a cell; none where the router does not tell it."""
+    if "known" not in token:
+        return ()
+    return (f"{token['familiarity']:+.2f}{'' if token['known'] else ', never seen'}",)
+
+
+def _unknown(tokens: Sequence[TokenRecord]) -> str:
+    """How many of a prompt's tokens the router was never fitted on, and which, as a hint."""
+    unknown = list(dict.fromkeys(token["token"].strip() for token in tokens if not token.get("known", True)))
+    if not unknown:
+        return ""
+    named = ", ".join(f"<code>{escape(each)}</code>" for each in unknown[:_PAIRS])
+    more = f" and {len(unknown) - _PAIRS} more" if len(unknown) > _PAIRS else ""
+    return f'<p class="ir-hint">Never seen by this router before: {named}{more}.</p>'
 
 
 def text(answer: str) -> str:

@@ -82,6 +82,17 @@ def test_markup_is_shown_as_text(site: Site, text: str) -> None:
     assert "&lt;" in shown
 
 
+def test_the_app_says_which_tokens_were_never_seen(site: Site) -> None:
+    record = site.router("court tell me", generate=False, explain=True)
+    assert "Never seen" not in views.tokens(record, site.palette)
+    for token, known in zip(record["tokens"], (True, False, True), strict=True):
+        token["known"], token["familiarity"] = known, -0.25
+    shown = views.tokens(record, site.palette)
+    assert "Never seen by this router before: <code>tell</code>." in shown
+    assert "<td>-0.25, never seen</td>" in shown
+    assert "adds to familiarity" in shown
+
+
 def test_a_bad_prompt_is_explained(site: Site) -> None:
     for text, said in (("", "Type a prompt"), ("court\x00", "U+0000"), ("court " * 1000, "at most 2,000")):
         assert said in route.shown(site, text, route.Controls("prompt", 1, 0, 0), None)[0]

@@ -194,6 +194,29 @@ def test_another_variant_leaves_familiarity_as_it_is(fit: Callable[..., Path]) -
     assert explained == own
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_explained_tokens_say_what_each_adds(learned: bool) -> None:
+    router = tiny.router(variant="prompt", familiarity=SCALE)
+    if learned:
+        router.set_familiarity(*from_outside(router))
+    pipe = IR3DERoutingPipeline(router, device="cpu")
+    scale = FamiliarityScale.read(router.config.familiarity)
+    for text in ("the judge in court", "zebra and court", CRIMES[0]):
+        tokens = pipe(text, generate=False, explain=True)["tokens"]
+        assert [token["known"] for token in tokens] == [word != "zebra" for word in text.split()]
+        prompts = router.tokenize([text])
+        parts = parts_of(router.familiarity_table.weight.double().numpy(), prompts, router.route(*prompts))
+        z = (parts[0] - scale.means) / scale.deviations
+        expected = (z[2] + z[3]) / PARTS
+        if learned:
+            expected += 0.4 * min(z[PARTS] + 1.5, 0)
+        assert sum(token["familiarity"] for token in tokens) == pytest.approx(expected)
+    assert (
+        "known"
+        not in IR3DERoutingPipeline(tiny.router(), device="cpu")("court", generate=False, explain=True)["tokens"][0]
+    )
+
+
 def test_it_comes_back_as_it_was_saved_and_follows_edits(fit: Callable[..., Path], tmp_path: Path) -> None:
     pipe = read(fit())
     texts = tiny.sentences("code", 8, seed=3)
@@ -250,7 +273,7 @@ def test_fit_measures_prompts_from_outside(
     assert "3 prompts of none of the domains" in (folder / "README.md").read_text()
     assert main(["route", str(folder), "zebra giraffe"]) == 0
     shown = capsys.readouterr().out
-    assert "familiarity: 0 % of held-out prompts were less familiar" in shown
+    assert "familiarity: 0 % of held-out prompts were less familiar; never seen before: zebra giraffe" in shown
     assert "below the minimum: law answers" in shown
     assert main(["route", str(folder), "zebra giraffe", "--min-familiarity", "0", "--min-score", "0"]) == 0
     assert "below the minimum" not in capsys.readouterr().out

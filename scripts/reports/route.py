@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -12,7 +12,8 @@ def describe(prompt: str, record: Mapping[str, Any]) -> str:
     second = "  (with the second opinion)" if "second_opinion" in record else ""
     lines = [f"{prompt}\n  -> {ranking}{second}", f"     decided by: {deciding_tokens(record)}"]
     if "familiarity" in record:
-        lines.append(f"     familiarity: {100 * record['familiarity']:.0f} % of held-out prompts were less familiar")
+        share = f"{100 * record['familiarity']:.0f} % of held-out prompts were less familiar"
+        lines.append(f"     familiarity: {share}{_unknown(record)}")
     if record.get("fallback"):
         lines.append(f"     below the minimum: {record['expert'] or 'nobody'} answers")
     return "\n".join(lines)
@@ -21,5 +22,16 @@ def describe(prompt: str, record: Mapping[str, Any]) -> str:
 def deciding_tokens(record: Mapping[str, Any], most: int = 6) -> str:
     """The tokens that spoke most for the chosen expert, the strongest first."""
     strongest = sorted(record["tokens"], key=lambda token: -token["contribution"])[:most]
-    words = [token["token"].strip() or repr(token["token"]) for token in strongest if token["contribution"] > 0]
-    return " ".join(dict.fromkeys(words))
+    return _words(token for token in strongest if token["contribution"] > 0)
+
+
+def _unknown(record: Mapping[str, Any], most: int = 6) -> str:
+    """Which tokens the router was never fitted on, the first of them, as the end of a sentence."""
+    unknown = [token for token in record["tokens"] if not token.get("known", True)]
+    more = ", ..." if len(unknown) > most else ""
+    return f"; never seen before: {_words(unknown[:most])}{more}" if unknown else ""
+
+
+def _words(tokens: Iterable[Mapping[str, Any]]) -> str:
+    """The text of tokens, each once."""
+    return " ".join(dict.fromkeys(token["token"].strip() or repr(token["token"]) for token in tokens))

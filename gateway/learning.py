@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from typing import Any
 
 from ir3de.scripts.publishing.from_store import bring
+from ir3de.traffic.apart import remade_apart
 from ir3de.traffic.errors import ExchangeRefused, StoreUnavailable
 from ir3de.traffic.exchange import Exchange
-from ir3de.traffic.remade import Remade, remade
+from ir3de.traffic.remade import Remade
 from ir3de.traffic.repository import Repository
+from ir3de.traffic.store import Store
 
 from .gateway import Gateway
 from .watch import try_routes
@@ -27,13 +30,21 @@ class Learning:
         gateway ([`Gateway`]): whose router it is; it has a store.
         place ([`Repository`]): where outcomes are exchanged.
         seconds (`float`): between two rounds.
+        count (`Callable`): makes a store's ledger; by default in a process of its own, so that no request waits for it.
     """
 
-    def __init__(self, gateway: Gateway, place: Repository, seconds: float) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        place: Repository,
+        seconds: float,
+        count: Callable[[Store], Remade] = remade_apart,
+    ) -> None:
         self._gateway = gateway
         self._place = place
         self._exchange = Exchange(place)
         self._seconds = seconds
+        self._count = count
         self._failing = ""
         self._made: Remade | None = None
 
@@ -83,13 +94,13 @@ class Learning:
         store = traffic.store
         taken_back = store.taken_back
         try:
-            made = self._exchange.round(lambda: remade(store))
+            made = self._exchange.round(lambda: self._count(store))
             if taken_back is not None:  # the repository's history forgets it too
                 self._place.forget()
                 store.forgotten(taken_back)
         except ExchangeRefused as error:
             self._note(str(error))
-            return self._exchange.united(remade(store))
+            return self._exchange.united(self._count(store))
         self._note("")
         return made
 

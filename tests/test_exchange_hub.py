@@ -43,7 +43,7 @@ def teaching(folder: Path, name: str, repo_id: str) -> Iterator[tuple[World, Lea
     store = Store(str(folder / f"{name}.sqlite"), name)
     with world(keeping=Keeping(store)) as made:
         try:
-            yield made, Learning(made.gateway, Repository(repo_id), 60)
+            yield made, Learning(made.gateway, Repository(repo_id), 60, remade)
         finally:
             assert made.gateway.traffic is not None
             made.gateway.traffic.close()

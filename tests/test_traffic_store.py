@@ -25,6 +25,8 @@ from ir3de import IR3DEModel
 from ir3de.outcome_rows_ir3de import Outcome
 from ir3de.outcomes_ir3de import ONE, Ledger, OutcomesCollector, shared
 from ir3de.scripts import cli
+from ir3de.traffic import apart
+from ir3de.traffic.apart import remade_apart
 from ir3de.traffic.errors import Conflict, Expired, NoAnswer, StoreUnavailable, Unknown, WrongStore
 from ir3de.traffic.remade import parts_of, remade, tag_of
 from ir3de.traffic.removal import Which, moment, take_back
@@ -737,3 +739,32 @@ def test_a_watcher_forgets(monkeypatch: pytest.MonkeyPatch) -> None:
     later = time.monotonic() + 3600
     monkeypatch.setattr("ir3de.traffic.signals.time.monotonic", lambda: later)
     assert watcher.seen(Turns("ann", ["c"])) is None
+
+
+def test_another_process_remakes_the_same_ledger_and_says_the_same_errors(store: Store) -> None:
+    assert remade_apart(store) == remade(store), "of an empty store too"
+    keep(store, *(answer(number, expert=f"a/{number % 2}", time=NOW - number * DAY) for number in range(8)))
+    for number in range(8):
+        score(store, f"request-{number}", number / 8)
+    made, same = remade(store), remade_apart(store)
+    assert same == made
+    assert same.outcomes == 8
+    assert same.ledger.sums(DOMAINS, ["a/0", "a/1"]).tobytes() == made.ledger.sums(DOMAINS, ["a/0", "a/1"]).tobytes()
+    for number in range(3):
+        score(store, f"request-{2 * number}", 1.0, cost=2**30)
+        score(store, f"request-{2 * number + 1}", 1.0, cost=2**30)
+    keep(store, *(answer(number, time=NOW) for number in range(20, 24)))
+    for number in range(20, 24):
+        score(store, f"request-{number}", 1.0, cost=2**30)
+    for make in (remade, remade_apart):
+        with pytest.raises(OverflowError, match="take that day's answers back"):
+            make(store)
+    store.place += "-that-is-not-there"
+    with pytest.raises(WrongStore, match="There is no store at"):
+        remade_apart(store)
+
+
+def test_a_process_that_ends_badly_is_told_of(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart, "_CODE", "import sys; sys.exit('it broke')")
+    with pytest.raises(RuntimeError, match="ended with 1: it broke"):
+        remade_apart(store)

@@ -111,7 +111,7 @@ def packed(ledger: Ledger) -> dict[str, bytes]:
     for day in days:
         period = day if day >= first else day[:7]
         by_name[f"{period}.safetensors"] |= by_day[day]
-    return {name: _bytes_of(part) for name, part in by_name.items()}
+    return {name: bytes_of(part) for name, part in by_name.items()}
 
 
 def _month_before(day: str) -> str:
@@ -120,8 +120,12 @@ def _month_before(day: str) -> str:
     return f"{year:04d}-{month - 1:02d}" if month > 1 else f"{year - 1:04d}-12"
 
 
-def _bytes_of(ledger: Ledger) -> bytes:
-    """A file of contributions: the ledger's own form, for several experts."""
+def bytes_of(ledger: Ledger) -> bytes:
+    """A file of contributions: the ledger's own form, for several experts.
+
+    Args:
+        ledger ([`Ledger`]): the contributions.
+    """
     experts = {expert: header_of(parts) for expert, parts in ledger.contributions.items()}
     tensors = {
         f"{expert}/{name}": part.sums for expert, parts in ledger.contributions.items() for name, part in parts.items()
@@ -141,6 +145,26 @@ def unpacked(path: Path, tag: str, name: str) -> Ledger:
     Raises:
         ValueError: it is damaged, of another version, or holds what is not of this server and time.
     """
+    ledger = ledger_in(path, name)
+    period = name.removesuffix(".safetensors")
+    for parts in ledger.contributions.values():
+        for contribution, part in parts.items():
+            if not contribution.startswith(tag) or part.day is None or not part.day.startswith(period):
+                raise ValueError(f"{name}: contribution {contribution} of {part.day} belongs elsewhere.")
+    return ledger
+
+
+def ledger_in(path: Path, name: str = "") -> Ledger:
+    """The contributions in a file, checked as a stranger's but for whose they are.
+
+    Args:
+        path (`Path`): where it lies.
+        name (`str`, *optional*): for messages; by default that which it has there.
+
+    Raises:
+        ValueError: it is damaged, or of another version.
+    """
+    name = name or path.name
     of_expert: dict[str, dict[str, str]] = defaultdict(dict)
     with opened(path) as (file, header):
         _check_format(name, header)
@@ -150,18 +174,12 @@ def unpacked(path: Path, tag: str, name: str) -> Ledger:
         experts = header.get("experts")
         if not isinstance(experts, dict) or experts.keys() != of_expert.keys():
             raise ValueError(f"{name}: its header does not name the experts that it has sums of.")
-        ledger = Ledger(
+        return Ledger(
             {
                 check_name(expert): contributions_of(name, experts[expert], file, tensors)
                 for expert, tensors in sorted(of_expert.items())
             }
         )
-    period = name.removesuffix(".safetensors")
-    for parts in ledger.contributions.values():
-        for contribution, part in parts.items():
-            if not contribution.startswith(tag) or part.day is None or not part.day.startswith(period):
-                raise ValueError(f"{name}: contribution {contribution} of {part.day} belongs elsewhere.")
-    return ledger
 
 
 def _check_format(name: str, header: Any) -> None:

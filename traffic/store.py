@@ -155,6 +155,7 @@ class Store:
 
     def __init__(self, place: str, replica: str | None = None, days: float = DAYS, make: bool = True) -> None:
         self._engine = open_engine(place, make)
+        self.place = place
         self.days = days
         with self.reading() as connection:
             drawn = connection.scalar(select(about.c.value).where(about.c.name == "replica"))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
+import re
 import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.outcomes_ir3de import shared
 from ir3de.scripts.bench.gateway import cpu_seconds, free_port, make_router, process
 from ir3de.traffic.remade import remade
@@ -43,27 +47,32 @@ class Timed:
         return f"| {what} | {number:,} | {self.cpu:.2f} | {self.wall:.2f} | {each:.3f} |"
 
 
-def fill(store: Store, rows: int, domains: int, experts: int, days: int) -> None:
-    """Writes answers, each with a score, of so many experts over so many days."""
+def named(what: str, number: int) -> list[str]:
+    """So many names of something."""
+    return [f"{what} {index}" for index in range(number)]
+
+
+def fill(store: Store, rows: int, domains: list[str], experts: list[str], days: int) -> None:
+    """Writes answers, each with a score, of these experts over so many days."""
     draw = np.random.default_rng(0)
-    names = [f"domain {index}" for index in range(domains)]
     began = time.time() - days * _DAY
     for start in range(0, rows, _AT_ONCE):
         number = min(_AT_ONCE, rows - start)
-        weights = shared(draw.dirichlet(np.full(domains, 0.1), number)).tolist()
-        kept = [_answer(start + place, names, row, experts, began, days) for place, row in enumerate(weights)]
+        weights = shared(draw.dirichlet(np.full(len(domains), 0.1), number)).tolist()
+        kept = [_answer(start + place, domains, row, experts, began, days) for place, row in enumerate(weights)]
         with store.writing() as connection:
             store.add_answers(connection, kept)
             for answer, score in zip(kept, draw.random(number).tolist(), strict=True):
                 store.score(connection, Given(answer.request_id, score))
 
 
-def _answer(number: int, domains: list[str], weights: list[int], experts: int, began: float, days: int) -> Answer:
+def _answer(number: int, domains: list[str], weights: list[int], experts: list[str], began: float, days: int) -> Answer:
     """One of many answers, evenly spread over the days."""
     name = f"{number:032x}"
     at = began + (number * 7919 % 100_003) / 100_003 * days * _DAY
     recognised = dict(zip(domains, weights, strict=True))
-    return Answer(name, name, None, at, "", f"expert {number % experts}", "answered", recognised, 300, 0.002, 1.5)
+    expert = experts[number % len(experts)]
+    return Answer(name, name, None, at, "", expert, "answered", recognised, 300, 0.002, 1.5)
 
 
 def measured(rows: int, domains: int, experts: int, days: int) -> list[str]:
@@ -72,7 +81,7 @@ def measured(rows: int, domains: int, experts: int, days: int) -> list[str]:
         path = Path(folder, "store.sqlite")
         store = Store(str(path), days=10 * days)
         with Timed() as filling:
-            fill(store, rows, domains, experts, days)
+            fill(store, rows, named("domain", domains), named("expert", experts), days)
         with Timed() as remaking:
             made = remade(store)
         assert made.outcomes == rows
@@ -109,7 +118,7 @@ def served(requests: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         place, port = str(Path(folder, "store.sqlite")), free_port()
         store = Store(place)
-        fill(store, requests, domains=10, experts=10, days=1)
+        fill(store, requests, named("domain", 10), named("expert", 10), days=1)
         store.close()
         router = make_router(Path(folder), "http://127.0.0.1:9/v1")
         command = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), "--store", place]
@@ -126,6 +135,70 @@ def served(requests: int) -> list[str]:
                 cpu = 1000 * (cpu_seconds(running) - before) / requests
                 lines.append(f"| {what} | {requests:,} | {cpu:.3f} | {statistics.median(milliseconds):.2f} |")
     return lines
+
+
+def exchanging(rows: int, seconds: float) -> list[str]:
+    """What requests wait where the server takes rounds of exchange, a second apart, beside one that takes none.
+
+    The repository cannot be reached: all else of a round is done, the store counted and the router taught.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        expert = free_port()
+        router = make_router(Path(folder), f"http://127.0.0.1:{expert}/v1")
+        config = IR3DEConfig.from_pretrained(router)
+        place = str(Path(folder, "store.sqlite"))
+        store = Store(place)
+        fill(store, rows, config.domain_names, config.expert_names, days=20)
+        store.close()
+        stand_in = [sys.executable, "-m", "ir3de.scripts.bench.stand_in", str(expert)]
+        lines = []
+        with process(stand_in, f"http://127.0.0.1:{expert}/v1/models"):
+            for what, options in (("no exchange", []), ("a round a second", ["--exchange", "a/b", "--every", "1s"])):
+                port = free_port()
+                command = [sys.executable, "-m", "ir3de.scripts.serve", str(router), "--port", str(port), "--no-log"]
+                url = f"http://127.0.0.1:{port}"
+                away = {"HF_ENDPOINT": "http://127.0.0.1:9", "IR3DE_STORE": place}
+                with process([*command, *options], f"{url}/ready", env=away):
+                    taken = asyncio.run(_asked(url, seconds))
+                    rounds = urllib.request.urlopen(f"{url}/metrics").read().decode()
+                found = re.search(r'ir3de_exchange_rounds_total\{outcome="refused"\} (\d+)', rounds)
+                number = int(found[1]) if found else 0
+                ms = np.array(taken)
+                figures = [f"{each:.2f}" for each in (*np.percentile(ms, [50, 95, 99]), ms.max())]
+                lines.append(f"| {what} | {number} | {len(ms):,} | {' | '.join(figures)} |")
+    return lines
+
+
+async def _asked(url: str, seconds: float) -> list[float]:
+    """Asks again and again for so long, one request after the other with a pause, and scores an answer a second.
+
+    Returns:
+        `list[float]`: milliseconds that each request took.
+    """
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    async with aiohttp.ClientSession() as session:
+
+        async def score() -> None:
+            """So that each round has something to teach."""
+            for number in itertools.count():
+                body = {"id": f"{number:032x}", "score": 1}
+                async with session.post(f"{url}/v1/feedback", json=body) as response:
+                    assert response.status == 200, await response.text()
+                await asyncio.sleep(1)
+
+        scores = asyncio.create_task(score())
+        while time.perf_counter() < end:
+            said = f"Find the roots of x^2 - {len(taken)}x + 6."
+            body = {"model": "ir3de", "messages": [{"role": "user", "content": said}]}
+            began = time.perf_counter()
+            async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+                await response.read()
+                assert response.status == 200, await response.text()
+            taken.append(1000 * (time.perf_counter() - began))
+            await asyncio.sleep(0.005)
+        scores.cancel()
+    return taken
 
 
 async def _sent(method: str, url: str, bodies: Sequence[bytes | None], clients: int = 16) -> list[float]:
@@ -155,7 +228,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--experts", type=int, default=10)
     parser.add_argument("--days", type=int, default=30)
     parser.add_argument("--requests", type=int, default=4000, help="that a running gateway gets (default: 4000)")
+    parser.add_argument("--exchange-rows", type=int, default=100_000, help="in a store that is exchanged (100000)")
+    parser.add_argument("--seconds", type=float, default=30, help="that requests are sent for beside rounds (30)")
     args = parser.parse_args(arguments)
+    if args.exchange_rows:
+        print("| rounds of exchange beside | rounds | requests | median, ms | 95 % | 99 % | most |")
+        print("|---|---:|---:|---:|---:|---:|---:|")
+        print("\n".join(exchanging(args.exchange_rows, args.seconds)) + "\n")
+    if not args.rows:
+        return 0
     print("| what | number | processor, s | clock, s | processor, ms each |\n|---|---:|---:|---:|---:|")
     print("\n".join(measured(args.rows, args.domains, args.experts, args.days)))
     print(

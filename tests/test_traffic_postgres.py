@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ir3de.outcomes_ir3de import ONE
+from ir3de.traffic.apart import remade_apart
 from ir3de.traffic.errors import Conflict, StoreUnavailable, Unknown, WrongStore
 from ir3de.traffic.remade import remade, tag_of
 from ir3de.traffic.removal import Which, take_back
@@ -120,6 +121,41 @@ def test_the_same_key_at_two_servers_at_once_is_taken_once(server: str) -> None:
         assert found.scalar() == 30
     for store in stores:
         store.close()
+
+
+def test_the_mark_of_what_was_taken_back_is_the_latest_and_text_stays_only_with_its_answer(server: str) -> None:
+    one, two = (Store(server, replica=f"marked {place}") for place in range(2))
+    assert len(one.identity) == 32
+    assert one.identity == two.identity, "one store, however many serve it"
+    marks = []
+    for store, number in ((one, 700), (two, 701)):
+        brought(store, range(number, number + 1))
+        with store.writing() as connection:
+            assert store.has(connection, f"request-{number}", answer(number).uid)
+            assert len(take_back(connection, Which(id=f"request-{number}"))) == 1
+            assert not store.has(connection, f"request-{number}", answer(number).uid)
+        marks.append(one.taken_back)
+        assert two.taken_back == marks[-1]
+    assert None not in marks
+    assert marks[0] != marks[1], "a second time is told from the first"
+    one.forgotten(str(marks[0]))
+    assert one.taken_back == marks[1], "what was forgotten was the first alone"
+    two.forgotten(str(marks[1]))
+    assert one.taken_back is None
+    for store in (one, two):
+        store.close()
+
+
+def test_another_process_counts_it_and_a_server_gets_another_name(server: str) -> None:
+    store = Store(server, replica="before")
+    brought(store, range(800, 803))
+    assert remade_apart(store) == remade(store)
+    with store.writing() as connection:
+        assert store.rename(connection, "before", "after") == 3
+    assert {"before", "after"} <= set(store.replicas)
+    assert remade(store, "before").ledger == remade(store, "nobody").ledger
+    assert remade(store, "after").outcomes == 3
+    store.close()
 
 
 def test_one_that_is_away_or_newer_is_refused(server: str) -> None:

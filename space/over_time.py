@@ -14,6 +14,7 @@ from ir3de.space import views
 from ir3de.space.palette import Palette
 
 _MOST_DAYS, _MOST_ROWS, _MOST_EXPERTS = 90, 7, 8
+_LEAST_DAYS = 7  # that tell how much days differ
 _INTERVAL = 1.96  # standard errors to either side, which hold 95 %
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 560, 220, 52, 14, 30  # of a picture
 _ASIDE = 3  # that an expert's line is beside the next one's, so that intervals do not hide each other
@@ -31,6 +32,8 @@ class Days(NamedTuple):
         error (`np.ndarray` of shape `(T, E)`): its standard error, from the spread of all days of the expert, since a
             day may have a single answer.
         cost (`np.ndarray` of shape `(T, E)`): mean of those that are known; NaN where none is.
+        cost_error (`np.ndarray` of shape `(T, E)`): its standard error, from how much days differ, since the sums do
+            not tell how much answers do; NaN where too few days have costs.
     """
 
     days: list[str]
@@ -39,6 +42,7 @@ class Days(NamedTuple):
     score: Any
     error: Any
     cost: Any
+    cost_error: Any
 
     @classmethod
     def of(cls, outcomes: Ledger, experts: Sequence[str]) -> Days | None:
@@ -66,14 +70,27 @@ class Days(NamedTuple):
         return cls(days, [experts[place] for place in kept], *_means(sums[:, kept]))
 
 
-def _means(sums: Any) -> tuple[Any, Any, Any, Any]:
-    """Numbers, scores, their errors and costs, `(T, E)` each, from sums `(T, E, 9)`."""
+def _means(sums: Any) -> tuple[Any, Any, Any, Any, Any]:
+    """Numbers, scores with their errors and costs with theirs, `(T, E)` each, from sums `(T, E, 9)`."""
     n, score, squared = (sums[..., column] / ONE for column in range(3))
     priced, cost = (sums[..., COLUMNS.index(name)] for name in ("n_cost", "cost"))
     with np.errstate(invalid="ignore", divide="ignore"):
         level = score.sum(axis=0) / n.sum(axis=0)
         variance = np.maximum(squared.sum(axis=0) / n.sum(axis=0) - level**2, 0)
-        return n, score / n, np.sqrt(variance / n), (cost / COST_ONE) / (priced / ONE)
+        weight, mean = priced / ONE, (cost / COST_ONE) / (priced / ONE)
+        return n, score / n, np.sqrt(variance / n), mean, _error_between(mean, weight)
+
+
+def _error_between(mean: Any, weight: Any) -> Any:
+    """Standard errors of days' means from how much these differ, `(T, E)`.
+
+    Means of n_t values around one level m have as their sum of n_t (mean_t - m)^2, over the days less one, the values'
+    variance; where the level itself moves this is larger.
+    """
+    days = (weight > 0).sum(axis=0)
+    level = np.nansum(weight * mean, axis=0) / weight.sum(axis=0)
+    variance = np.nansum(weight * (mean - level) ** 2, axis=0) / (days - 1)
+    return np.sqrt(np.where(days >= _LEAST_DAYS, variance, np.nan) / np.where(weight > 0, weight, np.nan))
 
 
 def over_time(outcomes: Ledger, experts: Sequence[str], palette: Palette) -> str:
@@ -87,14 +104,15 @@ def over_time(outcomes: Ledger, experts: Sequence[str], palette: Palette) -> str
     told = Days.of(outcomes, experts)
     if told is None:
         return ""
-    pictures = [_drawn(told, palette, "Score", told.score, told.error)]
+    pictures = [_drawn(told, palette, "Score", told.score, told.error, 1.0)]
     if not np.isnan(told.cost).all():
-        pictures.append(_drawn(told, palette, "Cost of an answer", told.cost))
+        pictures.append(_drawn(told, palette, "Cost of an answer", told.cost, told.cost_error))
     legend = " ".join(palette.badge(name) for name in told.experts)
     newest = f" The table has the newest {_MOST_ROWS} days." if len(told.days) > _MOST_ROWS else ""
     note = (
         "Of answers that have a day: the mean score with the interval that holds it with 95 %, how many were judged,"
-        f" and the mean cost. Prompts differ from day to day, and so may scores.{newest}"
+        f" and the mean cost with such an interval, where {_LEAST_DAYS} days tell how much days differ. Prompts differ"
+        f" from day to day, and so may scores.{newest}"
     )
     side = f'<div class="ir-side">{"".join(pictures)}</div>'
     return f'<h3>Over time</h3>{views.message(note)}{side}<p class="ir-legend">{legend}</p>{_table(told, palette)}'
@@ -116,11 +134,15 @@ def _table(told: Days, palette: Palette) -> str:
 
 def _cell(told: Days, row: int, column: int) -> str:
     """An expert's day."""
-    n, score, error, cost = (table[row, column] for table in (told.n, told.score, told.error, told.cost))
+    tables = (told.n, told.score, told.error, told.cost, told.cost_error)
+    n, score, error, cost, cost_error = (table[row, column] for table in tables)
     if np.isnan(score):
         return "-"
     low, high = max(score - _INTERVAL * error, 0), min(score + _INTERVAL * error, 1)
-    lines = [f"{low:.2f} to {high:.2f}", f"{n:,.0f} judged", *([] if np.isnan(cost) else [f"costs {cost:.3g}"])]
+    lines = [f"{low:.2f} to {high:.2f}", f"{n:,.0f} judged"]
+    if not np.isnan(cost):
+        off = "" if np.isnan(cost_error) else f" ± {_INTERVAL * cost_error:.2g}"
+        lines.append(f"costs {cost:.3g}{off}")
     return f"<b>{score:.2f}</b>" + "".join(f"<small>{line}</small>" for line in lines)
 
 
@@ -156,14 +178,16 @@ class _Frame(NamedTuple):
         return "".join(drawn)
 
 
-def _drawn(told: Days, palette: Palette, what: str, values: Any, errors: Any = None) -> str:
-    """A line an expert, over days; with intervals where there are errors."""
-    frame = _Frame(told.days, 1.0 if errors is not None else float(np.nanmax(values)) or 1.0)
+def _drawn(told: Days, palette: Palette, what: str, values: Any, errors: Any, top: float | None = None) -> str:
+    """A line an expert, over days, with intervals where there are errors; up to a value, or as high as they reach."""
+    if top is None:
+        top = float(np.nanmax(values + _INTERVAL * np.nan_to_num(errors))) or 1.0
+    frame = _Frame(told.days, top)
     lines = []
     for column, name in enumerate(told.experts):
         known = [row for row in range(len(told.days)) if not np.isnan(values[row, column])]
         points = [(told.days[row], float(values[row, column])) for row in known]
-        spans = [] if errors is None else [_INTERVAL * float(errors[row, column]) for row in known]
+        spans = [_INTERVAL * float(errors[row, column]) for row in known]
         aside = _ASIDE * (column - (len(told.experts) - 1) / 2)
         where = f'style="{palette.style(name)}" transform="translate({aside:.1f} 0)"'
         lines.append(f"<g {where}>{_line(frame, name, points, spans)}</g>")
@@ -178,7 +202,9 @@ def _line(frame: _Frame, name: str, points: Sequence[tuple[str, float]], spans: 
     """One expert: its days joined, a dot each, and how far off each may be."""
     places = [frame.place(*point) for point in points]
     marks = ['<polyline points="' + " ".join(f"{x:.1f},{y:.1f}" for x, y in places) + '"/>']
-    for (day, value), span in zip(points, spans, strict=False):
+    for (day, value), span in zip(points, spans, strict=True):
+        if np.isnan(span):
+            continue
         (x, low), (_, high) = frame.place(day, max(value - span, 0)), frame.place(day, min(value + span, frame.top))
         marks.append(f'<line class="ir-span" x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}"/>')
     for (day, value), (x, y) in zip(points, places, strict=True):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ir3de import IR3DEModel
-from ir3de.space.over_time import Days, over_time
+from ir3de.outcomes_ir3de import COLUMNS, COST_ONE, ONE
+from ir3de.space.over_time import Days, _means, over_time
 from ir3de.space.palette import Palette
 
 from . import tiny
@@ -33,6 +34,21 @@ def test_days_have_means_numbers_and_errors(router: IR3DEModel) -> None:
     spread = np.sqrt(2 / 3 - (2 / 3) ** 2)
     np.testing.assert_allclose(told.error[:, 1], [spread / np.sqrt(2), spread])
     np.testing.assert_allclose(told.cost, [[np.nan, 2.0], [0.25, np.nan]])
+    assert np.isnan(told.cost_error).all(), "a day or two do not tell how much days differ"
+
+
+def test_the_interval_of_a_cost_holds_the_true_one_as_often_as_it_says() -> None:
+    """Though sums do not tell how much answers' costs differ, many days do."""
+    draw = np.random.default_rng(0)
+    sums = np.zeros((40, 200, 9))  # days, and experts that are all alike
+    number = draw.integers(1, 30, (40, 200))
+    place = COLUMNS.index("n_cost"), COLUMNS.index("cost")
+    sums[..., place[0]] = number * ONE
+    sums[..., place[1]] = draw.gamma(4 * number, 0.5 / 4) * COST_ONE  # of values with mean 0.5 and deviation 0.25
+    _, _, _, cost, error = _means(sums)
+    within = np.abs(cost - 0.5) < 1.96 * error
+    assert 0.93 < within.mean() < 0.97
+    np.testing.assert_allclose(np.median(error * np.sqrt(number)), 0.25, rtol=0.05)
 
 
 def test_a_page_has_pictures_and_the_numbers(router: IR3DEModel) -> None:

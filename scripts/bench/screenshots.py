@@ -21,7 +21,7 @@ Colours = Literal["light", "dark"]
 COLOURS: tuple[Colours, ...] = ("light", "dark")
 WIDE: ViewportSize = {"width": 1400, "height": 850}
 NARROW: ViewportSize = {"width": 390, "height": 928}
-TABS = ("Chat", "Experts", "Measured", "Connect")
+TABS = ("Chat", "Experts", "Outcomes", "Measured", "Connect")
 
 
 def main() -> int:

@@ -185,6 +185,12 @@ class Service(NamedTuple):
         self.spending()
         if keeping := self.keeping():
             keeping.store.close()
+        if self.workers > 1 and self.implicit:
+            logging.getLogger(__name__).warning(
+                "--implicit with --workers %d: each worker process compares a request with those alone that came to"
+                " itself, so most signs are missed where a conversation goes from one worker to another.",
+                self.workers,
+            )
 
 
 def run(service: Service) -> None:

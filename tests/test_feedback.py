@@ -428,6 +428,16 @@ def test_options_that_make_no_sense_are_refused(fields: dict[str, Any], said: st
         Service("router", **fields).keeping()
 
 
+def test_workers_are_said_to_miss_signs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = str(tmp_path / "store.sqlite")
+    for fields in ({"workers": 2}, {"implicit": 0.1}):
+        Service("router", store=store, **fields).check()
+        assert not caplog.messages
+    Service("router", store=store, workers=2, implicit=0.1).check()
+    (said,) = caplog.messages
+    assert "--implicit with --workers 2" in said
+
+
 def test_nothing_acknowledged_is_lost_when_two_workers_are_killed(tmp_path: Path) -> None:
     with StandIn() as server:
         specs = {name: {"endpoint": server.url} for name in tiny.DOMAINS}

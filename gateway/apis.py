@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 from ir3de.prompts_ir3de import text_of
@@ -54,10 +54,6 @@ class Api:
         choice = fields.get("tool_choice")
         kind = choice.get("type") if isinstance(choice, dict) else choice
         return kind not in (None, "auto", "none")
-
-    def has_images(self, fields: dict[str, Any]) -> bool:
-        """Whether there is something to see in the conversation."""
-        return any(part.get("type") in _IMAGES for _, content in self.turns(fields) for part in _dicts(content))
 
     def without_thoughts(self, fields: dict[str, Any]) -> tuple[Any, int]:
         """The conversation without the parts that only the model that made them can read, and how many these were."""
@@ -205,9 +201,14 @@ class Messages(Api):
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = Api(), Completions(), Responses(), Messages()
 
 
-def characters(api: Api, body: Body) -> int:
+def has_images(turns: Iterable[Turn]) -> bool:
+    """Whether there is something to see in a conversation."""
+    return any(part.get("type") in _IMAGES for _, content in turns for part in _dicts(content))
+
+
+def characters(turns: Iterable[Turn], body: Body) -> int:
     """The size of a conversation and of its tools as text, without its images."""
-    size = sum(len(text_of(content)) for _, content in api.turns(body.fields))
+    size = sum(len(text_of(content)) for _, content in turns)
     return size + (len(body.raw("tools")) if body.fields.get("tools") else 0)
 
 

@@ -105,7 +105,7 @@ async def _refuse(request: Request, error: Exception) -> Response:
         message = f"{error.detail}: {request.method} is not answered at this address."
         error = GatewayError(error.status_code, code, message)
     assert isinstance(error, GatewayError)
-    return refusal(error, CHAT, request_id(request))
+    return refusal(error, CHAT, request_id(request.headers))
 
 
 _HANDLERS: dict[Any, Any] = {HTTPException: _refuse, GatewayError: _refuse}

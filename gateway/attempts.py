@@ -115,7 +115,9 @@ class Attempts:
     def breaker(self, name: str, serving: Serving) -> Breaker:
         """The breaker of an expert; an expert that is at another place after a swap has another."""
         key = f"{name} {serving.experts[name].base}"
-        return self._breakers.setdefault(key, Breaker(self._options))
+        if key not in self._breakers:
+            self._breakers[key] = Breaker(self._options)
+        return self._breakers[key]
 
     async def _ask(
         self,

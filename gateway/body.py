@@ -10,7 +10,8 @@ from typing import Any, NamedTuple, NoReturn
 from .errors import GatewayError, short
 
 _SPACE = re.compile(r"[ \t\r\n]*")
-_SPACES = frozenset(" \t\r\n")
+_COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
+_COMMA_OR_END = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*|(?=\}))")  # the end itself is left
 
 
 def _finite(digits: str) -> float:
@@ -69,35 +70,35 @@ class Body:
             value, _ = _DECODER.raw_decode(text, place)
             raise GatewayError(400, "invalid_json", f"The body must be a JSON object, got {short(value)}.")
         place = self._after_space(place + 1)
-        while text[place : place + 1] != "}":
+        closed = text.startswith("}", place)
+        while not closed:
             start = place
             key, place = _DECODER.raw_decode(text, place)
             if not isinstance(key, str):
                 raise ValueError(f"a field has no name in quotes at character {start}")
             if key in self.fields:
                 raise ValueError(f"the field {short(key)} is there twice")
-            place = self._expect(":", place)
-            self.fields[key], end = _DECODER.raw_decode(text, place)
-            self._members[key] = _Member(start, place, end)
-            place = self._after_space(end)
-            if text[place : place + 1] != "}":
-                place = self._expect(",", place)
-                if text[place : place + 1] == "}":
-                    raise ValueError(f"a field is expected at character {place}")
+            value = self._expect(_COLON, place)
+            self.fields[key], end = _DECODER.raw_decode(text, value)
+            self._members[key] = _Member(start, value, end)
+            place = self._expect(_COMMA_OR_END, end)
+            closed = text.startswith("}", place)
+            if closed and "," in text[end:place]:
+                raise ValueError(f"a field is expected at character {place}")
         if self._after_space(place + 1) != len(text):
             raise ValueError(f"more follows the object at character {place + 1}")
 
     def _after_space(self, place: int) -> int:
-        if self._text[place : place + 1] not in _SPACES:  # as almost everywhere
-            return place
         found = _SPACE.match(self._text, place)
         return found.end() if found else place
 
-    def _expect(self, sign: str, place: int) -> int:
-        place = self._after_space(place)
-        if self._text[place : place + 1] != sign:
-            raise ValueError(f"{sign!r} is expected at character {place}")
-        return self._after_space(place + 1)
+    def _expect(self, sign: re.Pattern[str], place: int) -> int:
+        """The place after a sign and the space around it."""
+        found = sign.match(self._text, place)
+        if found is None:
+            expected = "':'" if sign is _COLON else "','"
+            raise ValueError(f"{expected} is expected at character {self._after_space(place)}")
+        return found.end()
 
     def raw(self, key: str) -> str:
         """The text of a field's value, as it came."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 from .requests import Needs
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_ABILITIES = ("tools", "tool_choice", "images", "json", "logprobs")  # the first fields of `Needs`
 _CHARACTERS_A_TOKEN = 4  # of English; a window is refused only where even this estimate is beyond it
 
 
@@ -43,11 +44,9 @@ class Capabilities(NamedTuple):
 
     def missing(self, needs: Needs) -> list[str]:
         """What a request needs and this expert lacks, in words."""
-        lacks = [
-            name
-            for name in ("tools", "tool_choice", "images", "json", "logprobs")
-            if getattr(needs, name) and getattr(self, name) is False
-        ]
+        lacks: list[str] = []
+        if any(needs[: len(_ABILITIES)]):  # as few requests do
+            lacks = [name for name in _ABILITIES if getattr(needs, name) and getattr(self, name) is False]
         tokens = needs.characters // _CHARACTERS_A_TOKEN + needs.new_tokens
         if self.context is not None and tokens > self.context:
             lacks.append(f"a context of about {tokens:,} tokens")

@@ -126,8 +126,13 @@ class Exchange:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
         }
-        kept = {key: round(value, 6) if isinstance(value, float) else value for key, value in line.items()}
-        logger.info(json.dumps({key: value for key, value in kept.items() if value not in (None, "", [])}))
+        kept = {
+            key: round(value, 6) if isinstance(value, float) else value
+            for key, value in line.items()
+            if value not in (None, "", [])
+        }
+        # The record by hand, since `logger.info` would look for the line of code that logs.
+        logger.handle(logging.LogRecord(logger.name, logging.INFO, __file__, 0, json.dumps(kept), None, None))
 
 
 def _is_count(value: Any) -> bool:

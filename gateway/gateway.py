@@ -150,13 +150,13 @@ class Answer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request, and notes how it went."""
-        request = Request(scope, receive)
-        exchange = Exchange(request_id(request), self._api.path)
+        headers = headers_of(scope)
+        exchange = Exchange(request_id(headers), self._api.path)
         if self._gateway.tracing is not None:
-            exchange.trace = self._gateway.tracing.begin(self._api, request.headers)
+            exchange.trace = self._gateway.tracing.begin(self._api, headers)
         self._gateway.metrics.came_in()
         try:
-            await self._answer(request, send, exchange)
+            await self._answer(Request(scope, receive), headers, send, exchange)
         except GatewayError as error:
             exchange.outcome, exchange.status = error.code, error.status
             await refusal(error, self._api, exchange.id)(scope, receive, send)
@@ -166,8 +166,8 @@ class Answer:
         finally:
             self._gateway.went_out(exchange)
 
-    async def _answer(self, request: Request, send: Send, exchange: Exchange) -> None:
-        gateway, headers = self._gateway, dict(request.headers)
+    async def _answer(self, request: Request, headers: dict[str, str], send: Send, exchange: Exchange) -> None:
+        gateway = self._gateway
         exchange.caller = gateway.keys.admit(headers)
         serving = gateway.serving
         data = await read_body(request, gateway.settings.limits)
@@ -211,9 +211,14 @@ class Answer:
             exchange.outcome = exchange.outcome or ("answered" if reply.status < 400 else "refused")
 
 
-def request_id(request: Request) -> str:
+def headers_of(scope: Scope) -> dict[str, str]:
+    """The headers of a request; of one that is there twice the first."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
+def request_id(headers: Mapping[str, str]) -> str:
     """The client's name for its request, if it is a short and plain one, or a new one."""
-    given = request.headers.get("x-request-id", "")
+    given = headers.get("x-request-id", "")
     return given if _ID.fullmatch(given) else uuid.uuid4().hex
 
 

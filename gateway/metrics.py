@@ -20,6 +20,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._series: dict[tuple[Any, ...], Any] = {}
         made: Any = {"registry": self._registry}
         self._requests = Counter("ir3de_requests", "Requests", ["api", "expert", "outcome"], **made)
         self._first_byte = Histogram(
@@ -72,17 +73,24 @@ class Metrics:
         """It is done with."""
         self._inside.dec()
         expert = exchange.expert
-        self._requests.labels(exchange.api, expert, exchange.outcome).inc()
+        self._labelled(self._requests, exchange.api, expert, exchange.outcome).inc()
         if exchange.first_byte_seconds is not None:
-            self._first_byte.labels(expert).observe(exchange.first_byte_seconds)
+            self._labelled(self._first_byte, expert).observe(exchange.first_byte_seconds)
             if exchange.expert_seconds is not None:
                 self._added.observe(max(0.0, exchange.first_byte_seconds - exchange.expert_seconds))
         if exchange.route_seconds is not None:
             self._route.observe(exchange.route_seconds)
         if expert:
-            self._total.labels(expert).observe(exchange.seconds)
-            self._tokens.labels(expert, "prompt").inc(exchange.prompt_tokens)
-            self._tokens.labels(expert, "completion").inc(exchange.completion_tokens)
+            self._labelled(self._total, expert).observe(exchange.seconds)
+            self._labelled(self._tokens, expert, "prompt").inc(exchange.prompt_tokens)
+            self._labelled(self._tokens, expert, "completion").inc(exchange.completion_tokens)
+
+    def _labelled(self, metric: Any, *labels: str) -> Any:
+        """One series of a metric, kept: to look it up checks all labels anew."""
+        key = (metric, *labels)
+        if key not in self._series:
+            self._series[key] = metric.labels(*labels)
+        return self._series[key]
 
     def failed(self, expert: str, is_open: bool) -> None:
         """An attempt with an expert failed."""

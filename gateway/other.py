@@ -36,7 +36,7 @@ class Other:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forwards one request, or says that there is nobody to forward it to."""
         request = Request(scope, receive)
-        exchange = Exchange(request_id(request), "other")
+        exchange = Exchange(request_id(request.headers), "other")
         self._gateway.metrics.came_in()
         try:
             await self._forward(request, send, exchange)

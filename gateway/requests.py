@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ir3de.pipeline_ir3de import ROUTING_OPTIONS
 from ir3de.prompts_ir3de import text_of
 
-from .apis import Api, characters
+from .apis import Api, characters, has_images
 from .body import Body
 from .errors import GatewayError, no_model, short, wrong
 from .limits import Limits
@@ -115,10 +115,10 @@ def read_ask(
         needs=Needs(
             tools=tools,
             tool_choice=tools and api.must_call(fields),
-            images=api.has_images(fields),
+            images=has_images(turns),
             json=api.wants_json(fields),
             logprobs=api.wants_logprobs(fields),
-            characters=characters(api, body),
+            characters=characters(turns, body),
             new_tokens=api.new_tokens(fields),
         ),
         agent=agent,

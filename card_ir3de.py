@@ -412,10 +412,27 @@ def _evaluation(config: IR3DEConfig, plotted: bool) -> str:
         "",
         markdown_table(["domain", "recall", "held-out prompts"], rows, numbers=2),
     ]
-    lines += _validation(evaluation) + _familiarity(config)
+    lines += _elsewhere(evaluation) + _validation(evaluation) + _familiarity(config)
     if plotted:
         lines += ["", f"![Where prompts of each domain were sent, in percent]({PLOT_NAME})"]
     return "\n".join(lines) + "\n"
+
+
+def _elsewhere(evaluation: Any) -> list[str]:
+    """What was measured on sources of the training data that were left out in turn."""
+    measured = evaluation.get("elsewhere")
+    if not measured:
+        return []
+    which = (
+        "" if measured["domains"] == measured["of_domains"] else f" of the {measured['domains']} with several sources"
+    )
+    return [
+        "",
+        f"On prompts of other sources expect less: with each source of the training data left out in turn, the macro"
+        f" accuracy{which} was **{100 * measured['macro_accuracy']:.1f} %** (standard error"
+        f" {100 * measured['standard_error']:.1f}), and on held-out prompts of the same sources"
+        f" {100 * measured['same_sources']:.1f} %.",
+    ]
 
 
 def _validation(evaluation: Any) -> list[str]:

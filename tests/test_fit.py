@@ -15,7 +15,7 @@ from ir3de.configuration_ir3de import VARIANTS, IR3DEConfig
 from ir3de.scripts.cli import main
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
-from ir3de.scripts.fitting.fit import splits
+from ir3de.scripts.fitting.holding_out import splits
 from ir3de.scripts.fitting.search import Candidate, best_of, search
 
 from . import tiny

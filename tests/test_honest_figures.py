@@ -12,7 +12,7 @@ from ir3de.scripts.cli import main
 from ir3de.scripts.data.groups import Groups
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
-from ir3de.scripts.fitting.fit import splits
+from ir3de.scripts.fitting.holding_out import source_splits, splits
 
 from . import tiny
 
@@ -159,6 +159,92 @@ def test_a_validation_file_that_fits_not_is_refused(
     assert fit(train, "--validation", path) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "router").exists()
+
+
+# Other sources
+
+
+def of_two_sources(number: int = 40) -> list[dict[str, Any]]:
+    """Rows of two sources each, which say the same domain in other words; math is of one."""
+    rows = []
+    for name, words in tiny.DOMAINS.items():
+        for i, text in enumerate(tiny.sentences(name, number)):
+            source = "b" if i % 2 and name != "math" else "a"
+            kept = words[::2] if source == "a" else words[1::2]
+            own = [word if word in tiny.SHARED else kept[len(word) % len(kept)] for word in text.split()]
+            rows.append({"text": " ".join(own), "domain": name, "source": source})
+    return rows
+
+
+def test_a_source_is_left_out_wherever_its_domain_has_others(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    rows = [Row(f"{row['text']} {i}", row["domain"], row["source"]) for i, row in enumerate(of_two_sources())]
+    spool.fill(iter(rows), tiny.tokenizer(), 100)
+    for split, left in zip(source_splits(spool), (0, 1), strict=True):
+        for name in ("code", "law"):
+            held, sources = split.held_out[name], spool.sources(name)
+            assert held.token_ids.tolist() == spool.take(name, (sources == left).nonzero()[:, 0]).token_ids.tolist()
+            kept = spool.take(name, (sources != left).nonzero()[:, 0])
+            assert set(split.sample[name].token_ids.tolist()) <= set(kept.token_ids.tolist())
+        assert len(split.held_out["math"].lengths) == 0, "it has one source"
+        assert len(split.sample["math"].lengths) == 40
+
+
+def test_many_sources_are_left_out_in_five_folds_and_near_copies_with_them(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    rows = [Row(text, name, str(i % 12)) for name in tiny.DOMAINS for i, text in enumerate(tiny.sentences(name, 60))]
+    copies = [Row(row.text, row.domain, "copy") for row in rows[:3]]
+    spool.fill(iter([*rows, *copies]), tiny.tokenizer(), 100)
+    made = source_splits(spool)
+    assert len(made) == 5
+    held = sum(len(split.held_out["law"].lengths) for split in made)
+    assert held == 60
+    for split in made:
+        seen = {
+            tuple(ids.tolist()) for ids in split.sample["code"].token_ids.split(split.sample["code"].lengths.tolist())
+        }
+        for ids in split.held_out["code"].token_ids.split(split.held_out["code"].lengths.tolist()):
+            assert tuple(ids.tolist()) not in seen
+
+
+def test_what_other_sources_give_is_measured_and_said(
+    fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(of_two_sources()) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("On prompts of other sources")]
+    assert "in the 2 domains that have several" in line
+    measured = json.loads((tmp_path / "router" / "config.json").read_text())["evaluation"]["elsewhere"]
+    assert measured["prompts"] == 80
+    assert (
+        f"macro accuracy is {100 * measured['macro_accuracy']:.2f} % +- {100 * measured['standard_error']:.2f}" in line
+    )
+    assert "of the 2 with several sources was **" in (tmp_path / "router" / "README.md").read_text()
+
+
+def test_several_data_are_several_sources(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [write(tmp_path / f"{i}.jsonl", labelled(15, seed=i)) for i in range(2)]
+    data = [option for file in files for option in ("--data", file)]
+    assert main(["fit", *data, "--embeddings", source, "--output", str(tmp_path / "router"), *FAST]) == 0
+    shown = capsys.readouterr()
+    assert "On prompts of other sources expect less: with each source left out in turn, macro accuracy" in shown.out
+    assert "are of one source" not in shown.err
+
+
+def test_what_would_take_long_is_left_out_and_said(
+    fit: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ir3de.scripts.fitting.elsewhere.MOST_OPERATIONS", 1)
+    assert fit(of_two_sources()) == 0
+    shown = capsys.readouterr().out
+    assert "What to expect of other sources was not measured, since that would take long" in shown
+    assert "On prompts of other sources" not in shown
+
+
+def test_of_named_groups_the_figures_are_of_others_anyway(
+    fit: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit([{**row, "who": str(i % 9)} for i, row in enumerate(labelled(20))], "--group-column", "who") == 0
+    assert "The held-out rows are of other values of --group-column" in capsys.readouterr().err
 
 
 # What is said of the data

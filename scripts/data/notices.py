@@ -42,11 +42,17 @@ class Notices:
         few = {name: number for name, number in self.rows.items() if number < _FEW}
         if few:
             notes.append(f"Few rows: {counted(few)}. Figures of so few tell little; 40 and more are worth having.")
+        if any(groups != {""} for groups in self.groups.values()):
+            notes.append(
+                "The held-out rows are of other values of --group-column than those that were fitted on meanwhile: the"
+                " figures are of what such values give."
+            )
+            return notes
         single = sorted(name for name, sources in self.sources.items() if len(sources) < 2)
         if single:
             of_all = "every domain" if len(single) == len(self.rows) else ", ".join(map(repr, single[:3]))
             notes.append(
-                f"The rows of {of_all} are of one source, as far as a column `source` tells, and so are the held-out"
-                " ones: of prompts from elsewhere expect less. --validation FILE measures them."
+                f"The rows of {of_all} are of one source, as far as a column `source` or several --data tell, and so"
+                " are the held-out ones: of prompts from elsewhere expect less. --validation FILE measures them."
             )
         return notes

@@ -217,8 +217,13 @@ def read_rows(source: RowSource, report: Report | None = None) -> Iterator[Row]:
     Raises:
         ValueError: a row cannot be used, or there is none; file and line are named.
     """
-    notes = report or Report()
-    yield from _checked(source, source.parts(), notes, partial(_labelled, group_column=source.group_column))
+    notes, several = report or Report(), len(source.sources) > 1
+    uses = [
+        (part, partial(_labelled, group_column=source.group_column, source=name if several else ""))
+        for name, each in zip(source.names, source.sources, strict=True)
+        for part in parts_of(each, source.split)
+    ]
+    yield from _checked(source, uses, notes)
     if report is None:
         notes.tell()
 
@@ -281,7 +286,8 @@ def read_texts(source: RowSource, domain: str, report: Report | None = None) -> 
         ValueError: a row cannot be used, or none is of the domain; file and line are named.
     """
     notes, parts = report or Report(), source.parts()
-    yield from _checked(source, parts, notes, text_of_domain(source, parts, domain, notes))
+    use = text_of_domain(source, parts, domain, notes)
+    yield from _checked(source, [(part, use) for part in parts], notes)
     if report is None:
         notes.tell()
 
@@ -289,8 +295,10 @@ def read_texts(source: RowSource, domain: str, report: Report | None = None) -> 
 Use = Callable[[Record, Columns], Any]
 
 
-def _labelled(record: Record, columns: Columns, group_column: str | None = None) -> Row:
+def _labelled(record: Record, columns: Columns, group_column: str | None = None, source: str = "") -> Row:
+    """The record as a labelled prompt, of this source where it names none."""
     row = columns.row(record)
+    row = row if row.source else row._replace(source=source)
     if group_column is None:
         return row
     group = record.values.get(group_column)
@@ -325,10 +333,12 @@ def text_of_domain(source: RowSource, parts: Sequence[Part], domain: str, report
     return use
 
 
-def _checked(source: RowSource, parts: Sequence[Part], report: Report, use: Use) -> Iterator[Any]:
-    """What is read of all parts. That nothing meets the conditions is an answer; that nothing is there is a mistake."""
+def _checked(source: RowSource, uses: Sequence[tuple[Part, Use]], report: Report) -> Iterator[Any]:
+    """What is read of all parts, of each by its use. That nothing meets the conditions is an answer; that nothing is
+    there is a mistake.
+    """
     seen: set[str] = set()
-    for part in parts:
+    for part, use in uses:
         yield from _rows(source, part, report, use, seen)
     mistake = "" if report.rows else _mistake(source, report, seen)
     if mistake:

@@ -33,6 +33,8 @@ class Spool:
         self.skipped = 0
         self._numbers: dict[str, int] = {}
         self._groups: dict[str, list[int]] = {}
+        self._sources: dict[str, list[int]] = {}
+        self._source_numbers: dict[str, int] = {}
 
     def fill(self, rows: Iterable[Row], tokenizer: Any, max_length: int, groups: Groups | None = None) -> None:
         """Tokenizes rows in a stream; rows without a token are counted in `skipped`.
@@ -53,15 +55,19 @@ class Spool:
     def _add(self, rows: Sequence[Row], encoded: Sequence[list[int]], groups: Groups) -> None:
         shares: dict[str, list[list[int]]] = {}
         together: dict[str, list[int]] = {}
+        sources: dict[str, list[int]] = {}
         for row, ids in zip(rows, encoded, strict=True):
             if ids:
                 shares.setdefault(row.domain, []).append(ids)
                 together.setdefault(row.domain, []).append(groups.of(row))
+                source = self._source_numbers.setdefault(row.source, len(self._source_numbers))
+                sources.setdefault(row.domain, []).append(source)
             else:
                 self.skipped += 1
         for domain, prompts in shares.items():
             self._append(domain, prompts)
             self._groups.setdefault(domain, []).extend(together[domain])
+            self._sources.setdefault(domain, []).extend(sources[domain])
 
     def _append(self, domain: str, prompts: Sequence[list[int]]) -> None:
         number = self._numbers.setdefault(domain, len(self._numbers))
@@ -88,6 +94,10 @@ class Spool:
             return torch.arange(len(groups))
         ranks: torch.Tensor = groups.unique(return_inverse=True)[1]
         return ranks
+
+    def sources(self, domain: str) -> torch.Tensor:
+        """The source of each prompt of a domain, as a number; 0 for all where none is known."""
+        return torch.tensor(self._sources.get(domain) or [0] * len(self.lengths(domain)))
 
     def take(self, domain: str, rows: torch.Tensor) -> Prompts:
         """The prompts of a domain with the given row numbers."""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from ir3de.scripts.fitting.fit import FOLDS, HELD_OUT_MOST, HELD_OUT_WANTED, RFF_MOST_BYTES, SAMPLE_MOST
+from ir3de.scripts.fitting.fit import RFF_MOST_BYTES
+from ir3de.scripts.fitting.holding_out import FOLDS, HELD_OUT_MOST, HELD_OUT_WANTED, SAMPLE_MOST
 from ir3de.scripts.fitting.search import PROMPT_LAMBDAS, TOKEN_LAMBDAS, TOKEN_NOISES
 
 _START = 10.0  # seconds until the libraries and the embeddings are loaded

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,10 +25,12 @@ from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.data.validation import Validation
 from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
+from ir3de.scripts.fitting.elsewhere import ElsewhereFigures, TooMuch, measure_elsewhere
 from ir3de.scripts.fitting.familiarity import FamiliarityFigures, figures, held_out_parts
+from ir3de.scripts.fitting.holding_out import HELD_OUT_LEAST, held_out_rows, splits
 from ir3de.scripts.fitting.options import AUTO, FitOptions
 from ir3de.scripts.fitting.outside import Outsiders, learn_outside
-from ir3de.scripts.fitting.search import Candidate, Grids, Split, best_of, describe, search
+from ir3de.scripts.fitting.search import Candidate, Grids, best_of, describe, search
 from ir3de.scripts.fitting.validation import ValidationFigures, measure
 from ir3de.scripts.reports.progress import progress
 from ir3de.specs_ir3de import ExpertSpec
@@ -37,10 +38,6 @@ from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
 
 Number = TypeVar("Number", int, float)
 
-FOLDS = 5  # of each domain's prompts, one of which is held out at a time
-HELD_OUT_WANTED, HELD_OUT_MOST = 200, 400  # prompts of each domain: of all folds, and of one
-SAMPLE_MOST = 1600  # prompts of each domain that candidates are fitted on
-HELD_OUT_LEAST = 30  # prompts in all, below which a choice would be noise
 RFF_MOST_BYTES = 4 << 30  # of sums, above which domains are many: what is tried then is `MANY`
 MANY: dict[str, list[str]] = {"unit": ["prompt"]}  # on 150 intents avg is 6 points behind, and votes are 19
 MANY_SMOOTHING = 0.03  # of naive Bayes: a tenth of the usual, since a domain has few prompts of many
@@ -61,6 +58,8 @@ class Fitted:
         validation ([`ValidationFigures`], *optional*): how it does on prompts that were given for that.
         notes (`list[str]`): what a person should know of the data.
         held_out (`dict[str, torch.Tensor]`): by domain, the row numbers of the prompts that `chosen` was measured on.
+        elsewhere ([`ElsewhereFigures`] or [`TooMuch`], *optional*): how it does on sources left out; None where no
+            domain is of several.
     """
 
     model: IR3DEModel
@@ -71,12 +70,13 @@ class Fitted:
     validation: ValidationFigures | None = None
     notes: list[str] = field(default_factory=list)
     held_out: dict[str, torch.Tensor] = field(default_factory=dict)
+    elsewhere: ElsewhereFigures | TooMuch | None = None
 
     def describe(self) -> str:
         """The best candidate of each kind and the one chosen, as a table, and what familiarity tells apart."""
         number = sum(len(rows) for rows in self.chosen.logits.values())
         choice = f"On {number:,} held-out prompts:\n{describe(self.candidates, self.chosen)}"
-        parts = (self.validation, self.familiarity)
+        parts = (self.elsewhere, self.validation, self.familiarity)
         return "\n".join([choice, *(part.describe() for part in parts if part is not None)])
 
 
@@ -159,6 +159,9 @@ def fit_router(
     logits = torch.cat(list(best.logits.values()))
     config.calibration = fit_calibration(logits, labels)
     config.evaluation = evaluation(best, calibration_error(logits, labels, config.calibration))
+    elsewhere = measure_elsewhere(config, embeddings, spool, best)
+    if isinstance(elsewhere, ElsewhereFigures):
+        config.evaluation["elsewhere"] = elsewhere.as_config()
     parts = held_out_parts(spool, splits(spool), best.logits, len(embeddings))
     _set_familiarity(config, np.concatenate(list(parts.values())), options)
     model = IR3DEModel.from_embeddings(config, embeddings, tokenizer)
@@ -166,7 +169,8 @@ def fit_router(
     familiarity = _familiarity(model, parts, spool, outside) if config.familiarity else None
     if familiarity is not None:
         config.evaluation["familiarity"] = familiarity.as_config()
-    return Fitted(model, candidates, best, spool.skipped, familiarity, held_out=held_out_rows(spool))
+    held_out = held_out_rows(spool)
+    return Fitted(model, candidates, best, spool.skipped, familiarity, held_out=held_out, elsewhere=elsewhere)
 
 
 def _set_familiarity(config: IR3DEConfig, parts: Array, options: FitOptions) -> None:
@@ -215,47 +219,6 @@ def collect(model: IR3DEModel, spool: Spool) -> dict[str, DomainStatistics]:
             collector.add(prompts)
         statistics[domain] = collector.statistics
     return statistics
-
-
-def splits(spool: Spool) -> Iterator[Split]:
-    """Prompts to try candidates on, and held-out ones to measure them: a fifth, spread evenly, of a group all or none.
-    Where a fifth of the smallest domain is little, one fifth after another, if need be until every prompt has been held
-    out once.
-    """
-    yield from (_split(spool, fold) for fold in range(_number_of_folds(spool)))
-
-
-def held_out_rows(spool: Spool) -> dict[str, torch.Tensor]:
-    """The row numbers of each domain's held-out prompts, of one split after another."""
-    folds = range(_number_of_folds(spool))
-    return {domain: torch.cat([_rows_of(spool, domain, fold)[1] for fold in folds]) for domain in spool.domains}
-
-
-def _number_of_folds(spool: Spool) -> int:
-    fewest = min(len(spool.lengths(domain)) for domain in spool.domains)
-    groups = min(int(spool.groups(domain).max()) + 1 for domain in spool.domains)
-    return min(FOLDS, groups, math.ceil(HELD_OUT_WANTED * FOLDS / fewest))
-
-
-def _split(spool: Spool, fold: int) -> Split:
-    """Holds out every fifth group of prompts of each domain."""
-    sample, held_out = {}, {}
-    for domain in spool.domains:
-        kept, held = _rows_of(spool, domain, fold)
-        sample[domain], held_out[domain] = spool.take(domain, kept), spool.take(domain, held)
-    return Split(sample, held_out)
-
-
-def _rows_of(spool: Spool, domain: str, fold: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The numbers of a domain's rows to try candidates on, and of those that are held out."""
-    rows = torch.arange(len(spool.lengths(domain)))
-    held = (spool.groups(domain) + fold) % FOLDS == 1
-    return _spread(rows[~held], SAMPLE_MOST), _spread(rows[held], HELD_OUT_MOST)
-
-
-def _spread(rows: torch.Tensor, most: int) -> torch.Tensor:
-    """At most so many of the rows, evenly spaced."""
-    return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most).long()]
 
 
 def check_domains(spool: Spool) -> None:
@@ -313,14 +276,7 @@ def _plan(options: FitOptions, domains: int, num_features: int) -> dict[str, lis
 def _with_all_features(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, best: Candidate) -> Candidate:
     """What was chosen with fewer random features, measured with all."""
     config.feature_map = "rff"
-    chosen = best.config
-    grids = Grids(
-        num_votes=_given(chosen.get("num_votes")),
-        lambdas=_given(chosen["prompt_regularization" if chosen["variant"] == "prompt" else "regularization"]),
-        token_noises=_given(chosen.get("token_noise")),
-        lexical_weights=_given(chosen.get("lexical_weight")),
-    )
-    return search(config, embeddings, splits(spool), [chosen["variant"]], grids=grids)[0]
+    return search(config, embeddings, splits(spool), [best.config["variant"]], grids=best.grids)[0]
 
 
 def evaluation(best: Candidate, error: float) -> dict[str, Any]:

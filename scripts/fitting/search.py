@@ -106,6 +106,17 @@ class Candidate:
         return [Candidate({**self.config, "lexical_weight": weight}, self.scores, self.bayes) for weight in weights]
 
     @property
+    def grids(self) -> Grids:
+        """What it was tried with, and nothing else."""
+        penalty = "prompt_regularization" if self.config["variant"] == "prompt" else "regularization"
+
+        def alone(field: str) -> list[Any] | None:
+            """The value of a field, if it has one."""
+            return [self.config[field]] if field in self.config else None
+
+        return Grids(alone("num_votes"), alone(penalty), alone("token_noise"), alone("lexical_weight"))
+
+    @property
     def logits(self) -> dict[str, torch.Tensor]:
         """By domain, of shape `(held-out prompts, D)`."""
         if self.bayes is None:
@@ -259,8 +270,9 @@ def _scored(phi: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
 
 def _logits(table: TokenTable, held_out: Mapping[str, Prompts], variant: str, k: int = 1) -> dict[str, torch.Tensor]:
     """Scores of the held-out prompts, by domain of shape `(prompts, D)`."""
+    none = torch.zeros(0, table.rows.shape[1], dtype=table.rows.dtype)
     return {
-        name: torch.cat([select(table, part, variant, k) for part in batches(prompts)])
+        name: torch.cat([none, *(select(table, part, variant, k) for part in batches(prompts))])
         for name, prompts in held_out.items()
     }
 

@@ -19,7 +19,8 @@ from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.data.selection import Selection, of_experts
 from ir3de.scripts.fitting.calibration import fit_calibration
-from ir3de.scripts.fitting.fit import HELD_OUT_LEAST, Fitted
+from ir3de.scripts.fitting.fit import Fitted
+from ir3de.scripts.fitting.holding_out import HELD_OUT_LEAST
 from ir3de.scripts.fitting.options import MOST_TEXTS
 from ir3de.scripts.metrics.measures import macro_accuracy
 from ir3de.scripts.reports.progress import Steps

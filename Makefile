@@ -47,11 +47,12 @@ test: $(TEST)
 	$(BIN)/python -m pytest
 
 # A hundred saves and a hundred collections killed at random instants; the memory that refusing each hostile file takes;
-# two thousand loads beside a writer, four hundred pairs of writers, and eight first starts at once.
+# two thousand loads beside a writer, four hundred pairs of writers, and eight first starts at once; two hundred edits under use.
 prove: $(TEST)
 	IR3DE_KILLS=100 $(BIN)/python -m pytest -rP tests/test_atomic_save.py tests/test_collect.py tests/test_trust.py \
 		-k "random_instants or hostile or ray_cluster"
 	IR3DE_LOADS=2000 IR3DE_PAIRS=400 $(BIN)/python -m pytest -rP tests/test_saves_at_once.py
+	IR3DE_EDITS=200 $(BIN)/python -m pytest -rP tests/test_edits_under_use.py
 	IR3DE_SERVERS=8 IR3DE_FEEDBACKS=10000 $(BIN)/python -m pytest -rP tests/test_exchange.py -k one_ledger
 
 # The wheel, installed into an environment of its own that borrows the packages of this one, does what a newcomer tries.

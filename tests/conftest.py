@@ -1,5 +1,6 @@
 """What several test files share; the tests never leave this machine."""
 
+import functools
 import importlib.util
 import json
 import os
@@ -22,6 +23,21 @@ from ir3de.scripts.fitting.embedded import build
 
 from . import tiny
 from .hub_server import WRITE_TOKEN, Hub, serve
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gguf_files_parsed_once() -> Iterator[None]:
+    """A GGUF file is parsed for its config, its tokenizer, its size and its weights, seconds each time: here once."""
+    if importlib.util.find_spec("gguf") is None:
+        yield
+        return
+    import gguf
+
+    parse = functools.cache(lambda path, changed: gguf_reader(path))
+    gguf_reader = gguf.GGUFReader
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", lambda path: parse(path, Path(path).stat().st_mtime_ns))
+        yield
 
 
 @pytest.fixture

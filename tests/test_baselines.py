@@ -256,8 +256,9 @@ def test_another_projects_router_learns_or_says_what_it_needs(name, options):
 
 def test_our_router_asks_the_encoder_where_it_is_unsure(options, source):
     encoder = options.sentence_encoder
-    router = ours(*source)["ir3de-chain"](options).fit(TEXTS, DOMAINS)
-    p = router.scores(["bring the violin", "which judge", "hot oven"])
+    router = ours(*source)["ir3de-chain"](options)
+    router.options = replace(router.options, num_features=64)
+    p = router.fit(TEXTS, DOMAINS).scores(["bring the violin", "which judge", "hot oven"])
     assert p.argmax(axis=1).tolist() == [2, 1, 0]
     np.testing.assert_allclose(p.sum(axis=1), 1)
     assert "second: lambda" in router.choice

@@ -15,19 +15,22 @@ from ir3de.scripts.reports import progress
 HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "sklearn", "lm_eval", "datatrove", "ir3de.modeling_ir3de")
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own, as it is installed, and says last which heavy modules it imported."""
+def run(*commands: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs commands in a process of their own, as installed, and says after each which heavy modules are imported."""
     program = (
-        f"import sys, json; sys.argv = ['ir3de', *{arguments!r}]\n"
+        "import sys, json; sys.argv = ['ir3de']\n"
         "from ir3de.scripts.cli import main\n"
-        "try:\n    code = main()\nexcept SystemExit as end:\n    code = end.code\n"
-        f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))\nsys.exit(code)"
+        f"for arguments in {commands!r}:\n"
+        "    sys.argv = ['ir3de', *arguments]\n"
+        "    try:\n        code = main()\n    except SystemExit as end:\n        code = end.code\n"
+        f"    print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))\n"
+        "    assert code == 0, code\n"
     )
     return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_help_loads_nothing_heavy() -> None:
-    done = run("--help")
+    done = run(["--help"])
     assert done.returncode == 0, done.stderr
     assert "usage: ir3de" in done.stdout
     assert json.loads(done.stdout.splitlines()[-1]) == []
@@ -65,18 +68,23 @@ def test_a_command_that_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]
     assert "'fitt'" in capsys.readouterr().err
 
 
-def test_importing_the_package_registers_the_task_and_the_command_does_so_before_it_works(tmp_path: Path) -> None:
-    program = "import ir3de; from transformers import AutoConfig; from transformers.pipelines import *\n"
-    program += (
-        "print(PIPELINE_REGISTRY.check_task('ir3de-routing')[0], ir3de.IR3DEModel, AutoConfig.for_model('ir3de'))"
+def test_importing_the_package_registers_the_task_and_draws_no_bars_of_a_routers_own_files(tmp_path: Path) -> None:
+    # In a process whose bars are not switched off, as a terminal's are not.
+    program = (
+        "import ir3de; from transformers import AutoConfig; from transformers.pipelines import *\n"
+        "print(PIPELINE_REGISTRY.check_task('ir3de-routing')[0], ir3de.IR3DEModel, AutoConfig.for_model('ir3de'))\n"
+        f"from tests import tiny; tiny.router().save_pretrained({str(tmp_path)!r})\n"
+        f"ir3de.IR3DEModel.from_pretrained({str(tmp_path)!r})"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True, cwd=root
+    )
     assert "ir3de-routing" in done.stdout
     assert "IR3DEConfig" in done.stdout
-    absent = run("route", str(tmp_path / "absent"), "a prompt")
-    assert absent.returncode == 2
-    assert "ir3de.modeling_ir3de" in json.loads(absent.stdout.splitlines()[-1])
-    assert "ir3de route: " in absent.stderr
+    assert "Writing model shards" not in done.stderr
+    assert "Loading weights" not in done.stderr
+    assert "%|" not in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -111,29 +119,20 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.
     assert shown.getvalue() == "Summing: 1 of 3 domains\n"
 
 
-def test_without_a_terminal_no_bar_is_drawn(
-    json_lines: Path, source: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "router")]
-    done = run(*arguments, "--variant", "all", "--regularization", "0.01")
+def test_without_a_terminal_no_bar_is_drawn(json_lines: Path, source: str, tmp_path: Path) -> None:
+    router = str(tmp_path / "router")
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", router]
+    done = run([*fit, "--variant", "all", "--regularization", "0.01"], ["route", router, "court"])
     assert done.returncode == 0, done.stderr
     assert "Saved a router of 3 experts" in done.stdout
-    routed = run("route", str(tmp_path / "router"), "court")
-    for text in (done.stderr, routed.stderr, done.stdout, routed.stdout):
+    assert "ir3de.modeling_ir3de" in json.loads(done.stdout.splitlines()[-1]), "which registers the task"
+    for text in (done.stderr, done.stdout):
         assert "\r" not in text
         assert "%|" not in text
 
 
-def test_no_bars_of_a_routers_own_files_are_drawn(tmp_path: Path) -> None:
-    # In a process whose bars are not switched off, as a terminal's are not.
-    program = (
-        f"from ir3de import IR3DEModel; from tests import tiny; tiny.router().save_pretrained({str(tmp_path)!r})\n"
-        f"IR3DEModel.from_pretrained({str(tmp_path)!r})"
-    )
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True, cwd=root
-    )
-    assert "Writing model shards" not in done.stderr
-    assert "Loading weights" not in done.stderr
-    assert "%|" not in done.stderr
+def test_a_router_that_is_not_there_is_an_error_of_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["route", str(tmp_path / "absent"), "a prompt"]) == 2
+    assert "ir3de route: " in capsys.readouterr().err

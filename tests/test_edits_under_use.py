@@ -1,5 +1,6 @@
 """A router that is edited while others use it: each record belongs wholly to one state, and no edit is lost."""
 
+import os
 import pickle
 import threading
 from typing import Any
@@ -12,7 +13,7 @@ from ir3de import DomainStatistics, IR3DEModel, IR3DERoutingPipeline
 from . import tiny
 from .live_app import make_site
 
-THREADS, EDITS = 16, 200
+THREADS, EDITS = 16, int(os.environ.get("IR3DE_EDITS", "60"))  # the full proof: `make prove`
 PROMPTS = ["the court and a judge", "debug my python loop", "the sum of two numbers"]
 ART = tiny.statistics(tiny.sentences("law", 9, seed=9))
 

@@ -45,26 +45,26 @@ def route(row):
 
 if __name__ == "__main__":
     prompts = ["debug the python function", "the court and a judge"] * 4
-    if sys.argv[2] == "datasets":
-        from datasets import Dataset, disable_progress_bars
-        disable_progress_bars()
-        rows = Dataset.from_dict({"text": prompts}).map(route, num_proc=2)
-        experts = rows["expert"][:]
-    else:
-        with multiprocessing.get_context(sys.argv[2]).Pool(2) as pool:
-            experts = [row["expert"] for row in pool.map(route, [{"text": text} for text in prompts])]
-    print(experts == ["code", "law"] * 4)
+    rows = [{"text": text} for text in prompts]
+    experts = {}
+    for way, processes in (("fork", 2), ("spawn", 1)):  # a spawned one imports everything again
+        with multiprocessing.get_context(way).Pool(processes) as pool:
+            experts[way] = [row["expert"] for row in pool.map(route, rows)]
+    from datasets import Dataset, disable_progress_bars
+    disable_progress_bars()
+    experts["datasets"] = Dataset.from_dict({"text": prompts}).map(route, num_proc=2)["expert"][:]
+    print(experts)
 """
 
 
-@pytest.mark.parametrize("way", ["datasets", "fork", "spawn"])
-def test_other_processes_route(tmp_path: Path, way: str) -> None:
+def test_other_processes_route(tmp_path: Path) -> None:
     tiny.router(variant="prompt").save_pretrained(tmp_path / "router")
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(FORKS))
-    command = [sys.executable, str(script), str(tmp_path / "router"), way]
+    command = [sys.executable, str(script), str(tmp_path / "router")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.stdout.endswith("True\n"), done.stderr
+    expected = {way: ["code", "law"] * 4 for way in ("fork", "spawn", "datasets")}
+    assert done.stdout.endswith(f"{expected}\n"), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,14 @@ from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, check_domain_names, read_rows, read_texts
 from ir3de.scripts.data.validation import Validation
-from ir3de.scripts.fitting.options import FEW, FitOptions, add_choice_arguments, add_minimum_arguments
+from ir3de.scripts.fitting.options import (
+    FEW,
+    OFFER_MOST_CHARACTERS,
+    OFFER_MOST_ROWS,
+    FitOptions,
+    add_choice_arguments,
+    add_minimum_arguments,
+)
 
 if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
     from ir3de.samples_ir3de import Sample
@@ -100,8 +107,8 @@ def run(args: argparse.Namespace) -> int:
     opinion = _second(args.second)
     kept: list[Row] = []
     rows = duplicates.watch(read_rows(source)) if args.data else None
-    if opinion is not None and rows is not None:
-        rows = _keeping(rows, kept)
+    if rows is not None:
+        rows = _keeping(rows, kept, None if opinion is not None else OFFER_MOST_ROWS)
     if args.outcomes:
         from ir3de.scripts.fitting.outcomes import JudgedFile, fit_with_outcomes
 
@@ -120,9 +127,9 @@ def run(args: argparse.Namespace) -> int:
     print(fitted.describe())
     if opinion is not None:
         _fit_second(opinion, fitted, kept)
-    elif min(map(len, fitted.held_out.values())) < FEW:
-        print(f"With few rows try --second, or `ir3de second {args.output}`: it measures what a second opinion gives.")
     _save(fitted, samples, args.output)
+    if opinion is None and min(map(len, fitted.held_out.values())) < FEW:
+        print(_offer_of_second(fitted, () if args.outcomes else kept, args.output))
     return 0
 
 
@@ -154,10 +161,11 @@ def _save(fitted: Fitted, samples: list[Sample] | None, output: str) -> None:
     print(f'Try it: ir3de route {output} "a prompt"')
 
 
-def _keeping(rows: Iterable[Row], kept: list[Row]) -> Iterator[Row]:
-    """Hands rows on, and keeps them too."""
+def _keeping(rows: Iterable[Row], kept: list[Row], most: int | None) -> Iterator[Row]:
+    """Hands rows on, and keeps them too, but of more than are wanted only one more."""
     for row in rows:
-        kept.append(row)
+        if most is None or len(kept) <= most:
+            kept.append(row)
         yield row
 
 
@@ -168,6 +176,26 @@ def _second(wanted: bool) -> SecondOpinion | None:
     from ir3de.scripts.fitting.second import ready
 
     return ready()
+
+
+def _offer_of_second(fitted: Fitted, rows: Sequence[Row], output: str) -> str:
+    """What a second opinion would give to a router of few rows: measured where its encoder is on this machine and reads
+    them in seconds, and else only that it is worth a try.
+    """
+    from ir3de.scripts.fitting.second import worth_a_try
+    from ir3de.scripts.reports.second import describe_offer
+    from ir3de.scripts.routers.encoders import encoder_at_hand
+
+    few = len(rows) <= OFFER_MOST_ROWS and sum(len(row.text) for row in rows) <= OFFER_MOST_CHARACTERS
+    encoder = encoder_at_hand() if rows and few else None
+    if encoder is not None:
+        try:
+            return describe_offer(*worth_a_try(fitted, rows, encoder), fitted.chosen.standard_error, output)
+        except (ImportError, OSError):  # it is there, and not whole
+            pass
+    return (
+        f"With few rows try --second, or `ir3de second {output} --data ...`: it measures what a second opinion gives."
+    )
 
 
 def _fit_second(opinion: SecondOpinion, fitted: Fitted, rows: Sequence[Row]) -> None:

@@ -47,6 +47,14 @@ def gguf_files_parsed_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_encoder_at_hand() -> Iterator[None]:
+    """Fits of few rows try no sentence encoder, which takes seconds to load where its package is installed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ir3de.scripts.routers.encoders.encoder_at_hand", lambda: None)
+        yield
+
+
 @pytest.fixture
 def router() -> IR3DEModel:
     """A fitted router whose experts have no models."""

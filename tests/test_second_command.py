@@ -14,6 +14,7 @@ from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts.cli import main
 from ir3de.scripts.data.rows import read_file
 from ir3de.scripts.fitting import second as fitting
+from ir3de.scripts.reports.second import describe_offer
 from ir3de.scripts.routers.encoders import MINILM
 from ir3de.scripts.second import OPTIMISTIC
 from ir3de.second_opinion_ir3de import SecondOpinion as Class
@@ -211,6 +212,54 @@ def test_a_fit_makes_one_too_and_says_what_it_gives(
     assert opinion.encoder == MINILM
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("alone", "both")]
     assert weights[0] == weights[1]
+
+
+def test_a_fit_to_few_rows_says_what_a_second_opinion_would_give(
+    source: str,
+    json_lines: Path,
+    encoder: WordEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("ir3de.scripts.routers.encoders.encoder_at_hand", lambda: "at hand")
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--variant", "all", "--num-votes", "1"]
+    assert main([*fit, "--output", str(tmp_path / "alone")]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    assert main([*fit, "--output", str(tmp_path / "both"), "--second"]) == 0
+    table = {
+        line.split("|")[1].strip(): line.split("|")[3] for line in capsys.readouterr().out.splitlines() if "|" in line
+    }
+    said = f"macro accuracy {float(table['0.9']):.1f} % instead of {float(table['0']):.1f} %"
+    assert f"on 120 held-out rows {said}" in last
+    assert not (tmp_path / "alone" / "second").exists(), "it is only offered"
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"), [(0.1, "Try `ir3de second r --data"), (0.005, "does not give more for sure")]
+)
+def test_a_second_opinion_is_offered_where_it_gives_more_for_sure(gain: float, said: str) -> None:
+    without, with_it = fitting.AtBound(0, 0, 0.7), fitting.AtBound(0.9, 0.5, 0.7 + gain)
+    assert said in describe_offer(without, with_it, 100, 0.02, "r")
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_without_an_encoder_or_with_much_text_a_fit_only_points_to_it(
+    broken: bool,
+    source: str,
+    json_lines: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("ir3de.second_opinion_ir3de._load_encoder", _missing)
+    monkeypatch.setattr("ir3de.scripts.routers.encoders.encoder_at_hand", lambda: "broken")
+    if not broken:
+        monkeypatch.setattr("ir3de.scripts.fit.OFFER_MOST_CHARACTERS", 100)
+        monkeypatch.setattr("ir3de.scripts.fitting.second.worth_a_try", lambda *_: pytest.fail("tried"))
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--variant", "all"]
+    assert main([*fit, "--output", str(tmp_path / "router")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("With few rows try --second")
 
 
 def test_an_encoder_that_cannot_be_had_is_said_before_a_fit(

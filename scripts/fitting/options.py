@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 FEW = 200  # held-out rows of a domain, below which a second opinion is worth a try
+OFFER_MOST_ROWS, OFFER_MOST_CHARACTERS = (
+    1000,
+    200_000,
+)  # that are encoded in seconds, to say what a second opinion gives
 MOST_TEXTS = 500  # of a domain, that the encoder of a second opinion reads
 
 

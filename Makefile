@@ -84,7 +84,7 @@ clients: $(TEST)
 	$(CLIENTS)/llama-index/bin/pip install --quiet llama-index-llms-openai-like
 	$(PYTHON) -m venv $(CLIENTS)/aider
 	$(CLIENTS)/aider/bin/pip install --quiet aider-chat
-	npm install --no-fund --no-audit --prefix $(CLIENTS) openai ai @ai-sdk/openai-compatible
+	npm install --no-fund --no-audit --prefix $(CLIENTS) openai ai @ai-sdk/openai-compatible opencode-ai
 	$(PIP) litellm
 	IR3DE_CLIENTS=$(abspath $(CLIENTS)) $(BIN)/python -m pytest tests/test_gateway_clients.py
 

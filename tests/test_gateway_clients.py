@@ -218,6 +218,47 @@ def test_aider_edits_a_file(tmp_path: Path) -> None:
         assert any(each.get("stream") for each in asked_of)
 
 
+def test_opencode_edits_a_file_with_its_tool(tmp_path: Path) -> None:
+    """An agent of tools: it is asked to write, calls the tool that the answer names, and goes on from the result."""
+    file = tmp_path / "hello.py"
+    file.write_text("print('hi')\n", encoding="utf-8")
+    edit = {"filePath": str(file), "content": "print('hello court')\n"}
+
+    async def answer_with_call(request: web.Request, received: Received) -> web.StreamResponse:
+        asked = received.json
+        names = [tool["function"]["name"] for tool in asked.get("tools") or ()]
+        stream = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await stream.prepare(request)
+        about = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": asked["model"]}
+        delta: dict[str, Any] = {"role": "assistant", "content": "Done."}
+        if "write" in names and asked["messages"][-1]["role"] == "user":
+            called = {"name": "write", "arguments": json.dumps(edit)}
+            delta = {
+                "role": "assistant",
+                "tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": called}],
+            }
+        last = "tool_calls" if "tool_calls" in delta else "stop"
+        for each, finish in ((delta, None), ({}, last)):
+            choice = {"index": 0, "delta": each, "finish_reason": finish}
+            await stream.write(b"data: " + json.dumps({**about, "choices": [choice]}).encode() + b"\n\n")
+        await stream.write(b"data: [DONE]\n\n")
+        return stream
+
+    opencode = CLIENTS / "node_modules" / ".bin" / "opencode"
+    with world(responds=dict.fromkeys(("code", "law", "math"), answer_with_call)) as made:
+        options = {"baseURL": made.url, "apiKey": "none"}
+        provider = {"npm": "@ai-sdk/openai-compatible", "options": options, "models": {"ir3de": {"name": "ir3de"}}}
+        config = {"provider": {"gateway": provider}, "autoupdate": False, "share": "disabled", "permission": "allow"}
+        (tmp_path / "opencode.json").write_text(json.dumps(config), encoding="utf-8")
+        env = {**os.environ, "HOME": str(tmp_path), "PWD": str(tmp_path), "OPENCODE_DISABLE_MODELS_FETCH": "1"}
+        env |= {f"XDG_{kind}_HOME": str(tmp_path / kind.lower()) for kind in ("CONFIG", "DATA", "CACHE", "STATE")}
+        asked = ["run", "--model", "gateway/ir3de", "say hello to the court"]
+        run_client([str(opencode), *asked], opencode, cwd=tmp_path, env=env)
+        assert file.read_text(encoding="utf-8") == edit["content"]
+        turns = [received.json for server in made.behind.values() for received in server.received]
+        assert any(each["messages"][-1]["role"] == "tool" for each in turns), "it goes on from the result"
+
+
 # Open WebUI's requests, as it sends them.
 
 

@@ -17,13 +17,12 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from huggingface_hub import HfApi, constants
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.scripts.fitting.embedded import build
 
 from . import tiny
-from .hub_server import WRITE_TOKEN, Hub, serve
+from .hub_server import WRITE_TOKEN, Hub, used_here
 
 
 def pytest_collection_finish() -> None:
@@ -110,14 +109,8 @@ def json_lines(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
     """A running Hub where this process is logged in."""
-    with pytest.MonkeyPatch.context() as patch, serve() as (url, running):
-        patch.setattr(constants, "ENDPOINT", url)
-        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        patch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))  # else made once a process
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setattr(constants, "HF_HUB_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name, value in {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE_TOKEN}.items():
+    with used_here(tmp_path_factory.mktemp("cache")) as running, pytest.MonkeyPatch.context() as patch:
+        for name, value in {"HF_ENDPOINT": running.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": WRITE_TOKEN}.items():
             patch.setenv(name, value)  # for other processes
         yield running
 

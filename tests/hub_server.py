@@ -30,11 +30,14 @@ from datetime import UTC, datetime
 from enum import Enum
 from functools import cached_property
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+import pytest
 import uvicorn
 import yaml  # type: ignore[import-untyped, unused-ignore]
+from huggingface_hub import HfApi, constants
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -1092,6 +1095,19 @@ def serve(port: int = 0) -> Iterator[tuple[str, Hub]]:
         hub = Hub(f"http://127.0.0.1:{listener.getsockname()[1]}")
         with running(create_app(hub), listener):
             yield hub.url, hub
+
+
+@contextmanager
+def used_here(cache: Path) -> Iterator[Hub]:
+    """A fresh Hub which this process uses, with a cache of its own, and where it is not logged in."""
+    with pytest.MonkeyPatch.context() as patch, serve() as (url, hub):
+        patch.setattr(constants, "ENDPOINT", url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))  # else made once a process
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+        yield hub
 
 
 if __name__ == "__main__":

@@ -19,22 +19,12 @@ from ir3de.outcomes_ir3de import Ledger, OutcomesCollector, expected, whole
 from ir3de.scripts import cli
 
 from . import tiny
+from .test_outcomes import DOMAINS, EXPERTS, outcomes_of
 
-DOMAINS = ["code", "law", "math"]
-EXPERTS = ["big", "small"]
 NONE_SERVE = np.zeros((3, 2), dtype=bool)
 
-outcomes = st.builds(
-    Outcome,
-    text=st.text(min_size=1, max_size=5).filter(str.strip),
-    expert=st.sampled_from(EXPERTS),
-    score=st.floats(0, 1),
-    cost=st.none() | st.floats(0, 100),
-    seconds=st.none() | st.floats(0, 100),
-    tokens=st.none() | st.integers(0, 1000),
-    domain=st.sampled_from(DOMAINS),
-    day=st.none() | st.dates(date(2025, 1, 1), date(2025, 3, 1)).map(date.isoformat),
-)
+days = st.dates(date(2025, 1, 1), date(2025, 3, 1)).map(date.isoformat)
+outcomes = outcomes_of(st.sampled_from(DOMAINS), days, most=100)
 
 
 def ledger(rows: list[Outcome]) -> Ledger:

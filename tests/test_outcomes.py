@@ -27,17 +27,25 @@ from ir3de.outcomes_ir3de import (
 DOMAINS = ["code", "law", "math"]
 EXPERTS = ["big", "small"]
 
-rows = st.builds(
-    Outcome,
-    text=st.text(min_size=1, max_size=5).filter(str.strip),
-    expert=st.sampled_from(EXPERTS),
-    score=st.floats(0, 1),
-    cost=st.none() | st.floats(0, 1e4),
-    seconds=st.none() | st.floats(0, 1e4),
-    tokens=st.none() | st.integers(0, 10**6),
-    domain=st.none() | st.sampled_from(DOMAINS),
-    day=st.none() | st.sampled_from(["2025-01-30", "2025-02-01"]),
-)
+
+def outcomes_of(
+    domains: st.SearchStrategy[str | None], days: st.SearchStrategy[str], most: int
+) -> st.SearchStrategy[Outcome]:
+    """Outcomes of two experts, some without a day, whose cost, seconds and tokens are at most a number or not told."""
+    return st.builds(
+        Outcome,
+        text=st.text(min_size=1, max_size=5).filter(str.strip),
+        expert=st.sampled_from(EXPERTS),
+        score=st.floats(0, 1),
+        cost=st.none() | st.floats(0, most),
+        seconds=st.none() | st.floats(0, most),
+        tokens=st.none() | st.integers(0, 100 * most),
+        domain=domains,
+        day=st.none() | days,
+    )
+
+
+rows = outcomes_of(st.none() | st.sampled_from(DOMAINS), st.sampled_from(["2025-01-30", "2025-02-01"]), 10_000)
 
 
 def p_of(text: str) -> Any:

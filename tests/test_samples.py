@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
 from ir3de import IR3DEModel
 from ir3de.app import load
@@ -14,7 +14,7 @@ from ir3de.samples_ir3de import SAMPLES_NAME, Sample, read_samples, write_sample
 from ir3de.scripts import cli
 
 from . import tiny
-from .hub_server import WRITE_TOKEN, serve
+from .hub_server import WRITE_TOKEN, used_here
 
 SAMPLES = [Sample("court of appeal", "law"), Sample("mein Vertrag ä 東京\n\u2028 judge", "law")]
 
@@ -22,16 +22,9 @@ SAMPLES = [Sample("court of appeal", "law"), Sample("mein Vertrag ä 東京\n\u2
 @pytest.fixture
 def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
     """A running Hub, where this process is logged in."""
-    with serve() as (url, _):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with used_here(tmp_path / "cache") as hub:
         monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
-        yield HfApi(endpoint=url, token=WRITE_TOKEN)
+        yield HfApi(endpoint=hub.url, token=WRITE_TOKEN)
 
 
 def test_samples_travel_through_folders_copies_and_edits(router: IR3DEModel, tmp_path: Path) -> None:

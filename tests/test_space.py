@@ -15,7 +15,7 @@ from urllib.request import urlopen
 
 import pytest
 import yaml
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 
 from ir3de import app
 from ir3de.scripts import cli
@@ -23,7 +23,7 @@ from ir3de.scripts.publishing.space import requirements, write_space
 from ir3de.space import sharing
 
 from . import tiny
-from .hub_server import READ_TOKEN, WRITE_TOKEN, serve
+from .hub_server import READ_TOKEN, WRITE_TOKEN, used_here
 from .live_app import make_site
 
 
@@ -60,17 +60,10 @@ def test_the_files_of_a_space_start_the_app(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
+def api(tmp_path: Path) -> Iterator[HfApi]:
     """A running Hub, where this process is not logged in."""
-    with serve() as (url, _):
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        template = url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("transformers.utils.hub._hf_api", HfApi(endpoint=url))
-        yield HfApi(endpoint=url, token=WRITE_TOKEN)
+    with used_here(tmp_path / "cache") as hub:
+        yield HfApi(endpoint=hub.url, token=WRITE_TOKEN)
 
 
 def test_a_space_is_published_and_pins_its_router(

@@ -328,11 +328,16 @@ def read_given(fields: dict[str, Any], key: str | None) -> tuple[Given, str]:
     score = _WORDS.get(score, score) if isinstance(score, str) else score
     if not _is_number(score, 1):
         raise wrong("score", 'must be a number from 0 to 1, "good" or "bad"', fields.get("score"))
-    for name in ("cost", "seconds"):
-        if fields.get(name) is not None and not _is_number(fields[name], LARGEST):
-            raise wrong(name, f"must be a number from 0 to {LARGEST:,}", fields[name])
-    cost, seconds = (None if fields.get(name) is None else float(fields[name]) for name in ("cost", "seconds"))
+    cost, seconds = _amount(fields, "cost"), _amount(fields, "seconds")
     return Given(str(texts["id"]), float(score), key=key or None, cost=cost, seconds=seconds), str(texts["comment"])
+
+
+def _amount(fields: dict[str, Any], name: str) -> float | None:
+    if fields.get(name) is None:
+        return None
+    if not _is_number(fields[name], LARGEST):
+        raise wrong(name, f"must be a number from 0 to {LARGEST:,}", fields[name])
+    return float(fields[name])
 
 
 def _is_number(value: Any, most: float) -> bool:

@@ -33,12 +33,21 @@ def main() -> int:
     if args.work:
         return work(args.router)
     with tempfile.TemporaryDirectory() as folder:
-        versions = [_start(Path(folder, str(n)), args.router, at) for n, at in enumerate((HERE, args.other or HERE))]
+        versions = [
+            _start(Path(folder, "here"), args.router, HERE),
+            _start(Path(folder, "other"), args.router, args.other or HERE),
+        ]
         print("case                    here us   other us   here/other   least and most of the ratios")
-        for case in json.loads(_said(versions[0])) and json.loads(_said(versions[1])):
-            seconds = [[float(_ask(version, case)) for version in versions] for _ in range(args.rounds + 1)][1:]
+        cases = [json.loads(_said(version)) for version in versions]
+        for case in cases[0]:
+            seconds = []
+            for turn in range(args.rounds + 1):
+                pair = [float(_ask(version, case)) for version in versions]
+                if turn > 0:  # the first is to warm up
+                    seconds.append(pair)
             ratios = [here / other for here, other in seconds]
-            here, other = (1e6 * statistics.median(column) for column in zip(*seconds, strict=True))
+            here = 1e6 * statistics.median(pair[0] for pair in seconds)
+            other = 1e6 * statistics.median(pair[1] for pair in seconds)
             spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
             print(f"{case:20} {here:10.1f} {other:10.1f} {statistics.median(ratios):12.3f}   {spread}", flush=True)
         for version in versions:

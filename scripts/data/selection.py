@@ -82,19 +82,24 @@ def to_score(selection: Selection, tokenizer: Any, most: int, max_tokens: int) -
     long = [i for i, row in enumerate(ends) if len(row) >= 2]
     if not long:
         raise ValueError(f"None of {len(ends)} texts has two tokens, so there is nothing to predict.")
-    sample = [long[i] for i in sorted(sample_per_domain([selection.rows[i].domain for i in long], most, seed=0))]
-    rows = []
+    domains = [selection.rows[i].domain for i in long]
+    sample = [long[i] for i in sorted(sample_per_domain(domains, most, seed=0))]
+    rows, cut = [], 0
     for i in sample:
-        row, last = selection.rows[i], ends[i][min(max_tokens, len(ends[i])) - 1]
-        rows.append(row._replace(text=row.text[:last]) if len(ends[i]) > max_tokens else row)
+        row = selection.rows[i]
+        if len(ends[i]) > max_tokens:
+            row = row._replace(text=row.text[: ends[i][max_tokens - 1]])
+            cut += 1
+        rows.append(row)
+    given = {*selection.no_data, *(row.domain for row in selection.rows)}
     return Selection(
         rows,
         selection.given,
         selection.no_expert,
-        sorted({*selection.no_data, *(row.domain for row in selection.rows)} - {row.domain for row in rows}),
+        sorted(given - {row.domain for row in rows}),
         too_short=len(ends) - len(long),
         not_sampled=len(long) - len(sample),
-        cut=sum(len(ends[i]) > max_tokens for i in sample),
+        cut=cut,
     )
 
 

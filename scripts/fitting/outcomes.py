@@ -124,12 +124,15 @@ def fit_with_outcomes(
     fitted = fit_rows(config, tokenizer, embeddings, rows, options, outside, validation, experts)
     known = set(fitted.model.config.domain_names)
     for file in files:
-        fitted.model.add_outcomes(
-            outcome if outcome.domain in known else outcome._replace(domain=None)
-            for row in file.rows()
-            for outcome in row
-        )
+        fitted.model.add_outcomes(_in_known_domains(file, known))
     return FittedWithOutcomes(fitted, tried)
+
+
+def _in_known_domains(file: JudgedFile, known: set[str]) -> Iterator[Outcome]:
+    """The outcomes of a file; a domain that is not known is left open."""
+    for row in file.rows():
+        for outcome in row:
+            yield outcome if outcome.domain in known else outcome._replace(domain=None)
 
 
 def _check_specs(judged: Sequence[str], specs: Sequence[ExpertSpec]) -> None:

@@ -182,6 +182,26 @@ def test_what_is_taken_back_leaves_the_files_the_routers_and_the_history(
             HfApi().model_info(repo, revision=with_it)
 
 
+def test_a_gateway_under_a_name_that_is_taken_says_so_and_learns_from_its_own_store(
+    repo: str, hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    with teaching(tmp_path / "a", "one", repo) as (first, learning):
+        judged(first, 1.0, 2)
+        asyncio.run(learning.round())
+    published = hub.files(repo, revision=BRANCH)
+    with teaching(tmp_path / "b", "one", repo) as (second, learning):
+        judged(second, 0.0)
+        for _ in range(2):
+            asyncio.run(learning.round())
+        assert sum("what another store says under the same name" in line for line in caplog.messages) == 1
+        assert 'rounds_total{outcome="refused"} 2.0' in second.send("GET", "/metrics").body.decode()
+        assert round(ledger_of(second).sums(tiny.DOMAINS, ["law"])[:, 0, 0].sum() / (1 << 20)) == 1
+        assert second.ask().status == 200
+    assert hub.files(repo, revision=BRANCH) == published
+
+
 def test_where_the_repository_refuses_all_else_goes_on(
     repo: str,
     hub: Hub,

@@ -307,6 +307,7 @@ def test_text_stays_only_with_an_answer_that_is_committed(tmp_path: Path, monkey
         first = writer.do(lambda connection: held.wait(10))
         made.wait(lambda: not writer.waiting, "it waits for what follows")
         made.ask()
+        made.wait(lambda: writer.waiting, "the answer waits too, which is noted once it is with the client")
         gone = writer.do(lambda connection: take_back(connection, Which(since=0), Texts(path)))
         held.set()
         assert first.result(10)

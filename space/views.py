@@ -171,7 +171,8 @@ def conversation(turns: Iterable[Mapping[str, Any]], palette: Palette) -> str:
             fields = (turn[key] for key in ("score", "content", "state", "note"))
             shown.append(answer(turn["expert"], palette, *fields))
     empty = '<p class="ir-hint">Say something: each answer is labelled with the expert that gave it.</p>'
-    return f'<div class="ir-chat" role="log" aria-label="Conversation" tabindex="0">{"".join(shown) or empty}</div>'
+    turns_shown = f'<div class="ir-turns">{"".join(shown) or empty}</div>'
+    return f'<div class="ir-chat" role="log" aria-label="Conversation" tabindex="0">{turns_shown}</div>'
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> str:

@@ -194,6 +194,34 @@ def test_a_chat_of_two_turns_labels_its_answers(open_page: Any) -> None:
     page.locator("#chat", has_text="Say something").wait_for()
 
 
+def long_answer(prompt: Any, **_: Any) -> Iterator[dict[str, Any]]:
+    """Streams an answer of many lines."""
+    ranked = {"expert": "code", "score": 0.9}
+    record = {**ranked, "ranking": [ranked], "id": "long", "recognised": {"code": 100}}
+    yield {"event": "route", **record}
+    yield {"event": "text", "text": "word " * 300}
+    yield {"event": "record", **record, "generated_text": "word " * 300}
+
+
+@pytest.mark.parametrize("size", [DESKTOP, PHONE])
+def test_long_answers_keep_within_their_boxes_and_the_last_is_in_view(
+    size: Any, open_page: Any, expert_specs: dict[str, dict[str, Any]]
+) -> None:
+    with running(make_site(expert_specs, stream=long_answer)) as address:
+        page = open_page(size, address=address)
+        go(page, "Chat")
+        for turn in range(2):
+            page.locator("#message textarea").fill("debug my python loop")
+            page.locator("#message textarea").press("Enter")
+            page.locator("#chat .ir-answer[aria-busy=false]").nth(turn).wait_for()
+        for turn in range(2):
+            box = page.locator("#chat .ir-answer").nth(turn).bounding_box()
+            text = page.locator("#chat .ir-answer .ir-text").nth(turn).bounding_box()
+            assert text["y"] + text["height"] <= box["y"] + box["height"]
+        log = page.locator("#chat .ir-chat").bounding_box()
+        assert text["y"] + text["height"] <= log["y"] + log["height"] + 1, "the end of the last answer is seen"
+
+
 def test_markup_shows_as_text(open_page: Any) -> None:
     page = open_page()
     text = "<img src=x onerror=alert(1)> <script>alert(2)</script> court"

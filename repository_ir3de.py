@@ -8,21 +8,20 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from .atomic_save_ir3de import CONFIG, OUTCOMES_FOLDER, SECOND_FOLDER, STATISTICS_FOLDER, current, reading, staged
 from .card_ir3de import CARD_NAME, FRONTIER_NAME, PLOT_NAME, read_card, update_card
 from .configuration_ir3de import IR3DEConfig
-from .loading_ir3de import loading
+from .loading_ir3de import loading, without_bars
 from .names_ir3de import file_name
 from .outcomes_ir3de import Ledger
 from .portable_ir3de import check_portable, with_adapters
@@ -195,7 +194,7 @@ class RouterRepository(PreTrainedModel):
         model: Any
         info: Any
         try:
-            with loading(), _without_bars():
+            with loading():
                 model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)  # type: ignore[misc]
         except (SafetensorError, RuntimeError) as error:
             raise ValueError(
@@ -234,7 +233,7 @@ class RouterRepository(PreTrainedModel):
         if card := _file_of(folder, CARD_NAME):
             read_card(card)  # raises before anything is written
         with staged(folder) as new:
-            with _without_bars():
+            with without_bars():
                 super().save_pretrained(new, *args, **kwargs)
             tokenizer.save_pretrained(new)
             (new / STATISTICS_FOLDER).mkdir()
@@ -398,23 +397,6 @@ def _file_of(folder: Path, name: str) -> Path | None:
     except ValueError:  # a folder that is not whole, which a save makes whole
         return None
     return path if path.is_file() and not path.is_symlink() else None
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keeps transformers' bars for files of weights, which of a router are small, out of what is printed. Those of
-    downloads stay.
-    """
-
-    def hidden(make: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """A bar that is not drawn."""
-        return make(*args, **{**kwargs, "disable": True})
-
-    before = logging.set_tqdm_hook(hidden)
-    try:
-        yield
-    finally:
-        logging.set_tqdm_hook(before)
 
 
 def _write_experts(path: Path, specs: list[ExpertSpec]) -> None:

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants
@@ -68,13 +69,16 @@ def test_a_command_that_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]
     assert "'fitt'" in capsys.readouterr().err
 
 
-def test_importing_the_package_registers_the_task_and_draws_no_bars_of_a_routers_own_files(tmp_path: Path) -> None:
+def test_importing_the_package_registers_the_task_and_no_bars_of_weights_are_drawn(
+    expert_specs: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
     # In a process whose bars are not switched off, as a terminal's are not.
     program = (
         "import ir3de; from transformers import AutoConfig; from transformers.pipelines import *\n"
         "print(PIPELINE_REGISTRY.check_task('ir3de-routing')[0], ir3de.IR3DEModel, AutoConfig.for_model('ir3de'))\n"
-        f"from tests import tiny; tiny.router().save_pretrained({str(tmp_path)!r})\n"
-        f"ir3de.IR3DEModel.from_pretrained({str(tmp_path)!r})"
+        f"from tests import tiny; tiny.router({expert_specs!r}).save_pretrained({str(tmp_path)!r})\n"
+        f"router = ir3de.IR3DERoutingPipeline(ir3de.IR3DEModel.from_pretrained({str(tmp_path)!r}), device='cpu')\n"
+        "print(router('the court and a judge', max_new_tokens=2)['generated_text'] is not None)"
     )
     root = Path(__file__).parents[1]
     done = subprocess.run(
@@ -82,6 +86,7 @@ def test_importing_the_package_registers_the_task_and_draws_no_bars_of_a_routers
     )
     assert "ir3de-routing" in done.stdout
     assert "IR3DEConfig" in done.stdout
+    assert done.stdout.endswith("True\n"), "an expert was loaded, and answered"
     assert "Writing model shards" not in done.stderr
     assert "Loading weights" not in done.stderr
     assert "%|" not in done.stderr

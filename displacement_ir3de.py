@@ -136,6 +136,11 @@ class Scorer(NamedTuple):
     solved: Solved | Separated
     lexicon: torch.Tensor | None = None
 
+    @property
+    def way(self) -> str:
+        """How W was made, as far as estimates differ by it: `"discriminant"`, or the kind of the rows."""
+        return "discriminant" if isinstance(self.solved, Separated) else self.kind
+
 
 class Lost(NamedTuple):
     """

@@ -866,7 +866,7 @@ class IR3DEModel(RouterRepository):
 
                 def accept(changed: Scorer) -> None:
                     """Raises where too many prompts would go elsewhere."""
-                    check_displaced(displaced(before.statistics, scorer, changed), changed.kind)
+                    check_displaced(displaced(before.statistics, scorer, changed), changed.way)
 
             self._become(config, experts.statistics, experts.outcomes, second, accept=accept)
 

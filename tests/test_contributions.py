@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ir3de import DomainStatistics, IR3DEModel
-from ir3de.displacement_ir3de import Scorer, Separated, Solved, displaced
-from ir3de.edits_ir3de import TakesPrompts, experts_of, prompt_length
+from ir3de.displacement_ir3de import Lost, Scorer, Separated, Solved, displaced
+from ir3de.edits_ir3de import TakesPrompts, check_displaced, experts_of, prompt_length
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.scripts.bench.contributions import Maker, honest, try_all
 from ir3de.scripts.data.rows import Row
@@ -193,6 +193,17 @@ def test_leads_of_rows_that_discriminant_analysis_left_out_are_those_of_a_solve_
     mean, deviation = torch.stack(leads).mean(), torch.stack(leads).std(correction=0)
     expected = torch.erfc(mean / deviation / 2**0.5) / 2
     assert displaced(statistics, alone, scorer)["a"].unseen == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_less_of_one_domain_is_allowed_with_discriminant_analysis() -> None:
+    made = tiny.router(variant="prompt", discriminant=True)
+    assert made.scorer.way == "discriminant"
+    assert tiny.router(variant="prompt").scorer.way == "prompts"
+    assert tiny.router(variant="avg", discriminant=True).scorer.way == "tokens"
+    lost = {"code": Lost(0.1, 0.25, "new"), **{str(index): Lost(0.0, 0.0, "new") for index in range(9)}}
+    check_displaced(lost, "prompts")
+    with pytest.raises(TakesPrompts, match=r"25% of the prompts of 'code'.*; 18% and 5% are allowed"):
+        check_displaced(lost, "discriminant")
 
 
 def test_the_comparison_estimates_what_domains_lose_where_there_are_no_prompts() -> None:

@@ -216,7 +216,7 @@ def try_all(model: IR3DEModel, hostile: Iterator[Hostile], prompts: Mapping[str,
         lost = displaced(model.statistics, scorer, router.scorer)
         after = recalls(router, prompts)
         gone = {name: before[name] - after[name] for name in prompts}
-        results.append(Result(part.kind, times, lost, _refused(lost, scorer.kind), gone))
+        results.append(Result(part.kind, times, lost, _refused(lost, scorer.way), gone))
     return results
 
 
@@ -273,9 +273,9 @@ def _largest(router: IR3DEModel, victim: DomainStatistics, taker: str) -> float:
     return 0.0
 
 
-def _refused(lost: Mapping[str, Lost], kind: str) -> bool:
+def _refused(lost: Mapping[str, Lost], way: str) -> bool:
     try:
-        check_displaced(lost, kind)
+        check_displaced(lost, way)
     except ValueError:
         return True
     return False

@@ -158,6 +158,15 @@ def test_a_refused_merge_shows_what_it_would_take(
         assert 'who answers for programming: {"model": "org/x", "name": "programming"}' in shown.out
         assert "most of which would go to 'programming'" in shown.err
         assert experts(repo) == ["code", "math"]
+    model = IR3DEModel.from_pretrained(repo)
+    model.samples = [{"text": text, "domain": "code"} for text in tiny.sentences("code", 4, seed=7)]
+    model.push_to_hub(repo)
+    assert cli.main(["merge", repo, "--pr", "1", "--dry-run"]) == 2
+    shown = capsys.readouterr()
+    marks = {line.split()[0]: line.rpartition("  ")[2] for line in shown.out.splitlines() if "<--" in line}
+    assert "more than 5 points" in marks["code"], "by estimate, or by the router's own samples"
+    assert "math" not in marks
+    assert "recall: of the router's own 4 samples, which are few" in shown.out
 
 
 def test_a_proposal_reaches_the_second_opinion_too(repo: str, law: str, monkeypatch: pytest.MonkeyPatch) -> None:

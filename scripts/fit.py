@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         datasets=source.hub_ids or None,
         **options.config_fields(),
     )
-    check_domain_names(source)
+    _check_samples(samples, check_domain_names(source))
     tokenizer, embeddings = load_source(args.embeddings, args.revision, gguf_file)
     opinion = _second(args.second)
     kept: list[Row] = []
@@ -143,6 +143,16 @@ def _check_together(
         raise ValueError("--discover makes domains of the prompts of --outcomes, so it goes with these and no --data.")
     if with_second and (outcomes or not data):
         raise ValueError("--second takes the rows of --data alone: with --outcomes, make one with `ir3de second`.")
+
+
+def _check_samples(samples: list[Sample] | None, domains: set[str] | None) -> None:
+    """Raises ValueError where a sample is of a domain that the data do not have, as far as these are known."""
+    unknown = sorted({sample.domain for sample in samples or ()} - (domains or set()))
+    if unknown and domains:
+        raise ValueError(
+            f"--samples has prompts of {unknown}, but the training rows are of {sorted(domains)}: name the domains"
+            " alike, or leave these prompts out."
+        )
 
 
 def _save(fitted: Fitted, samples: list[Sample] | None, output: str) -> None:

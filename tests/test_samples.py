@@ -99,6 +99,41 @@ def test_a_push_says_once_that_text_goes_along(router: IR3DEModel, api: HfApi) -
     assert IR3DEModel.from_pretrained("user/samples").samples == []
 
 
+@pytest.mark.parametrize(("answer", "published"), [("n", []), ("yes", SAMPLES)])
+def test_on_a_terminal_the_owner_is_asked_about_samples(
+    answer: str,
+    published: list[Sample],
+    api: HfApi,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = tiny.router()
+    made.samples = SAMPLES
+    made.save_pretrained(tmp_path / "router")
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    answers = iter([answer])
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        assert cli.main(["publish", str(tmp_path / "router"), "--router", "user/asked"]) == 0
+    assert (
+        "2 sample prompts of the router go to user/asked, such as\n  law: 'court of appeal'" in capsys.readouterr().err
+    )
+    assert IR3DEModel.from_pretrained("user/asked").samples == published
+    assert IR3DEModel.from_pretrained(tmp_path / "router").samples == SAMPLES, "those of the folder stay"
+
+
+def test_samples_of_domains_that_there_are_not_are_refused(
+    json_lines: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_samples(tmp_path / "mine.jsonl", [*SAMPLES, Sample("paint a wall", "art")])
+    arguments: list[Any] = ["fit", "--data", json_lines, "--embeddings", source, "--output", tmp_path / "router"]
+    assert cli.main([*map(str, arguments), "--variant", "avg", "--samples", str(tmp_path / "mine.jsonl")]) == 2
+    assert "--samples has prompts of ['art']" in capsys.readouterr().err
+    assert not (tmp_path / "router").exists()
+
+
 def test_fit_takes_samples_along_and_says_so(
     json_lines: Path, source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -395,23 +395,28 @@ def _columns(source: RowSource, part: Part, first: Record) -> Columns:
     return Columns.chosen(first, source.text_column, source.domain_column, part.domain, dict(source.rename))
 
 
-def check_domain_names(source: RowSource) -> None:
+def check_domain_names(source: RowSource) -> set[str] | None:
     """Reads the domains of the rows that are at hand, before long work, and checks that all can be names of one router.
 
     Args:
         source ([`RowSource`]): the data; what is not on this machine is left for later.
+
+    Returns:
+        `set[str]`: the domains; None where not all of the data are at hand.
 
     Raises:
         ValueError: some cannot, or two cannot be told apart; all are named.
     """
     names: set[str] = set()
     lenient = replace(source, skip_bad_rows=True)  # bad rows are named when they are read
-    for part in filter(lambda part: part.at_hand, source.parts()):
+    parts = source.parts()
+    for part in filter(lambda part: part.at_hand, parts):
         names.update(_rows(lenient, part, Report(), lambda record, columns: columns.domain(record)))
     check_names(sorted(names), "domains")
     absent = [old for old, new in source.rename if new not in names]
     if names and absent:
         raise ValueError(f"--rename names the domain {absent[0]!r}, which no row has.{nearest(absent[0], names)}")
+    return names if parts and all(part.at_hand for part in parts) else None
 
 
 def _condition(where: str) -> tuple[str, Callable[[Mapping[str, Any]], bool]]:

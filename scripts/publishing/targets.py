@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.portable_ir3de import check_portable, private_parts
+from ir3de.samples_ir3de import SAMPLES_NAME
 from ir3de.scripts.publishing.options import TargetRouter
 
 Edit = Callable[[IR3DEModel], None]
@@ -21,6 +22,7 @@ Edit = Callable[[IR3DEModel], None]
 ATTEMPTS = 30  # to publish, while others publish too
 _PAUSE = 0.2  # seconds before the second attempt; it grows up to _LONGEST_PAUSE
 _LONGEST_PAUSE = 10.0
+_SHOWN = 80  # characters of a sample
 
 
 def check_target(target: TargetRouter) -> None:
@@ -131,6 +133,8 @@ def push_folder(folder: str, target: TargetRouter) -> str:
         OSError: the Hub refuses.
     """
     model = IR3DEModel.from_pretrained(folder)
+    if model.samples and not _may_read_samples(model, target.router):
+        model.samples = []
     try:
         commit = model.push_to_hub(
             target.router, create_pr=target.create_pr, allow_private=target.allow_private or _is_allowed(model)
@@ -149,6 +153,20 @@ def _is_allowed(model: IR3DEModel) -> bool:
         return False
     print("Others could read this, and not use it:", *parts, sep="\n  ", file=sys.stderr)
     return input("Publish it all the same? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _may_read_samples(model: IR3DEModel, repo_id: str) -> bool:
+    """Whether the sample prompts may be read where they were not so far; without a terminal their owner chose so."""
+    if not sys.stdin.isatty() or HfApi().file_exists(repo_id, SAMPLES_NAME):
+        return True
+    first = [f"{sample.domain}: {sample.text[:_SHOWN]!r}" for sample in model.samples[:3]]
+    print(
+        f"{len(model.samples):,} sample prompts of the router go to {repo_id}, such as",
+        *first,
+        sep="\n  ",
+        file=sys.stderr,
+    )
+    return input("May whoever reads that repository read them? [y/N] ").strip().lower() in ("y", "yes")
 
 
 def check_permission(error: HfHubHTTPError, repo_id: str) -> None:

@@ -19,6 +19,7 @@ from .configuration_ir3de import IR3DEConfig
 from .outcomes_ir3de import Ledger, expected
 from .outlook_ir3de import Outlook, plot_frontier
 from .policy_ir3de import Panel
+from .samples_ir3de import Sample
 from .specs_ir3de import ExpertSpec, is_remote, served
 from .statistics_ir3de import DomainStatistics
 
@@ -33,6 +34,7 @@ _JUDGED = re.compile(r"^\| \d{4}-\d\d-\d\d \| `([0-9a-f]{12})` \| .* \| [+-][\d,
 _MOST_CHANGES = 200  # that a history lists
 _MODEL_NAME = "IR3DE router"
 _HELD_OUT = "held-out part of the training data"
+_EXAMPLE_MOST = 100  # characters of the prompt that is shown
 STATE_KEY = "router_state"  # in a result's dataset_args: the state of the router that it was measured on
 
 _LOAD = """\
@@ -42,10 +44,15 @@ _LOAD = """\
 from transformers import AutoModel, pipeline
 
 router = pipeline("ir3de-routing", model="THIS_REPOSITORY", trust_remote_code=True)
-router("Solve 3x + 5 = 20", generate=False)  # {"expert": ..., "score": ..., "ranking": [...]}
-router("Solve 3x + 5 = 20", max_new_tokens=64)  # adds "generated_text", by the chosen expert
+prompt = THIS_PROMPT
+router(prompt, generate=False)  # {"expert": ..., "score": ..., "ranking": [...]}
+router(prompt, max_new_tokens=64)  # adds "generated_text", by the chosen expert
 
+# The model alone, without experts: one score for each domain.
 model = AutoModel.from_pretrained("THIS_REPOSITORY", trust_remote_code=True)
+batch = model.tokenizer([prompt], add_special_tokens=False, return_tensors="pt")
+logits = model(batch["input_ids"], batch["attention_mask"]).logits
+model.config.id2label[int(logits.argmax())]
 ```
 
 The router runs code from this repository: read it, and pin a `revision`.
@@ -82,6 +89,8 @@ def update_card(
     statistics: Mapping[str, DomainStatistics],
     change: tuple[str, str] | None = None,
     outcomes: Ledger | None = None,
+    samples: Sequence[Sample] = (),
+    encoder: str | None = None,
 ) -> None:
     """Writes the generated part of a card, its metadata and its plot; other text, metadata and results stay.
 
@@ -96,6 +105,8 @@ def update_card(
             The history gains that line if the experts or their statistics are others than the history knows; that of
             outcomes, if these are.
         outcomes ([`Ledger`], *optional*): of the experts.
+        samples (`Sequence[Sample]`): prompts that travel with the router, one of which is shown.
+        encoder (`str`, *optional*): of its second opinion, if it has one.
     """
     card: Any = read_card(path) if path.is_file() else ModelCard("---\n{}\n---\n# An IR3DE router\n")
     for key, value in _metadata(config).items():
@@ -121,8 +132,9 @@ def update_card(
     if not drawn and path.with_name(FRONTIER_NAME).exists():
         path.with_name(FRONTIER_NAME).unlink()
     about = _about(config, statistics, plotted, outcomes or Ledger(), drawn)
-    body = "\n".join([about, _LOAD, _ADD, _STATISTICS, *history])
-    part = f"{BEGIN}\n\n{body.replace('THIS_REPOSITORY', change[0]) if change else body}\n{END}"
+    body = "\n".join([about, _unsure(config, encoder), _LOAD, _ADD, _STATISTICS, *history])
+    body = body.replace("THIS_REPOSITORY", change[0]) if change else body
+    part = f"{BEGIN}\n\n{body.replace('THIS_PROMPT', _example(samples))}\n{END}"
     card.text = before + part + after if mark else f"{card.text.rstrip()}\n\n{part}\n"
     card.save(path)
 
@@ -270,6 +282,44 @@ def _about(
         _evaluation(config, plotted),
     ]
     return "\n".join(part for part in parts if part)
+
+
+def _unsure(config: IR3DEConfig, encoder: str | None) -> str:
+    """What the router does with prompts that it is unsure of."""
+    minimums = [
+        f"{what} below {as_code(f'{field}={value:g}')}"
+        for field, value, what in (
+            ("min_score", config.min_score, "whose best score lies"),
+            ("min_familiarity", config.min_familiarity, "whose familiarity lies"),
+        )
+        if value
+    ]
+    fallback = "nobody" if config.fallback_expert is None else f"the fallback {as_name(config.fallback_expert)}"
+    if minimums:
+        said = f"A prompt {', or '.join(minimums)}, goes to {fallback}. A call may say otherwise."
+    else:
+        said = (
+            "Every prompt goes to the expert of the best score, however low: this router has no `min_score` and no"
+            f" `min_familiarity`. A call may set them; what lies below then goes to {fallback}."
+        )
+    lines = ["## Where it is unsure", "", said]
+    if encoder is not None:
+        lines += [
+            "",
+            f"It has a second opinion, on the sentence encoder {_link(encoder)}: `pipeline(..., second_opinion=True)`"
+            ' asks it where the router is unsure (`pip install "ir3de[second]"`).',
+        ]
+    return "\n".join([*lines, ""])
+
+
+def _example(samples: Sequence[Sample]) -> str:
+    """A prompt to try, as Python source: the first short one of the samples."""
+    for sample in samples:
+        # What could end the block of code, or the part of the card that is written anew, is not shown.
+        plain = sample.text.isprintable() and not set(sample.text) & set("`<>")
+        if plain and len(sample.text) <= _EXAMPLE_MOST:
+            return json.dumps(sample.text, ensure_ascii=False)
+    return json.dumps("a prompt of yours")
 
 
 def _link(source: str) -> str:

@@ -251,7 +251,8 @@ class RouterRepository(PreTrainedModel):
                     shutil.copy(path, new)
             if samples or (self._samples is not None and (new / SAMPLES_NAME).exists()):
                 write_samples(new / SAMPLES_NAME, samples)
-            update_card(new / CARD_NAME, self.config, statistics, outcomes=outcomes)
+            encoder = second_opinion.encoder if second_opinion is not None else None
+            update_card(new / CARD_NAME, self.config, statistics, outcomes=outcomes, samples=samples, encoder=encoder)
         if push_to_hub:
             self.push_to_hub(hub.pop("repo_id", folder.name), **hub)
 
@@ -312,7 +313,16 @@ class RouterRepository(PreTrainedModel):
             config.set_experts(with_adapters(config.specs, repo_id, Path(folder)))
             _write_experts(Path(folder, CONFIG), config.specs)
             message = commit_message or "Upload IR3DE router"
-            update_card(Path(folder, CARD_NAME), config, self.statistics, (repo_id, message), self.outcomes)
+            second = self.second_opinion
+            update_card(
+                Path(folder, CARD_NAME),
+                config,
+                self.statistics,
+                (repo_id, message),
+                self.outcomes,
+                self.samples,
+                second.encoder if second is not None else None,
+            )
             of_second = [f"{SECOND_FOLDER}/*"] if Path(folder, SECOND_FOLDER).is_dir() else []
             return api.upload_folder(
                 repo_id=repo_id,

@@ -5,12 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de import IR3DEModel
 from ir3de.card_ir3de import BEGIN, CARD_NAME, END, FRONTIER_NAME, PLOT_NAME, STATE_KEY, state, update_card
+from ir3de.familiarity_ir3de import PARTS, FamiliarityScale
 from ir3de.outlook_ir3de import Outlook
+from ir3de.samples_ir3de import Sample
 from ir3de.scripts import cli
 
 from . import tiny
@@ -34,6 +37,42 @@ def card(model: IR3DEModel, folder: Path, change: str | None = None) -> Any:
 
 def history(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^\| [0-9-]{10} \| (.*) \| `(\w+)` \|$", text, re.MULTILINE)
+
+
+def test_what_the_router_does_where_it_is_unsure_is_said(tmp_path: Path) -> None:
+    plain = card(tiny.router(), tmp_path).text
+    assert "Every prompt goes to the expert of the best score, however low" in plain
+    assert "second opinion" not in plain
+    scale = FamiliarityScale.measured(np.random.default_rng(0).normal(size=(99, PARTS))).as_config()
+    made = tiny.router(min_score=0.2, familiarity=scale, min_familiarity=0.03, fallback_expert="law")
+    said = card(made, tmp_path).text
+    assert "best score lies below `min_score=0.2`, or whose familiarity lies below `min_familiarity=0.03`, goes" in said
+    assert "goes to the fallback law." in said
+    update_card(tmp_path / CARD_NAME, made.config, made.statistics, encoder="org/encoder")
+    assert (
+        "on the sentence encoder [`org/encoder`](https://huggingface.co/org/encoder)"
+        in (tmp_path / CARD_NAME).read_text()
+    )
+
+
+def test_the_prompt_that_is_shown_is_one_of_the_routers_own_and_the_example_runs(tmp_path: Path) -> None:
+    router = tiny.router()
+    router.save_pretrained(tmp_path)
+    assert 'prompt = "a prompt of yours"' in (tmp_path / CARD_NAME).read_text()
+    router.samples = [
+        Sample("``` <!-- ir3de", "law"),
+        Sample("court\nand judge", "law"),
+        Sample('court and judge "ä"', "law"),
+    ]
+    router.save_pretrained(tmp_path)
+    text = (tmp_path / CARD_NAME).read_text(encoding="utf-8")
+    assert 'prompt = "court and judge \\"ä\\""' in text
+    lines = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0].splitlines()
+    alone = lines[lines.index("# The model alone, without experts: one score for each domain.") + 1 :]
+    assert alone.pop(0).startswith("model = AutoModel")
+    names: dict[str, Any] = {"model": router, "prompt": 'court and judge "ä"'}
+    exec("\n".join(alone[:-1]), names)
+    assert eval(alone[-1], names) == "law"
 
 
 def test_experts_are_linked_and_what_is_not_pinned_is_marked(tmp_path: Path) -> None:

@@ -51,7 +51,12 @@ def test_nothing_to_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_near_duplicates_of_other_domains_and_splits() -> None:
-    long = "the court finds that the plaintiff has shown no harm that follows from the clause as it is written here"
+    # So long that one more word changes little: what is barely alike the hashes may miss, in one version or another.
+    long = (
+        "the court finds that the plaintiff has shown no harm that follows from the clause as it is written here, and"
+        " that the defendant was free to end the contract once the term that both had agreed on was over, without a"
+        " notice of its own and without a reason, since neither had asked for one when the contract was signed"
+    )
     found = NearDuplicates()
     for row in (
         Row(long, "law"),

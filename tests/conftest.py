@@ -25,8 +25,9 @@ from . import tiny
 from .hub_server import WRITE_TOKEN, Hub, used_here
 
 
-def pytest_collection_finish() -> None:
-    """Leaves the objects of imported modules out of every later garbage collection: else each takes half a second."""
+@pytest.fixture(scope="module", autouse=True)
+def imported_objects_are_no_garbage() -> None:
+    """Leaves what was imported so far out of every later garbage collection: else each takes half a second."""
     gc.collect()
     gc.freeze()
 

@@ -64,7 +64,15 @@ def test_a_key_lets_in_and_its_name_is_in_the_log(locked: World, caplog: pytest.
     with caplog.at_level(logging.INFO, "ir3de.requests"):
         assert locked.ask(headers={"authorization": "Bearer of-ann"}).status == 200
         assert locked.ask("messages", max_tokens=5, headers={"x_api_key": "of-ann"}).status == 200
-    lines = [json.loads(record.message) for record in caplog.records if record.name == "ir3de.requests"]
+        logged: list[str] = []
+
+        def both() -> bool:
+            """Whether both requests are logged: the second is once its answer was sent."""
+            logged[:] = [record.getMessage() for record in caplog.records if record.name == "ir3de.requests"]
+            return len(logged) >= 2
+
+        locked.wait(both, "two lines")
+    lines = [json.loads(line) for line in logged]
     assert [line["caller"] for line in lines] == ["ann", "ann"]
     assert lines[0]["expert"] == "law"
     assert lines[0]["prompt_tokens"] == 11

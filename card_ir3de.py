@@ -462,10 +462,23 @@ def _evaluation(config: IR3DEConfig, plotted: bool) -> str:
         "",
         markdown_table(["domain", "recall", "held-out prompts"], rows, numbers=2),
     ]
-    lines += _elsewhere(evaluation) + _validation(evaluation) + _familiarity(config)
+    lines += _scripts(evaluation) + _elsewhere(evaluation) + _validation(evaluation) + _familiarity(config)
     if plotted:
         lines += ["", f"![Where prompts of each domain were sent, in percent]({PLOT_NAME})"]
     return "\n".join(lines) + "\n"
+
+
+def _scripts(evaluation: Any) -> list[str]:
+    """In which scripts the training prompts are written, as far as they make up a hundredth of them."""
+    told = [(name, share) for name, share in evaluation.get("scripts", {}).items() if share >= 0.01]
+    if not told:
+        return []
+    shares = ", ".join(f"{as_name(name)} {100 * share:.0f} %" for name, share in told)
+    return [
+        "",
+        f"Scripts of the training prompts: {shares}. Which languages they are in can be told under `language` in the"
+        " metadata of this card, which stays as its owner writes it.",
+    ]
 
 
 def _elsewhere(evaluation: Any) -> list[str]:

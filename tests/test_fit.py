@@ -98,6 +98,8 @@ def test_the_choice_is_made_on_held_out_rows_and_written_down(fit: Fit) -> None:
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert f"variant `{chosen['variant']}`" in card
     assert f"Macro accuracy: **{100 * evaluation['macro_accuracy']:.1f} %**" in card
+    assert evaluation["scripts"] == {"latin": 1.0}
+    assert "Scripts of the training prompts: latin 100 %." in card
 
 
 @pytest.mark.parametrize(

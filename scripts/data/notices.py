@@ -6,18 +6,23 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from ir3de.scripts.data.columns import Row
+from ir3de.scripts.data.inspection import script_of
 from ir3de.scripts.data.rows import counted
 
 _FEW = 20  # rows of a domain, below which its figures tell little
+_READ = 200  # rows of a domain whose script is looked at
 
 
 class Notices:
-    """Looks at rows as they pass: how many a domain has, from how many sources, in how many groups that are named."""
+    """Looks at rows as they pass: how many a domain has, from how many sources, in how many groups that are named, and
+    in which scripts the first of them are written.
+    """
 
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
         self.sources: dict[str, set[str]] = {}
         self.groups: dict[str, set[str]] = {}
+        self.scripts: Counter[str] = Counter()
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Hands rows on, and counts."""
@@ -25,7 +30,13 @@ class Notices:
             self.rows[row.domain] += 1
             self.sources.setdefault(row.domain, set()).add(row.source)
             self.groups.setdefault(row.domain, set()).add(row.group)
+            if self.rows[row.domain] <= _READ:
+                self.scripts[script_of(row.text)] += 1
             yield row
+
+    def shares_of_scripts(self) -> dict[str, float]:
+        """The share of each script, the most frequent first."""
+        return {name: number / self.scripts.total() for name, number in self.scripts.most_common()}
 
     def check_groups(self) -> None:
         """Raises ValueError where a group that a person names is a whole domain: it cannot be held out."""

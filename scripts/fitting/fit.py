@@ -116,11 +116,13 @@ def fit_rows(
         _match_experts(config, spool.domains, specs)
         options.set_minimums(config)
         fitted = fit_router(config, tokenizer, embeddings, spool, options, outside.texts)
+    measured = {**(fitted.model.config.evaluation or {}), "scripts": notices.shares_of_scripts()}
+    fitted.model.config.evaluation = measured
     notes = [*outside.notes(), *groups.notes(), *notices.notes(), *validation.notes()]
     if not validation.rows:
         return replace(fitted, notes=notes)
     figures = measure(fitted.model, validation.rows)
-    fitted.model.config.evaluation = {**(fitted.model.config.evaluation or {}), "validation": figures.as_config()}
+    fitted.model.config.evaluation = {**measured, "validation": figures.as_config()}
     return replace(fitted, notes=notes, validation=figures)
 
 

@@ -105,7 +105,10 @@ def test_the_route_follows_what_is_typed(open_page: Any) -> None:
     prompt(page, "")
     page.locator("#prompt textarea").press_sequentially("the court and a judge")
     head(page, "law answers")
-    assert page.locator("#tokens .ir-token").all_inner_texts() == ["the", " court", " and", " a", " judge"]
+    shown = (
+        "tokens => `${[...document.querySelectorAll('#tokens .ir-token')].map(each => each.innerText)}` === `${tokens}`"
+    )
+    page.wait_for_function(shown, arg=["the", " court", " and", " a", " judge"])  # once all is typed
     widths = page.locator("#ranking .ir-fill").evaluate_all("bars => bars.map(bar => bar.style.width)")
     court = page.locator("#tokens .ir-token", has_text="court")
     assert court.get_attribute("title").startswith("law, weight")

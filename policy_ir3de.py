@@ -399,22 +399,22 @@ class Policy(NamedTuple):
             worth = worth - self.cost_weight * _by_domain(p, panel.costs)
         if self.latency_weight > 0 and panel.seconds is not None:
             worth = worth - self.latency_weight * _by_domain(p, panel.seconds)
-        order = _ranks(worth, self.top_n)
+        order = _ranks(worth.numpy(), self.top_n)
         best: list[int] = order[:, 0].tolist()
         if len(p) == len(turns):
-            rows = zip(order.tolist(), scores.gather(1, order).tolist(), strict=True)
+            rows = zip(order.tolist(), _in_order(scores.numpy(), order), strict=True)
             records = [self._record(panel.experts, ranks[0], values[0], ranks, values) for ranks, values in rows]
             if self.explore_loss > 0 and draw is not None and panel.errors is not None:
                 best = self._explore(records, best, worth.numpy(), scores.numpy(), _error_of(p, panel), panel, draw)
         else:
             best = self._follow(worth, best, turns)
             last = torch.tensor(turns).cumsum(0) - 1
-            p, scores, order = p[last], scores[last], order[last]
+            p, scores, order = p[last], scores[last], order[last.numpy()]
             of_best = scores.gather(1, torch.tensor(best).unsqueeze(1)).squeeze(1)
-            fields = [field.tolist() for field in (of_best, order, scores.gather(1, order))]
+            fields = of_best.tolist(), order.tolist(), _in_order(scores.numpy(), order)
             records = [self._record(panel.experts, *row) for row in zip(best, *fields, strict=True)]
         if panel.told is not None:
-            _add_measured(records, p.numpy(), panel, order.numpy())
+            _add_measured(records, p.numpy(), panel, order)
         if panel.scores is not None or explain:
             _add_domains(records, p.numpy(), panel, None if explain else _DOMAINS_TOLD)
         if explain and panel.scores is not None:
@@ -569,9 +569,14 @@ def _add_pairs(records: list[Record], p: torch.Tensor, panel: Panel, chosen: lis
         ]
 
 
-def _ranks(worth: torch.Tensor, top_n: int | None) -> torch.Tensor:
+def _ranks(worth: Any, top_n: int | None) -> Any:
     """Indices of the largest values of each row, largest first; of equal ones the smaller index first."""
     if top_n is None or top_n >= worth.shape[1]:
-        return worth.argsort(dim=1, descending=True, stable=True)
-    top = worth.topk(top_n, dim=1).indices.sort(dim=1).values
-    return top.gather(1, worth.gather(1, top).argsort(dim=1, descending=True, stable=True))
+        return (-worth).argsort(axis=1, kind="stable")
+    top = torch.from_numpy(worth).topk(top_n, dim=1).indices.sort(dim=1).values.numpy()
+    return np.take_along_axis(top, (-np.take_along_axis(worth, top, axis=1)).argsort(axis=1, kind="stable"), axis=1)
+
+
+def _in_order(values: Any, order: Any) -> list[list[float]]:
+    """The values of each row in an order of its own."""
+    return values[np.arange(len(order))[:, None], order].tolist()  # type: ignore[no-any-return]

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         names = tuple(args.routers.split(",")) if args.routers else ROUTERS
         training = Training(data, names, options, sizes["seeds"])
     if args.outside:
-        outside = replace(source, sources=tuple(args.outside), where=(), any_domain=True)
+        outside = replace(source, sources=tuple(args.outside), where=())
     asked = Evaluation(
         router=args.router,
         source=source,

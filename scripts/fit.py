@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ir3de.scripts.command import command, values_of
 from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
-from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, check_domain_names, read_rows, read_texts
+from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, check_domain_names, read_prompts, read_rows
 from ir3de.scripts.data.validation import Validation
 from ir3de.scripts.fitting.options import (
     FEW,
@@ -102,7 +102,9 @@ def run(args: argparse.Namespace) -> int:
         datasets=source.hub_ids or None,
         **options.config_fields(),
     )
-    _check_samples(samples, check_domain_names(source))
+    domains = check_domain_names(source)  # as far as they are known before all rows are read
+    _check_samples(samples, domains)
+    outside.check(domains or ())
     tokenizer, embeddings = load_source(args.embeddings, args.revision, gguf_file)
     opinion = _second(args.second)
     kept: list[Row] = []
@@ -220,11 +222,11 @@ def _fit_second(opinion: SecondOpinion, fitted: Fitted, rows: Sequence[Row]) -> 
 
 
 def _outside(source: RowSource, data: Sequence[str]) -> Outside:
-    """Prompts of none of the domains; what their rows say of a domain does not matter."""
+    """Prompts of none of the domains."""
     if not data:
         return Outside()
-    place = replace(source, sources=tuple(data), where=(), any_domain=True)
-    return Outside(list(read_texts(place, "--outside")))
+    place = replace(source, sources=tuple(data), where=())
+    return Outside(list(read_prompts(place)))
 
 
 def _validation(source: RowSource, data: Sequence[str]) -> Validation:

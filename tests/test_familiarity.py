@@ -289,6 +289,8 @@ def test_familiarity_learns_from_prompts_from_outside_and_says_so(
     )
     assert said is not None
     assert float(said[1]) > float(said[2])
+    assert f"{len(CRIMES)} from outside (AUROC {said[1]} %)" in shown, "one router, one figure"
+    assert "so few prompts" not in shown
     config = json.loads((folder / "config.json").read_text())
     assert config["familiarity"]["outside"]["prompts"] == len(CRIMES)
     measured = config["evaluation"]["familiarity"]
@@ -310,7 +312,9 @@ def test_familiarity_learns_nothing_from_what_is_no_different(
 ) -> None:
     texts = [text for domain in tiny.DOMAINS for text in tiny.sentences(domain, 12, seed=77)]
     folder = fit("--outside", given_outside(texts, tmp_path))
-    assert "which may be chance, so they only measure" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "which may be chance, so they only measure" in shown
+    assert re.search(r"from outside \(AUROC ([\d.]+) %\)", shown)[1] == re.search(r"instead of ([\d.]+) %", shown)[1]
     without = json.loads((folder / "config.json").read_text())["familiarity"]
     assert "outside" not in without
     fit()
@@ -321,8 +325,52 @@ def test_of_few_prompts_from_outside_nothing_is_learned(
     fit: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = fit("--outside", given_outside(CRIMES[:9], tmp_path))
-    assert "Nothing is learned from fewer than 10 prompts" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Nothing is learned from fewer than 10 prompts" in shown
+    assert "Figures of so few prompts from outside tell little" in shown
     assert "outside" not in json.loads((folder / "config.json").read_text())["familiarity"]
+
+
+def test_labelled_prompts_are_no_prompts_from_outside(
+    source: str,
+    json_lines: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rows = [{"text": "a new case", "domain": "law"}, {"text": "a zebra", "domain": "animals"}, {"text": "a lion"}]
+    labelled = tmp_path / "labelled.jsonl"
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "router"), *FAST]
+    with monkeypatch.context() as patch:
+        patch.setattr("ir3de.scripts.data.sources.load_source", lambda *_: pytest.fail("long work began"))
+        assert main([*fit, "--outside", str(labelled)]) == 2
+    refused = "--outside has rows that are labelled with the router's own domains: 'law' 1."
+    said = capsys.readouterr().err
+    assert refused in said
+    assert "--validation" in said
+    judged = tmp_path / "judged.jsonl"  # whose domains are known once they are read
+    texts = [(domain, text) for domain in tiny.DOMAINS for text in tiny.sentences(domain, 12)]
+    lines = [{"text": text, "domain": domain, "scores": {"one": 1.0, "two": 0.5}} for domain, text in texts]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main([*fit[:1], "--outcomes", str(judged), *fit[3:], "--outside", str(labelled)]) == 2
+    assert refused in capsys.readouterr().err
+    tiny.router(variant="prompt").save_pretrained(tmp_path / "saved")
+    evaluate = ["evaluate", str(tmp_path / "saved"), "--data", str(json_lines), "--outside", str(labelled)]
+    assert main(evaluate) == 2
+    assert refused in capsys.readouterr().err
+    labelled.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]))
+    assert main([*fit, "--outside", str(labelled)]) == 0
+    assert "and 2 from outside" in capsys.readouterr().out
+
+
+def test_equal_prompts_from_outside_count_once_and_are_told(
+    fit: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("--outside", given_outside(["zebra giraffe"] * 40, tmp_path))
+    captured = capsys.readouterr()
+    assert "and 1 from outside" in captured.out
+    assert "39 of 40 texts of --outside repeat another one: each counts once." in captured.err
 
 
 @pytest.mark.parametrize(
@@ -342,7 +390,8 @@ def test_bad_options_are_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = [str(json_lines) if option == "DATA" else option for option in options]
+    texts = [json.loads(line)["text"] for line in json_lines.read_text().splitlines()]
+    given = [given_outside(texts, tmp_path) if option == "DATA" else option for option in options]
     fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "router"), *FAST]
     assert main([*fit, *given]) == 2
     assert message in capsys.readouterr().err

@@ -149,6 +149,13 @@ class Columns:
             raise self._missing(record, column, "--domain-column")
         return self._named(domain)
 
+    def label(self, record: Record) -> str:
+        """The record's domain, or nothing where it says none."""
+        try:
+            return self.domain(record)
+        except BadRowError:
+            return ""
+
     def _named(self, domain: str) -> str:
         return self.rename.get(tidy(domain), tidy(domain))
 

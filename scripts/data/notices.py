@@ -9,7 +9,7 @@ from ir3de.scripts.data.columns import Row
 from ir3de.scripts.data.inspection import script_of
 from ir3de.scripts.data.rows import counted
 
-_FEW = 20  # rows of a domain, below which its figures tell little
+FEW = 20  # rows of a domain, below which its figures tell little
 _READ = 200  # rows of a domain whose script is looked at
 
 
@@ -50,7 +50,7 @@ class Notices:
     def notes(self) -> list[str]:
         """What a person should know, in words."""
         notes = []
-        few = {name: number for name, number in self.rows.items() if number < _FEW}
+        few = {name: number for name, number in self.rows.items() if number < FEW}
         if few:
             notes.append(f"Few rows: {counted(few)}. Figures of so few tell little; 40 and more are worth having.")
         if any(groups != {""} for groups in self.groups.values()):

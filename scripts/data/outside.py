@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from ir3de.scripts.data.columns import Row
 from ir3de.scripts.data.duplicates import digest
+from ir3de.scripts.data.rows import counted
 
 
 class Outside:
@@ -13,32 +15,53 @@ class Outside:
     Prompts that no domain should claim.
 
     Args:
-        texts (`Sequence[str]`): as they were given.
+        rows (`Sequence[Row]`): as they were given; their domain is what they say of it, or empty.
     """
 
-    def __init__(self, texts: Sequence[str] = ()) -> None:
-        self._texts = {digest(text): text for text in texts}
-        self._given = len(self._texts)
+    def __init__(self, rows: Sequence[Row] = ()) -> None:
+        self._rows = {digest(row.text): row for row in rows}
+        self._given, self._different = len(rows), len(self._rows)
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
         """Hands training rows on, and leaves out what is among them."""
         for row in rows:
-            if self._texts:
-                self._texts.pop(digest(row.text), None)
+            if self._rows:
+                self._rows.pop(digest(row.text), None)
             yield row
+
+    def check(self, domains: Iterable[str]) -> None:
+        """Raises ValueError where rows are labelled with these domains, or all of them were training rows."""
+        if self._given and not self._rows:
+            raise ValueError("All texts of --outside are among the training rows: give prompts of none of the domains.")
+        check_labels(self._rows.values(), domains)
 
     @property
     def texts(self) -> list[str]:
-        """Those that no row was equal to so far, each once.
-
-        Raises:
-            ValueError: there is none left.
-        """
-        if self._given and not self._texts:
-            raise ValueError("All texts of --outside are among the training rows: give prompts of none of the domains.")
-        return list(self._texts.values())
+        """Those that no row was equal to so far, each once."""
+        return [row.text for row in self._rows.values()]
 
     def notes(self) -> list[str]:
         """What a person should know, in words."""
-        met = self._given - len(self._texts)
-        return [f"{met:,} texts of --outside are among the training rows, and are left out of it."] if met else []
+        notes = []
+        if repeated := self._given - self._different:
+            notes.append(f"{repeated:,} of {self._given:,} texts of --outside repeat another one: each counts once.")
+        if met := self._different - len(self._rows):
+            notes.append(f"{met:,} texts of --outside are among the training rows, and are left out of it.")
+        return notes
+
+
+def check_labels(rows: Iterable[Row], domains: Iterable[str]) -> None:
+    """Raises ValueError where prompts of none of the domains are labelled with one.
+
+    Args:
+        rows (`Iterable[Row]`): the prompts; their domain is what they say of it, or empty.
+        domains (`Iterable[str]`): of the router.
+    """
+    known = set(domains)
+    labels = Counter(row.domain for row in rows if row.domain in known)
+    if labels:
+        raise ValueError(
+            f"--outside has rows that are labelled with the router's own domains: {counted(labels)}. It takes prompts"
+            " of none of them. Labelled prompts to measure on go into --validation of `ir3de fit`, or --data of `ir3de"
+            " evaluate`."
+        )

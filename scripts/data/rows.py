@@ -17,7 +17,7 @@ from ir3de.scripts.data.parts import Part, is_hub_id, parts_of
 from ir3de.scripts.data.records import Record
 
 __all__ = ["Report", "Row", "RowSource", "add_data_arguments", "add_text_arguments", "by_domain", "check_domain_names"]
-__all__ += ["read_file", "read_part", "read_rows", "read_texts", "read_texts_of_part"]
+__all__ += ["read_file", "read_part", "read_prompts", "read_rows", "read_texts", "read_texts_of_part"]
 _SHOWN = 5  # of what is counted
 
 
@@ -290,6 +290,26 @@ def read_texts(source: RowSource, domain: str, report: Report | None = None) -> 
     yield from _checked(source, [(part, use) for part in parts], notes)
     if report is None:
         notes.tell()
+
+
+def read_prompts(source: RowSource) -> Iterator[Row]:
+    """Streams prompts that need no domain: theirs is what their row or their place says, or empty. Says at the end what
+    a person should know.
+
+    Args:
+        source ([`RowSource`]): the data.
+
+    Raises:
+        ValueError: a row cannot be used, or there is none; file and line are named.
+    """
+    notes = Report()
+    yield from _checked(source, [(part, _prompt) for part in source.parts()], notes)
+    notes.tell()
+
+
+def _prompt(record: Record, columns: Columns) -> Row:
+    """The record as a prompt, labelled or not."""
+    return Row(columns.text(record), columns.label(record))
 
 
 Use = Callable[[Record, Columns], Any]

@@ -11,6 +11,7 @@ import torch
 
 from ir3de.batch_ir3de import Prompts
 from ir3de.familiarity_ir3de import Array, FamiliarityScale, familiarity_table, parts_of
+from ir3de.scripts.data.notices import FEW
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fitting.search import Split
 from ir3de.scripts.metrics.measures import auroc
@@ -126,6 +127,8 @@ class FamiliarityFigures:
             lines.append(self.lesson.describe())
         elif self.outside:
             lines.append(f"Nothing is learned from fewer than {OUTSIDE_LEAST} prompts of --outside: they only measure.")
+        if 0 < self.outside < FEW:
+            lines.append("Figures of so few prompts from outside tell little; 40 and more are worth having.")
         lines.append(
             f"--min-familiarity {SUGGESTED:g} is suggested where prompts may be of none of these domains."
             + ("" if self.outside else " --outside FILE, with prompts of none, measures how many it notices.")

@@ -112,6 +112,7 @@ def fit_rows(
         spool.fill(validation.watch(outside.watch(notices.watch(rows))), tokenizer, config.max_length, groups)
         check_domains(spool)
         notices.check_groups()
+        outside.check(spool.domains)
         validation.check(spool.domains)
         _match_experts(config, spool.domains, specs)
         options.set_minimums(config)

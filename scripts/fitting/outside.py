@@ -84,12 +84,21 @@ def learn_outside(
     errors = [auroc_difference((near[best], far[best]), pair)[1] for pair in zip(near, far, strict=True)]
     chosen = next(i for i, value in enumerate(values) if values[best] - value <= errors[i])
     shown = chosen or 1 + int(np.argmax(values[1:]))
-    error = auroc_difference((near[shown], far[shown]), (near[0], far[0]))[1]
-    lesson = Lesson(WEIGHTS[chosen], values[0], values[shown], error)
+    with_them, without = (_familiarity_of(scales[i], parts, six.outside) for i in (shown, 0))
+    error = auroc_difference(with_them, without)[1]
+    lesson = Lesson(WEIGHTS[chosen], auroc(*without), auroc(*with_them), error)
     if not chosen:
         return five, lesson
     model.set_familiarity(scales[chosen], count_documents(outsiders.prompts, model.config.vocab_size))
     return six, lesson
+
+
+def _familiarity_of(scale: FamiliarityScale, inside: Array, outside: Array) -> tuple[Array, Array]:
+    """The familiarity of prompts inside and outside as a router tells it, which all other figures are of: what lies
+    below every held-out prompt is 0 alike.
+    """
+    size = len(scale.means)
+    return scale.of(inside[:, :size]), scale.of(outside[:, :size])
 
 
 def _scale(parts: Array, number: int, weight: float) -> FamiliarityScale:

@@ -21,7 +21,8 @@ from ir3de.outcomes_ir3de import ONE, Ledger
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.duplicates import overlap
 from ir3de.scripts.data.experts import read_experts
-from ir3de.scripts.data.rows import Row, RowSource, read_rows, read_texts
+from ir3de.scripts.data.outside import check_labels
+from ir3de.scripts.data.rows import Row, RowSource, read_prompts, read_rows
 from ir3de.scripts.data.selection import Selection, of_experts, to_score
 from ir3de.scripts.fitting.search import NUM_VOTES
 from ir3de.scripts.metrics.accuracy import (
@@ -183,7 +184,7 @@ def prepare(asked: Evaluation) -> Prepared:
     specs = _specs(asked, model.config)
     selection, train, notes = _select(asked, model)
     routers = _routers(asked.training, model) if asked.training else {}
-    outside = list(read_texts(asked.outside, "--outside")) if asked.outside else []
+    outside = _outside(asked.outside, model) if asked.outside else []
     outcomes = None
     if asked.outcomes:  # what is malformed shows before anything is read
         outcomes = model.add_outcomes(asked.outcomes)
@@ -191,6 +192,13 @@ def prepare(asked: Evaluation) -> Prepared:
         judged = [Row(these[0].text, "") for these in read_outcomes(asked.outcomes)]
         notes += [f"Outcomes: {note}" for note in overlap(judged, selection.rows)]
     return Prepared(model, pipe, specs, selection, train, routers, outside, notes, started, outcomes)
+
+
+def _outside(source: RowSource, model: IR3DEModel) -> list[str]:
+    """Prompts of none of a router's domains."""
+    rows = list(read_prompts(source))
+    check_labels(rows, model.config.domain_names)
+    return [row.text for row in rows]
 
 
 def measure_routing(asked: Evaluation, prepared: Prepared) -> RoutingFigures:

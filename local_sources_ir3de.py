@@ -174,7 +174,7 @@ class LocalSource:
         try:
             from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
         except ImportError as error:
-            raise ImportError("Adapters need the package peft: `pip install ir3de[adapters]`.") from error
+            raise ImportError('Adapters need the package peft: `pip install "ir3de[adapters]"`.') from error
         folder, model = adapter_folder(spec), self._skeleton()
         try:
             inject_adapter_in_model(PeftConfig.from_pretrained(str(folder)), model)

@@ -466,7 +466,7 @@ def _load_encoder(name: str, revision: str | None) -> Encode:
         model = load_encoder(name, revision)
     except ImportError as error:
         raise ImportError(
-            "A second opinion needs the package sentence-transformers: `pip install ir3de[second]`, or go without it"
+            'A second opinion needs the package sentence-transformers: `pip install "ir3de[second]"`, or go without it'
             " with `second_below=0`."
         ) from error
     except OSError as error:

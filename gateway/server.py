@@ -279,7 +279,7 @@ def tracing() -> Tracing | None:
         from .tracing import Tracing
     except ImportError as error:
         message = (
-            f"Spans are asked for by the environment and need further packages ({error}): `pip install ir3de[otel]`."
+            f'Spans are asked for by the environment and need further packages ({error}): `pip install "ir3de[otel]"`.'
         )
         raise ImportError(message) from error
     return Tracing()

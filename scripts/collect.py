@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     except ModuleNotFoundError as error:
         if error.name not in ("datatrove", "loguru"):
             raise
-        raise ImportError("Collecting needs datatrove: `pip install ir3de[collect]`.") from error
+        raise ImportError('Collecting needs datatrove: `pip install "ir3de[collect]"`.') from error
     output = Path(args.output or (f"{file_name(args.name)}.safetensors" if args.name else "statistics"))
     collection = Collection(
         router=args.router,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from importlib.util import find_spec
 from typing import TypeVar
 
 Values = TypeVar("Values")
@@ -31,3 +32,18 @@ def values_of(kind: type[Values], options: Mapping[str, object]) -> Values:
     """A dataclass of those options that bear the names of its fields; a command's others are passed over."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in options.items() if name in names})
+
+
+def need(package: str, extra: str, reason: str) -> None:
+    """Checks before long work that a package which comes with an extra is there.
+
+    Args:
+        package (`str`): that is imported.
+        extra (`str`): of this project, that brings it.
+        reason (`str`): what needs which package, in words.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    if find_spec(package) is None:
+        raise ImportError(f'{reason}: `pip install "ir3de[{extra}]"`.')

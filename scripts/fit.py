@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command, values_of
+from ir3de.scripts.command import command, need, values_of
 from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, check_domain_names, read_prompts, read_rows
@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     _check_together(args.data, args.outcomes, args.discover, args.second)
     options, source, duplicates = values_of(FitOptions, vars(args)), RowSource.of(**vars(args)), Duplicates()
     options.check_minimums()
+    if args.discover:
+        need("sklearn", "benchmark", "Discovering domains needs scikit-learn")
     number = _number_of_domains(args.discover)
     outside, validation = _outside(source, args.outside or ()), _validation(source, args.validation or ())
     source = replace(source, group_column=args.group_column)

@@ -183,7 +183,7 @@ def _bring(target: TargetRouter, asked: FromStore) -> int:
         from ir3de.scripts.publishing.from_store import bring, read_store
         from ir3de.traffic.removal import Which
     except ImportError as error:
-        raise ImportError(f"A store needs further packages ({error}): `pip install ir3de[traffic]`.") from error
+        raise ImportError(f'A store needs further packages ({error}): `pip install "ir3de[traffic]"`.') from error
     from ir3de.modeling_ir3de import IR3DEModel
     from ir3de.scripts.publishing.targets import apply_edit, check_target
     from ir3de.scripts.reports.words import number_of

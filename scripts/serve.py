@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         from ir3de.gateway import server
         from ir3de.gateway.keys import new_key
     except ImportError as error:
-        raise ImportError(f"The gateway needs further packages ({error}): `pip install ir3de[serve]`.") from error
+        raise ImportError(f'The gateway needs further packages ({error}): `pip install "ir3de[serve]"`.') from error
     if args.new_key:
         key, line = new_key(args.new_key)
         print(f"The key, which is shown this once: {key}\nIts line for the file of keys: {line}")

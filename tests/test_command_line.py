@@ -141,3 +141,24 @@ def test_a_router_that_is_not_there_is_an_error_of_the_command(
 ) -> None:
     assert cli.main(["route", str(tmp_path / "absent"), "a prompt"]) == 2
     assert "ir3de route: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("package", "command", "extra"),
+    [
+        ("sklearn", ["fit", "--outcomes", "no.jsonl", "--discover", "auto", "--embeddings", "no"], "benchmark"),
+        ("peft", ["train-experts", "--data", "no.jsonl", "--model", "no"], "adapters"),
+    ],
+)
+def test_a_missing_package_is_told_before_anything_is_read(
+    package: str,
+    command: list[str],
+    extra: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert cli.main([*command, "--output", str(tmp_path / "made")]) == 2
+    assert f'`pip install "ir3de[{extra}]"`' in capsys.readouterr().err
+    assert not (tmp_path / "made").exists()

@@ -1,6 +1,7 @@
 """A look at data before a long run."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,22 @@ def test_what_is_said_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "A fit takes about ",
     ):
         assert line in said
+
+
+def test_all_but_near_duplicates_is_said_without_the_package_for_these(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS[:-1]), encoding="utf-8")
+    assert cli.main(["inspect", str(path)]) == 0
+    whole = capsys.readouterr().out.splitlines()
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    assert cli.main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    note = 'Near-duplicates were not looked for: that needs datasketch, `pip install "ir3de[data]"`.'
+    assert said.count(note) == 1
+    said.remove(note)
+    assert said[:-1] == [line for line in whole if "nearly equal" not in line][:-1], "but for the seconds of a fit"
 
 
 def test_nothing_to_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

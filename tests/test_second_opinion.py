@@ -199,7 +199,7 @@ def test_a_missing_package_and_a_missing_encoder_are_named(monkeypatch: pytest.M
     with pytest.raises(OSError, match=r"encoder .*nothing-here.* cannot be loaded"):
         SecondOpinion(str(tmp_path / "nothing-here")).add_expert("law", ["court"])
     monkeypatch.setitem(sys.modules, "sentence_transformers", None)
-    with pytest.raises(ImportError, match=r"sentence-transformers: `pip install ir3de\[second\]`"):
+    with pytest.raises(ImportError, match=r'sentence-transformers: `pip install "ir3de\[second\]"`'):
         SecondOpinion("words").add_expert("law", ["court"])
 
 

@@ -9,6 +9,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from ir3de.scripts.data.columns import Row
@@ -127,14 +128,15 @@ def shortened(text: str) -> str:
 class NearDuplicates:
     """
     Counts texts that share most of their runs of words with one of another domain or split, by MinHash with locality-
-    sensitive hashing (Broder 1997), of the package `datasketch`.
+    sensitive hashing (Broder 1997), of the package `datasketch`; without it none is looked for.
 
     Args:
         most (`int`): rows that are compared.
     """
 
     def __init__(self, most: int = _NEAR_ROWS) -> None:
-        self.most, self.rows = most, 0
+        self.is_installed = find_spec("datasketch") is not None
+        self.most, self.rows = most if self.is_installed else 0, 0
         self.across: Counter[tuple[str, str]] = Counter()
         self.examples: dict[tuple[str, str], tuple[str, str]] = {}
         self._kept: list[Row] = []
@@ -157,10 +159,8 @@ class NearDuplicates:
         self._kept.append(row)
 
     def _sketch(self, runs: Iterable[str]) -> Any:
-        try:
-            from datasketch import MinHash, MinHashLSH
-        except ImportError as error:
-            raise ImportError("Looking for near-duplicates needs datasketch: `pip install ir3de[data]`.") from error
+        from datasketch import MinHash, MinHashLSH
+
         if self._index is None:
             self._index = MinHashLSH(threshold=_NEAR, num_perm=_PERMUTATIONS)
         sketch = MinHash(num_perm=_PERMUTATIONS)
@@ -176,6 +176,8 @@ class NearDuplicates:
 
     def notes(self) -> list[str]:
         """What was found, in words."""
+        if not self.is_installed:
+            return ['Near-duplicates were not looked for: that needs datasketch, `pip install "ir3de[data]"`.']
         notes = []
         for (one, other), number in self.across.most_common(3):
             such = " and ".join(map(repr, self.examples[one, other]))

@@ -246,7 +246,7 @@ def _load_hub(dataset: str, split: str) -> Any:
         from datasets import load_dataset
         from datasets.exceptions import DatasetNotFoundError
     except ImportError as error:
-        raise ImportError(f"Reading the Hub data set {dataset} needs datasets: `pip install ir3de[data]`.") from error
+        raise ImportError(f'Reading the Hub data set {dataset} needs datasets: `pip install "ir3de[data]"`.') from error
     name, _, configuration = dataset.partition(":")
     try:
         return load_dataset(name, configuration or None, split=split, streaming=True)

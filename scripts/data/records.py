@@ -223,7 +223,7 @@ def _parquet(path: str, wanted: Wanted) -> Iterator[Record]:
         import pyarrow.parquet as pq
         from pyarrow import ArrowException
     except ImportError as error:
-        raise ImportError(f"Reading {path} needs pyarrow: `pip install ir3de[data]`.") from error
+        raise ImportError(f'Reading {path} needs pyarrow: `pip install "ir3de[data]"`.') from error
     try:
         with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
             columns = table.schema_arrow.names

@@ -151,7 +151,7 @@ def _gguf_embeddings(path: str) -> torch.Tensor:
     try:
         from gguf import GGUFReader, dequantize
     except ImportError as error:
-        raise ImportError("Reading GGUF weights needs the package gguf: `pip install ir3de[gguf]`.") from error
+        raise ImportError('Reading GGUF weights needs the package gguf: `pip install "ir3de[gguf]"`.') from error
     for tensor in GGUFReader(path).tensors:
         if tensor.name == "token_embd.weight":
             return torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())

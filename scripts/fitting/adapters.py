@@ -200,7 +200,7 @@ def add_adapters(base: Any, domains: Sequence[str], options: TrainingOptions) ->
     try:
         from peft import LoraConfig, PeftModel
     except ImportError as error:
-        raise ImportError("Training adapters needs peft: `pip install ir3de[adapters]`.") from error
+        raise ImportError('Training adapters needs peft: `pip install "ir3de[adapters]"`.') from error
 
     def lora() -> LoraConfig:
         """The config of one adapter."""

@@ -90,7 +90,7 @@ def clusters(rows: Array, number: int) -> Integers:
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
-        raise ImportError("Discovering domains needs scikit-learn: `pip install ir3de[benchmark]`.") from error
+        raise ImportError('Discovering domains needs scikit-learn: `pip install "ir3de[benchmark]"`.') from error
     found = KMeans(min(number, len(rows)), n_init=3, random_state=0).fit(rows)
     sizes = np.bincount(found.labels_, minlength=len(found.cluster_centers_))
     large = np.flatnonzero(sizes >= LEAST)

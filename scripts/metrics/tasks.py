@@ -33,7 +33,7 @@ def task_manager(folder: str | None, tasks: Sequence[str]) -> Any:
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise ImportError(f"Tasks need lm-eval ({error}): `pip install ir3de[evaluation]`.") from error
+        raise ImportError(f'Tasks need lm-eval ({error}): `pip install "ir3de[evaluation]"`.') from error
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
     return manager if set(tasks) <= set(manager.all_tasks) else TaskManager(include_path=folder)
 

@@ -17,7 +17,7 @@ def draw(module: str, results: Mapping[str, Any], folder: Path) -> list[str]:
     try:
         plots = importlib.import_module(f"{__package__}.{module}")
     except ImportError:
-        print("No plots: they need matplotlib, `pip install ir3de[benchmark]`.", file=sys.stderr)
+        print('No plots: they need matplotlib, `pip install "ir3de[benchmark]"`.', file=sys.stderr)
         return []
     names: list[str] = plots.plot(results, folder)
     return names

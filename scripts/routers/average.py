@@ -55,7 +55,7 @@ def _average_adapters(folder: Path, specs: Sequence[ExpertSpec], name: str, base
     try:
         from peft import PeftModel
     except ImportError as error:
-        raise ImportError("Averaging adapters needs peft: `pip install ir3de[adapters]`.") from error
+        raise ImportError('Averaging adapters needs peft: `pip install "ir3de[adapters]"`.') from error
     first, *others = specs
     model: Any = PeftModel.from_pretrained(_load(base), str(adapter_folder(first)), first["name"])
     for spec in others:

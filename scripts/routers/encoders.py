@@ -61,7 +61,7 @@ class Encoder:
             self.model = load_encoder(name)
         except ImportError as error:
             raise ImportError(
-                "Routers on a sentence encoder need sentence-transformers: `pip install ir3de[benchmark]`, or leave"
+                'Routers on a sentence encoder need sentence-transformers: `pip install "ir3de[benchmark]"`, or leave'
                 " them out with --routers."
             ) from error
         except OSError as error:

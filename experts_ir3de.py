@@ -23,8 +23,10 @@ from .local_experts_ir3de import LocalModel
 from .local_sources_ir3de import LocalSource, base_spec
 from .options_ir3de import Options, generation_options, nearest
 from .prompts_ir3de import Prompt, Unanswerable
-from .remote_experts_ir3de import RemoteModel
+from .remote_experts_ir3de import RemoteModel, key_of
 from .specs_ir3de import BaseSpec, ExpertSpec, check_strangers_spec, has_source, in_bytes, is_remote
+
+_MOST_SAID = 300  # characters of what an error says
 
 T = TypeVar("T")
 
@@ -134,6 +136,7 @@ class ExpertPool:
         self._private_hosts = private_hosts
         self._model_kwargs = model_kwargs
         self._trusted: list[ExpertSpec] | None = None  # specs; None: all
+        self._no_system: set[str] = set()  # servers that refuse system messages, as was seen
         self._start_empty()
 
     def _start_empty(self) -> None:
@@ -204,6 +207,13 @@ class ExpertPool:
             return False
         return server_of(spec["endpoint"]).host not in self._private_hosts
 
+    def _remote(self, spec: ExpertSpec) -> RemoteModel:
+        return RemoteModel(spec, self._retries, self._no_system)
+
+    def refuses_system(self, name: str) -> bool:
+        """Whether the server of an expert has refused a chat for its system message, and took it without one."""
+        return key_of(self.spec(name)) in self._no_system
+
     def can_answer(self, name: str) -> bool:
         """Whether the expert has a source of answers; else it only routes."""
         return has_source(self.spec(name))
@@ -245,7 +255,7 @@ class ExpertPool:
             spec = self.spec(name)
             options = _with_defaults(spec, options)
             if is_remote(spec):
-                return RemoteModel(spec, self._retries).generate(prompts, batch_size, options)
+                return self._remote(spec).generate(prompts, batch_size, options)
             source = self._source(spec)
             answers = source.reject(spec, prompts, options)
             good = [index for index, rejection in enumerate(answers) if rejection is None]
@@ -271,7 +281,7 @@ class ExpertPool:
         """
         spec = self.spec(name)
         if is_remote(spec):
-            remote = RemoteModel(spec, self._retries)
+            remote = self._remote(spec)
             [answer] = remote.generate([prompt], 1, _with_defaults(spec, options))
             read, written = remote.usage or (None, None)
         else:
@@ -297,7 +307,7 @@ class ExpertPool:
         spec = self.spec(name)
         options = _with_defaults(spec, options)
         if is_remote(spec):
-            yield from RemoteModel(spec, self._retries).stream(prompt, options)
+            yield from self._remote(spec).stream(prompt, options)
             return
 
         def work(give: Callable[[str], None], closed: threading.Event) -> None:
@@ -489,8 +499,11 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
 
 def describe_error(error: BaseException) -> str:
     """An error in one line, for a record: its type and the beginning of what it says."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    # huggingface_hub gives a server's own words last, after a line that announces them and one with a link.
+    lines = [line for line in str(error).split("\n") if not line.startswith("For more information check:")]
+    printable = "".join(letter if letter.isprintable() else " " for letter in " ".join(lines))
+    said = " ".join(printable.split())[:_MOST_SAID]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _key(base: BaseSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,13 +14,16 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .addresses_ir3de import hub_token, token_for
 from .options_ir3de import Options
-from .prompts_ir3de import Prompt, as_chat, as_text, with_prompt
+from .prompts_ir3de import Message, Prompt, as_chat, as_text, with_prompt, with_system_folded
 from .specs_ir3de import ExpertSpec
 from .transport_ir3de import BoundedClient, most_bytes
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT = 60.0  # seconds, where neither spec nor caller says
 _AT_ONCE = 8  # requests to one expert, where the caller gives no batch_size
 _MOST_TOKENS = 1 << 30  # that a server may claim to have read or written
+_REFUSED = (400, 422)  # what servers answer where a chat template takes no system message
 _LONGEST_WAIT = 20.0  # seconds between two attempts, whatever Retry-After says
 
 # Names of `generate` -> names of chat and of text requests. What is in neither goes as it is to servers that know it.
@@ -38,11 +42,14 @@ class RemoteModel:
     Args:
         spec ([`ExpertSpec`]): of an expert with an `endpoint` or a `provider`.
         retries (`int`): attempts after the first, where the server is busy, broken or not reached.
+        no_system (`set[str]`, *optional*): keys of the servers that refuse system messages, see [`key_of`]; those that
+            turn out to do so join it.
     """
 
-    def __init__(self, spec: ExpertSpec, retries: int = 2) -> None:
+    def __init__(self, spec: ExpertSpec, retries: int = 2, no_system: set[str] | None = None) -> None:
         self._spec = spec
         self._retries = retries
+        self._no_system = set() if no_system is None else no_system
         self._token = _token(spec)
         # Why the last streamed answer of a server of plain text ended and how many tokens it took, if it said so.
         self.ending: TextGenerationStreamOutputStreamDetails | None = None
@@ -112,12 +119,8 @@ class RemoteModel:
                 yield "" if token.token.special else token.token.text
             return
         finished = False
-        for event in client.chat_completion(
-            as_chat(prompt, self._spec.get("system_prompt")),
-            model=self._spec.get("model"),
-            stream=True,
-            **self._parameters(options),
-        ):
+        parameters = {**self._parameters(options), "model": self._spec.get("model"), "stream": True}
+        for event in self._chat(prompt, lambda chat: client.chat_completion(chat, **parameters)):
             for choice in event.choices:
                 finished = finished or choice.finish_reason is not None
                 yield choice.delta.content or ""
@@ -128,13 +131,32 @@ class RemoteModel:
         client, parameters = self._client(timeout, options), self._parameters(options)
         if self._spec.get("task") == "text":
             return [str(client.text_generation(as_text(prompt, self._spec.get("system_prompt")), **parameters))]
-        chat = as_chat(prompt, self._spec.get("system_prompt"))
-        answer = client.chat_completion(chat, model=self._spec.get("model"), **parameters)
+        parameters["model"] = self._spec.get("model")
+        answer = self._chat(prompt, lambda chat: client.chat_completion(chat, **parameters))
         self.usage = _usage(answer)
         texts = [choice.message.content for choice in answer.choices]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ConnectionError("the server's answer holds no text")
         return [str(text) for text in texts]
+
+    def _chat(self, prompt: Prompt, send: Callable[[list[Message]], T]) -> T:
+        """What the server answers to a prompt as a chat. If it refuses a chat with a system message, it gets the same
+        once more, with that text at the head of the first message of the user; if it takes that, so do all that follow.
+        """
+        chat = as_chat(prompt, self._spec.get("system_prompt"))
+        folded = with_system_folded(chat)
+        if folded == chat or key_of(self._spec) in self._no_system:
+            return send(folded)
+        try:
+            return send(chat)
+        except HfHubHTTPError as error:
+            if error.response.status_code not in _REFUSED:
+                raise
+        answer = send(folded)
+        name = self._spec["name"]
+        logger.warning("The server of expert %s refuses system messages: the user's first takes their text.", name)
+        self._no_system.add(key_of(self._spec))
+        return answer
 
     def _client(self, timeout: float, options: Options) -> InferenceClient:
         limit = most_bytes(options.get("max_new_tokens")) * int(options.get("num_return_sequences") or 1)
@@ -243,6 +265,11 @@ def _at_most(number: int | None, pieces: Iterator[str]) -> Iterator[str]:
 
 def _is_broken_json(error: Exception) -> bool:
     return "JSONDecodeError" in type(error).__name__
+
+
+def key_of(spec: ExpertSpec) -> str:
+    """Equal for equal models of equal servers."""
+    return " ".join(spec.get(key, "") for key in ("endpoint", "provider", "model"))  # type: ignore[misc]
 
 
 def _token(spec: ExpertSpec) -> str | None:

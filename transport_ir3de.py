@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import hf_raise_for_status  # type: ignore[attr-defined]
 
 from .addresses_ir3de import check_address, is_loopback
@@ -97,9 +98,14 @@ def _check(response: httpx2.Response, watch: _Watch) -> None:
             for piece in _bounded(response, watch, _MOST_ERROR):
                 text += piece
         headers = {key: value for key, value in response.headers.items() if key != "content-encoding"}
-        hf_raise_for_status(
-            httpx2.Response(response.status_code, headers=headers, content=text, request=response.request)
-        )
+        whole = httpx2.Response(response.status_code, headers=headers, content=text, request=response.request)
+        try:
+            hf_raise_for_status(whole)
+        except HfHubHTTPError as error:
+            # Of JSON without an `error`, such as {"detail": ...}, that says nothing.
+            if not error.server_message and "html" not in headers.get("content-type", ""):
+                error.append_to_message(f"\n{whole.text}")
+            raise
     if response.headers.get("content-encoding", "identity") != "identity":
         raise ConnectionError("the server compressed its answer, which it was asked not to")
 

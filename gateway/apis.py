@@ -20,6 +20,7 @@ class Api:
     """One of the shapes; what they share is that of OpenAI's chat completions."""
 
     path = "chat/completions"
+    text_part = "text"  # the type of a part that is text
     conversation = "messages"  # the field that holds it
     length_fields: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
     names: ClassVar[dict[str, str]] = {
@@ -72,6 +73,20 @@ class Api:
         message = json.dumps({"role": "system", "content": prompt})
         return {"messages": f"[{message},{body.raw('messages')[1:]}"}
 
+    def with_prompt_folded(self, conversation: Any, prompt: str) -> Any:
+        """The conversation with a system prompt at the head of the first message of a user; None if there is none."""
+        if isinstance(conversation, str):
+            return f"{prompt}\n\n{conversation}"
+        for place, message in enumerate(conversation if isinstance(conversation, list) else []):
+            if isinstance(message, dict) and message.get("role") == "user":
+                content = message.get("content")
+                if isinstance(content, list):
+                    content = [{"type": self.text_part, "text": prompt}, *content]
+                else:
+                    content = f"{prompt}\n\n{content}" if content else prompt
+                return [*conversation[:place], {**message, "content": content}, *conversation[place + 1 :]]
+        return None
+
     def with_defaults(self, body: Body, generation: dict[str, Any]) -> dict[str, str | None]:
         """The changes that add an expert's generation defaults where the request says nothing."""
         options = {self.names.get(key, key): value for key, value in generation.items()}
@@ -106,6 +121,7 @@ class Responses(Api):
     """OpenAI's responses."""
 
     path = "responses"
+    text_part = "input_text"
     conversation = "input"
     length_fields = ("max_output_tokens",)
     names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_output_tokens"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -17,6 +18,10 @@ from .metrics import Metrics
 from .relay import Reply
 from .requests import Ask
 from .serving import Expert, Serving
+
+logger = logging.getLogger(__name__)
+
+_REFUSED = (400, 422)  # what servers answer where a chat template takes no system message
 
 
 class Patience(NamedTuple):
@@ -167,4 +172,17 @@ class Attempts:
         sent = expert.headers(headers, exchange.id, ask.api)
         if ask.details:
             sent["accept-encoding"] = "identity"  # or the route could not be put into the answer
-        return await self._forwarder.open(expert, ask.api.path, expert.body(ask, conversation), sent)
+        body = expert.body(ask, conversation, expert.no_system)
+        reply = await self._forwarder.open(expert, ask.api.path, body, sent)
+        folded = expert.body(ask, conversation, no_system=True) if reply.status in _REFUSED else body
+        if folded == body:
+            return reply
+        # What the spec adds may be what the server refuses: once more, with that in the first message of the user.
+        reply.close()
+        reply = await self._forwarder.open(expert, ask.api.path, folded, sent)
+        if reply.status < 400:
+            logger.warning(
+                "The server of expert %s refuses system messages: the user's first takes their text.", expert.name
+            )
+            expert.no_system = True
+        return reply

@@ -80,6 +80,7 @@ class RemoteExpert:
         self.timeout: float | None = spec.get("timeout")
         self.public = spec.get("public", False)
         self._spec = spec
+        self.no_system = False  # whether its server refuses system messages, as was seen
         if "provider" in spec:
             self.base = "https://router.huggingface.co/v1"
             suffix = "" if spec["provider"] == "auto" else f":{spec['provider']}"
@@ -113,21 +114,31 @@ class RemoteExpert:
                 headers["x-api-key"] = self._token
         return headers
 
-    def body(self, ask: Ask, conversation: str | None = None) -> bytes:
+    def body(self, ask: Ask, conversation: str | None = None, no_system: bool = False) -> bytes:
         """The request's body, with the server's name for the model, and with what the spec adds where it is silent.
 
         Args:
             ask ([`Ask`]): the request.
             conversation (`str`, *optional*): JSON that stands for its conversation.
+            no_system (`bool`): put the spec's system prompt into the first message of a user, if there is one.
         """
         changes: dict[str, str | None] = {"model": json.dumps(self.model), "ir3de": None}
         if conversation is not None:
             changes[ask.api.conversation] = conversation
-        if "system_prompt" in self._spec:
-            changes |= ask.api.with_system_prompt(ask.body, self._spec["system_prompt"])
+        prompt = self._spec.get("system_prompt")
+        if prompt is not None and (added := ask.api.with_system_prompt(ask.body, prompt)):
+            changes |= (_folded(ask, conversation, prompt) if no_system else None) or added
         if "generation" in self._spec:
             changes |= ask.api.with_defaults(ask.body, self._spec["generation"])
         return ask.body.with_changes(changes)
+
+
+def _folded(ask: Ask, conversation: str | None, prompt: str) -> dict[str, str | None] | None:
+    """The change that puts a system prompt into the first message of a user, if there is one."""
+    field = ask.api.conversation
+    given = ask.body.fields.get(field) if conversation is None else json.loads(conversation)
+    folded = ask.api.with_prompt_folded(given, prompt)
+    return None if folded is None else {field: json.dumps(folded)}
 
 
 class Upstream:

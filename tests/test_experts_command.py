@@ -15,7 +15,7 @@ from ir3de.scripts.reports.experts import key_help
 from ir3de.specs_ir3de import EXPERT_KEYS
 
 from . import tiny
-from .test_remote_experts import Server, completion, send, serve
+from .test_remote_experts import Server, completion, send, serve, without_system
 
 
 @pytest.fixture
@@ -108,6 +108,17 @@ def test_a_server_is_asked_and_told_where_it_is(
     assert "prompts go to 127.0.0.1, an address of a private network" in shown
     assert "can: tools true" in shown
     assert "s: Hello there." in shown
+
+
+def test_a_server_that_refuses_system_messages_is_told_before_anybody_asks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with serve(without_system([])) as server:
+        pairs = ["model=served", f"endpoint={server.url}", "system_prompt=Be brief."]
+        assert main(["experts", str(folder), "--set", "code", *pairs]) == 0
+        assert main(["experts", str(folder), "--check", "--only", "code"]) == 0
+    assert "its server refuses system messages" in capsys.readouterr().out
 
 
 def test_what_is_set_is_kept_with_outcomes_and_routes(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -267,6 +267,44 @@ def test_what_is_wrong_with_a_request_does_not_open_a_breaker() -> None:
             assert made.ask().expert == "law"
 
 
+SAID = {"role": "user", "content": [{"type": "text", "text": "the court and a judge"}]}
+
+
+@pytest.mark.parametrize(
+    ("api", "asked", "field", "folded"),
+    [
+        ("chat/completions", LAW, "messages", [{"role": "user", "content": "Be brief.\n\nthe court and a judge"}]),
+        (
+            "chat/completions",
+            [SAID],
+            "messages",
+            [{"role": "user", "content": [{"type": "text", "text": "Be brief."}, *SAID["content"]]}],
+        ),
+        ("responses", "the court and a judge", "input", "Be brief.\n\nthe court and a judge"),
+    ],
+)
+def test_a_system_prompt_of_the_spec_is_not_what_a_client_is_refused_for(
+    api: str, asked: Any, field: str, folded: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def without_system(request: web.Request, got: Received) -> web.StreamResponse:
+        conversation = got.json.get("messages", [])
+        if "instructions" in got.json or any(message["role"] == "system" for message in conversation):
+            return web.json_response({"error": {"message": "System role not supported"}}, status=400)
+        return await respond(request, got)
+
+    spec = {"law": {"system_prompt": "Be brief."}}
+    with world(spec, settings=QUICK, responds={"law": without_system}) as made:
+        fields = {"messages": None, field: asked}
+        for _ in range(2):
+            answered = made.ask(api, **fields)
+            assert (answered.status, answered.expert) == (200, "law")
+            assert made.last("law").json[field] == folded
+        assert len(made.behind["law"].received) == 3  # the second request was not refused first
+        assert "refuses system messages" in caplog.text
+        own = [{"role": "system", "content": "Be long."}, *LAW]  # what the client says is the client's
+        assert (made.ask(messages=own).status, made.last("law").json["messages"]) == (400, own)
+
+
 # Clients that leave.
 
 

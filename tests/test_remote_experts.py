@@ -23,6 +23,7 @@ from huggingface_hub.inference._providers import CONVERSATIONAL_AUTO_ROUTER
 from huggingface_hub.inference._providers._common import _fetch_inference_provider_mapping
 
 from ir3de import IR3DERoutingPipeline
+from ir3de.addresses_ir3de import token_variable
 from ir3de.experts_ir3de import ExpertError
 
 from . import tiny
@@ -479,3 +480,71 @@ def test_an_expert_that_fails_when_asked_raises() -> None:
     spec = {"endpoint": f"http://127.0.0.1:{free_port()}/v1", "model": "m"}
     with pytest.raises(Exception, match="onnect"):
         pipe(spec, expert_kwargs={"retries": 0}).experts.ask("law", LAW)
+
+
+# A server whose chat template takes no system message.
+
+
+def without_system(got: list[Any], **parts: Any) -> Callable[[BaseHTTPRequestHandler, bytes], None]:
+    """A server that refuses chats with a system message, and streams or answers the others; it notes what it got."""
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        asked = json.loads(body)
+        got.append(asked["messages"])
+        if any(message["role"] == "system" for message in asked["messages"]):
+            send(handler, 400, json.dumps(parts or {"error": {"message": "System role not supported"}}).encode())
+        elif asked.get("stream"):
+            send(handler, 200, chunk("a jury", "stop") + b"data: [DONE]\n\n", content_type="text/event-stream")
+        else:
+            send(handler, 200, completion("a jury"))
+
+    return respond
+
+
+FOLDED = [{"role": "user", "content": f"Be brief.\n\n{LAW}"}]
+REFUSED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": LAW}]
+
+
+def test_a_server_without_system_messages_gets_their_text_with_the_users_and_this_is_remembered(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    got: list[Any] = []
+    with serve(without_system(got)) as server:
+        made = pipe({"endpoint": server.url, "model": "m", "system_prompt": "Be brief."})
+        assert made(LAW, on_error="raise")["generated_text"] == "a jury"
+        assert got == [REFUSED, FOLDED]
+        assert "refuses system messages" in caplog.text
+        events = list(made.stream(LAW, on_error="raise"))
+        assert [event["text"] for event in events if event["event"] == "text"] == ["a jury"]
+        assert got == [REFUSED, FOLDED, FOLDED]
+        del got[:]
+        another = pipe({"endpoint": server.url, "model": "m", "system_prompt": "Be brief."})
+        assert list(another.stream(LAW, on_error="raise"))[-1]["expert"] == "law"
+        assert got == [REFUSED, FOLDED]
+
+
+TOLD = "The court\n is closed, \u001b[31mtoken-of-law"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        TOLD.encode(),
+        json.dumps({"error": {"message": TOLD}}).encode(),
+        json.dumps({"detail": TOLD}).encode(),
+        json.dumps({"object": "error", "message": TOLD, "rest": "x" * 9999}).encode(),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 422])
+def test_what_a_server_says_of_its_refusal_is_told_in_one_line_without_the_token(
+    body: bytes, status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serve(lambda handler, _: send(handler, status, body)) as server:
+        monkeypatch.setenv(token_variable(server.url), "token-of-law")
+        record = pipe({"endpoint": server.url, "model": "m"})(LAW)
+    said = next(failure["error"] for failure in record["failures"] if failure["expert"] == "law")
+    assert "is closed" in said
+    assert "***" in said
+    assert said.isprintable()
+    assert len(said) < 400
+    assert "token-of-law" not in said + caplog.text

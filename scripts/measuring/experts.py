@@ -96,6 +96,8 @@ def _check(pool: ExpertPool, name: str, prompt: str) -> Checked:
     except Exception as error:
         return Checked(name, problem=describe_error(error), notes=notes)
     seconds = time.perf_counter() - start
+    if pool.refuses_system(name):
+        notes.append("its server refuses system messages, whose text goes into the first message of the user")
     if not answer.strip():
         return Checked(name, answer, seconds, "it answered without a word", can, notes)
     return Checked(name, answer, seconds, None, can, notes)

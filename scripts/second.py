@@ -46,9 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.modeling_ir3de import IR3DEModel
     from ir3de.route_selector_ir3de import probabilities
     from ir3de.scripts.data.selection import of_experts
-    from ir3de.scripts.fitting.second import choose, encoded, labels_of, over_bounds, ready, router_scores, rows_to_fit
+    from ir3de.scripts.fitting.second import choose, encoded, labels_of, over_bounds, router_scores, rows_to_fit
     from ir3de.scripts.reports.second import describe, plot
-    from ir3de.scripts.routers.encoders import MINILM
+    from ir3de.scripts.routers.encoders import MINILM, default_encoder
+    from ir3de.second_opinion_ir3de import SecondOpinion
 
     if not Path(args.router, CONFIG).is_file():
         raise ValueError(f"{args.router} is no folder of a router: download the router first, and push it afterwards.")
@@ -56,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--max-train-per-domain must be at least 0, got {args.max_train_per_domain}.")
     model = IR3DEModel.from_pretrained(args.router)
     names = model.config.expert_names
-    opinion = ready(args.encoder, args.encoder_revision)
     source = RowSource.of(**vars(args))
     train = rows_to_fit(read_rows(source), names, args.max_train_per_domain or None)
     rows, notes = train.rows, train.notes()
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         notes += [f"To measure on: {note}" for note in test.notes("nothing of it is measured")]
     for note in notes:
         print(note, file=sys.stderr)
+    opinion = SecondOpinion(args.encoder or default_encoder(), args.encoder_revision)
     q = choose(opinion, encoded(opinion, [row.text for row in train.rows]), labels_of(train.rows, names), names)
     if other:
         q = probabilities(opinion.logits(encoded(opinion, [row.text for row in rows]), names), **opinion.calibration)

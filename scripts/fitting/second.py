@@ -173,18 +173,13 @@ def introduce(opinion: SecondOpinion, name: str, texts: Sequence[str]) -> None:
         print(f"Not added to the second opinion: {error}", file=sys.stderr)
 
 
-def ready(encoder: str | None = None, revision: str | None = None) -> SecondOpinion:
+def ready() -> SecondOpinion:
     """A second opinion whose encoder is at hand, before long work.
 
-    Args:
-        encoder (`str`, *optional*): Hub id or folder of a sentence encoder, instead of the default one.
-        revision (`str`, *optional*): of it.
-
     Raises:
-        ImportError: its package is not installed.
         OSError: it cannot be loaded.
     """
-    opinion = SecondOpinion(encoder or default_encoder(), revision)
+    opinion = SecondOpinion(default_encoder())
     opinion.encode(["a prompt"])
     return opinion
 

@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ir3de.specs_ir3de import ExpertSpec
 from ir3de.traffic.signals import Turns
 
+from .estimate import Written, prompt_tokens
+
 if TYPE_CHECKING:
+    from .relay import Reply
+    from .requests import Ask
     from .tracing import Trace
 
 logger = logging.getLogger("ir3de.requests")
@@ -60,6 +64,10 @@ class Exchange:
     failures: list[tuple[str, str]] = field(default_factory=list)
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    estimated: bool = False  # whether nobody said how many tokens these are
+    written: Written = field(default_factory=Written)
+    ask: Ask | None = None  # once an expert began to answer it
+    reply: Reply | None = None
     reserved: float = 0.0  # what the answer is expected to cost, where there is a budget
 
     def cost(self, spec: ExpertSpec | None) -> float | None:
@@ -73,6 +81,24 @@ class Exchange:
     def seconds(self) -> float:
         """Since the request came."""
         return time.perf_counter() - self.started
+
+    def count_tokens(self, tokenizer: Any) -> None:
+        """Completes the tokens once the answer has ended: as they were made here, as the server said, or estimated.
+
+        Args:
+            tokenizer (`PreTrainedTokenizerBase`): of the router, for an estimate.
+        """
+        if self.ask is None or self.reply is None or self.status >= 400:
+            return
+        if any(self.reply.counted):
+            self.prompt_tokens, self.completion_tokens = self.reply.counted
+            return
+        told = self.prompt_tokens, self.completion_tokens
+        if not self.prompt_tokens:
+            self.prompt_tokens = prompt_tokens(self.ask, tokenizer)
+        if not self.completion_tokens or self.outcome != "answered":  # what was told before the end is not all
+            self.completion_tokens = max(self.completion_tokens, self.written.tokens(tokenizer))
+        self.estimated = told != (self.prompt_tokens, self.completion_tokens)
 
     def read_usage(self, part: bytes) -> None:
         """Notes the tokens that an answer says it took, if this part of it says so."""
@@ -125,6 +151,7 @@ class Exchange:
             "failures": [f"{expert}: {why}" for expert, why in self.failures],
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
+            "tokens_estimated": self.estimated or None,
         }
         kept = {
             key: round(value, 6) if isinstance(value, float) else value

@@ -152,6 +152,7 @@ class Upstream:
     """
 
     is_here = False
+    counted = (0, 0)
 
     def __init__(self, response: aiohttp.ClientResponse, idle: float, end: float) -> None:
         self._response = response

@@ -101,11 +101,14 @@ class Gateway:
     def went_out(self, exchange: Exchange) -> None:
         """Counts, pays, keeps and logs a request that is done with; where one of these fails, the others are done."""
         exchange.outcome = exchange.outcome or "left"
-        for step in (self._count, self._pay, self._keep, Exchange.log):
+        for step in (self._count_tokens, self._count, self._pay, self._keep, Exchange.log):
             try:
                 step(exchange)
             except Exception:  # the answer is with the client already
                 logger.exception("A request that is done with could not be noted in full")
+
+    def _count_tokens(self, exchange: Exchange) -> None:
+        exchange.count_tokens(self.serving.router.tokenizer)
 
     def _count(self, exchange: Exchange) -> None:
         self.keys.spent(exchange.caller, exchange.prompt_tokens + exchange.completion_tokens)
@@ -200,7 +203,7 @@ class Answer:
                 if exchange.response:
                     remember(response_key(exchange.caller, exchange.response), exchange.expert)
             exchange.score = _score(choice, exchange.expert)
-            exchange.status = reply.status
+            exchange.status, exchange.ask, exchange.reply = reply.status, ask, reply
             details = None
             if ask.details or gateway.settings.details or reply.is_here:
                 details = _details(choice, exchange)

@@ -38,7 +38,7 @@ class Piece(NamedTuple):
         name (`str`): of the tool that is called.
         logprobs (`list[dict]`, *optional*): of its tokens, in OpenAI's form.
         finish (`str`): at the end: `"stop"`, `"length"` or `"tool_calls"`; empty where a server does not say.
-        prompt_tokens, completion_tokens (`int`): at the end.
+        prompt_tokens, completion_tokens (`int`): so far; zeros where that is not known before the end.
     """
 
     kind: str
@@ -203,9 +203,9 @@ class _Reader(TextStreamer):
         for chunk in response_events_to_chunks(events):
             if isinstance(chunk, ToolCall):
                 self._calls += 1
-                self._put(Piece("call", chunk.arguments, self._choice, chunk.name))
+                self._put(self._piece("call", chunk.arguments, name=chunk.name))
             elif isinstance(chunk, ReasoningText):
-                self._put(Piece("reasoning", str(chunk), self._choice))
+                self._put(self._piece("reasoning", str(chunk)))
             else:
                 self._say(chunk)
 
@@ -215,7 +215,7 @@ class _Reader(TextStreamer):
     def _emit(self, text: str) -> None:
         if text:
             probabilities = self._probabilities.taken() if self._probabilities is not None else None
-            self._put(Piece("text", text, self._choice, logprobs=probabilities))
+            self._put(self._piece("text", text, logprobs=probabilities))
 
     def ending(self, max_tokens: int) -> Piece:
         """The last piece: why the answer ended."""
@@ -226,13 +226,10 @@ class _Reader(TextStreamer):
             finish = "length"
         else:
             finish = "stop"
-        return Piece(
-            "end",
-            choice=self._choice,
-            finish=finish,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.tokens,
-        )
+        return self._piece("end", finish=finish)
+
+    def _piece(self, kind: str, text: str = "", **about: Any) -> Piece:
+        return Piece(kind, text, self._choice, prompt_tokens=self.prompt_tokens, completion_tokens=self.tokens, **about)
 
 
 def can_call_tools(source: LocalSource) -> bool:

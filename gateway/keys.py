@@ -26,7 +26,7 @@ class Key(NamedTuple):
         name (`str`): whose it is, for log and metrics.
         sha256 (`str`): of the key, in hexadecimal digits.
         requests_per_minute (`int`, *optional*): that it may send to this server.
-        tokens_per_minute (`int`, *optional*): of prompts and answers, as the experts count them.
+        tokens_per_minute (`int`, *optional*): of prompts and answers, as the experts count them, or as estimated.
         admin (`bool`): whether it may take a router back, and score or remove the answers of all.
     """
 

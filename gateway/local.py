@@ -91,6 +91,8 @@ class LocalReply:
         self.is_events = stream
         self.first = b""
         self.complete = False
+        self._read = 0  # tokens of the prompt
+        self._made: dict[int, int] = {}  # tokens of each answer
 
     def work(self, generate: Generate, order: Order, limits: Limits) -> None:
         """Generates, in a thread, until the answer is complete or nobody reads it."""
@@ -100,12 +102,22 @@ class LocalReply:
                 most = _room(self._expert, order, limits)
                 with closing(generate(pool, name, order, most, limits.seconds)) as made:  # type: ignore[type-var]
                     for piece in made:
+                        self._count(piece)
                         if self._closed.is_set():
                             return
                         self._put(piece)
             self._put(None)
         except Exception as error:
             self._put(error)
+
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Tokens of the prompt, and those made so far."""
+        return self._read, sum(self._made.copy().values())
+
+    def _count(self, piece: Piece) -> None:
+        self._read = max(self._read, piece.prompt_tokens)
+        self._made[piece.choice] = max(self._made.get(piece.choice, 0), piece.completion_tokens)
 
     def _put(self, piece: _Next) -> None:
         with suppress(RuntimeError):  # the loop is closed: the server has stopped

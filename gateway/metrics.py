@@ -34,7 +34,9 @@ class Metrics:
             **made,
         )
         self._route = Histogram("ir3de_route_seconds", "Spent on choosing an expert", buckets=_SHORT_SECONDS, **made)
-        self._tokens = Counter("ir3de_tokens", "Tokens, as the experts count them", ["expert", "kind"], **made)
+        self._tokens = Counter(
+            "ir3de_tokens", "Tokens, as the experts count them, or as estimated", ["expert", "kind"], **made
+        )
         self._failures = Counter("ir3de_expert_failures", "Attempts that failed", ["expert"], **made)
         self._open = Gauge(
             "ir3de_breaker_open", "Whether an expert is left alone", ["expert"], multiprocess_mode="livemax", **made

@@ -38,6 +38,10 @@ class Reply(Protocol):
     first: bytes
     complete: bool
 
+    @property
+    def counted(self) -> tuple[int, int]:
+        """Tokens of prompt and answer, where they are made on this machine; else zeros."""
+
     async def read(self) -> bytes:
         """The next piece; empty at the end."""
 
@@ -103,6 +107,7 @@ async def relay(
         while not reply.complete:
             if part:
                 exchange.read_usage(part)
+                exchange.written.add(part, reply.is_coded)
                 part, details = with_details(part, details)
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             part = await reply.read()
@@ -116,6 +121,8 @@ async def relay(
         message = f"The expert failed in the middle of its answer: {failure.why}."
         part = api.error_event(GatewayError(502, "expert_failed", message))
     exchange.read_usage(part)
+    if events or not exchange.completion_tokens:
+        exchange.written.add(part, reply.is_coded)
     part, _ = with_details(part, details)
     presence.release()
     await send({"type": "http.response.body", "body": part, "more_body": False})

@@ -94,7 +94,8 @@ class ChatShape:
     def _count(self, pieces: list[Piece]) -> None:
         for piece in pieces:
             self.prompt_tokens = max(self.prompt_tokens, piece.prompt_tokens)
-            self.completion_tokens += piece.completion_tokens
+            if piece.kind == "end":
+                self.completion_tokens += piece.completion_tokens
 
     def _common(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.expert}

@@ -28,14 +28,14 @@ class Choice(NamedTuple):
         candidates (`list[str]`): those that may answer, the chosen one first.
         before (`str`, *optional*): who answered this conversation before.
         said (`str`): what was routed on.
-        cost (`float`): that is expected, where there is a budget.
+        costs (`dict[str, float]`): that are expected of all experts, where there is a budget.
     """
 
     record: dict[str, Any]
     candidates: list[str]
     before: str | None = None
     said: str = ""
-    cost: float = 0.0
+    costs: dict[str, float] = {}  # noqa: RUF012
 
 
 class Conversations:

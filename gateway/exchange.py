@@ -68,14 +68,20 @@ class Exchange:
     written: Written = field(default_factory=Written)
     ask: Ask | None = None  # once an expert began to answer it
     reply: Reply | None = None
-    reserved: float = 0.0  # what the answer is expected to cost, where there is a budget
+    expected: dict[str, float] = field(default_factory=dict)  # what each expert costs, where there is a budget
+    reserved: float = 0.0  # of it for the answer
 
     def cost(self, spec: ExpertSpec | None) -> float | None:
         """What the answer did cost, by its expert's price of tokens or its cost an answer, if that is known."""
+        cost = self.cost_of_tokens(spec)
+        return spec.get("cost") if cost is None and spec is not None and "price" not in spec else cost
+
+    def cost_of_tokens(self, spec: ExpertSpec | None) -> float | None:
+        """What the answer did cost by its expert's price of tokens, if it has one and the tokens are known."""
         read, written = self.prompt_tokens, self.completion_tokens
         if spec is not None and (price := spec.get("price")) and read + written:
             return (read * price["input"] + written * price["output"]) / 1e6
-        return spec.get("cost") if spec is not None and "price" not in spec else None
+        return None
 
     @property
     def seconds(self) -> float:

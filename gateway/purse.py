@@ -17,6 +17,8 @@ from .exchange import Exchange
 
 logger = logging.getLogger(__name__)
 
+_EXCESS = 1e-6  # of a cost, that it may lie above what is left: measured costs are sums of rounded numbers
+
 
 class Purse:
     """
@@ -47,7 +49,7 @@ class Purse:
             self.spending.saw([entry["score"] for entry in entries], [costs[entry["expert"]] for entry in entries])
 
     def afforded(self, choice: Choice, panel: Panel, is_named: bool = False) -> Choice:
-        """The choice with what is left; its `cost` is what it is expected to cost.
+        """The choice with what is left, and what each expert is expected to cost.
 
         Args:
             choice ([`Choice`]): without regard to what is left.
@@ -63,7 +65,7 @@ class Purse:
             entries = choice.record["ranking"]
             score = next((entry["score"] for entry in entries if entry["expert"] == able[0]), choice.record["score"])
             choice = choice._replace(record={**choice.record, "expert": able[0], "score": score})
-        return choice._replace(candidates=able, cost=costs.get(able[0], 0.0))
+        return choice._replace(candidates=able, costs=costs)
 
     def afford(self, candidates: list[str], costs: dict[str, float], is_named: bool = False) -> list[str]:
         """Those that may answer with what is left: as they come, or at the budget's end from the cheapest on.
@@ -77,10 +79,15 @@ class Purse:
             GatewayError: at its end the budget has nobody answer, or an expert was asked by name.
         """
         left, end = self.spending.left, self.spending.budget.end
-        if costs.get(candidates[0], 0.0) <= left:
+
+        def fits(name: str) -> bool:
+            """Whether an expert's answer can be paid."""
+            return costs.get(name, 0.0) * (1 - _EXCESS) <= left
+
+        if fits(candidates[0]):
             if end == "cheapest":
                 return candidates
-            return [name for name in candidates if costs.get(name, 0.0) <= left]  # nor may one that stands in
+            return [name for name in candidates if fits(name)]  # nor may one that stands in
         is_cheapest = costs.get(candidates[0], 0.0) <= min(costs.values())
         if end == "cheapest" and (is_cheapest or not is_named):
             return sorted(candidates, key=lambda name: costs.get(name, 0.0))
@@ -91,16 +98,17 @@ class Purse:
 
     def reserve(self, exchange: Exchange, choice: Choice) -> None:
         """Takes what an answer is expected to cost from what is left, until it ends."""
-        exchange.reserved = choice.cost
-        self.spending.reserve(choice.cost)
+        exchange.expected = choice.costs
+        exchange.reserved = choice.costs.get(choice.candidates[0], 0.0)
+        self.spending.reserve(exchange.reserved)
 
     def settle(self, exchange: Exchange, spec: ExpertSpec | None) -> None:
-        """Takes what an answer did cost, or where that is not known what it was expected to, for what was reserved."""
-        cost = exchange.cost(spec)
+        """Takes what an answer did cost by its tokens, else what its expert was expected to, for what was reserved."""
+        cost = exchange.cost_of_tokens(spec)
         if exchange.outcome == "refused" or not exchange.expert:  # a server that refuses a request answers nothing
             cost = 0.0
         elif cost is None:
-            cost = exchange.reserved
+            cost = exchange.expected.get(exchange.expert, exchange.reserved)
         self.spending.settle(exchange.reserved, cost)
 
 

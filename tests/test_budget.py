@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 
 from ir3de import IR3DEConfig
+from ir3de.gateway.errors import GatewayError
 from ir3de.gateway.feedback import Keeping
 from ir3de.gateway.purse import Purse, expected_costs
 from ir3de.gateway.server import Service
@@ -237,6 +238,41 @@ def test_who_stands_in_is_paid_from_what_is_left_or_not_asked() -> None:
     with world(specs=specs, settings=HASTY, responds={"code": broken}, spending=spending) as three:
         assert three.ask(messages=CODE).status >= 500
         three.wait(lambda: spending.spent == 0.0, "nothing was answered")
+
+
+def test_a_measured_cost_that_is_off_in_its_last_digits_fits() -> None:
+    purse = Purse(Spending(Budget(1.0, "day", "refuse"), clock=Clock(5.0)))
+    measured = {"code": 0.2, "law": 1.0000000000322884, "math": 1.001}
+    assert purse.afford(["law", "math"], measured) == ["law"]
+    assert purse.afford(["code", "law"], measured) == ["code", "law"], (
+        "who stands in for one that is down is affordable"
+    )
+    with pytest.raises(GatewayError, match="is spent"):
+        purse.afford(["math"], measured)
+
+
+@pytest.mark.parametrize("end", ["cheapest", "refuse"])
+def test_the_cheapest_that_is_down_does_not_take_the_service_with_it(end: str) -> None:
+    async def broken(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.Response(status=500)
+
+    spending = Spending(Budget(10.0, "day", end), clock=Clock(20 * DAY + DAY / 2))
+    specs = {"code": {"cost": 1.0}, "law": {"cost": 1.0}, "math": {"cost": 0.2}}
+    with world(specs=specs, settings=HASTY, responds={"math": broken}, spending=spending) as three:
+        for _ in range(8):  # more than open the breaker
+            assert three.ask(messages=LAW, ir3de={"cost_weight": 100}).status == 200
+        three.wait(lambda: spending.spent == 8.0, "who stood in is paid, not who was to answer")
+
+
+def test_an_answer_is_paid_as_it_was_expected_to_cost() -> None:
+    with held() as three:
+        rows = [{"text": "the court and a judge", "expert": "law", "score": 1.0, "cost": 0.25}]
+        three.gateway.serving.router.model.add_outcomes(rows)
+        assert three.gateway.purse is not None
+        spending = three.gateway.purse.spending
+        assert three.ask(model="law", messages=LAW).status == 200
+        three.wait(lambda: spending._reserved == 0 and spending.spent > 0, "it is paid")
+        assert spending.spent == pytest.approx(0.25), "as measured, and not the 4 of the spec"
 
 
 def test_what_a_server_refuses_costs_nothing() -> None:

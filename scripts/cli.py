@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
 import sys
@@ -63,7 +64,11 @@ def _run(name: str, command: Callable[[], int], router: str | None) -> int:
         print(f"ir3de {name}: {_missing_router(router, error)}{error}", file=sys.stderr)
         return 2
     except HTTPError as error:  # those that say something of a repository are OSErrors too
-        absent = "" if router is None or os.path.exists(router) else f"There is no folder {router}, and "
+        absent = (
+            ""
+            if router is None or os.path.exists(router)
+            else f"There is no folder {router}{_near_folder(router)}, and "
+        )
         print(f"ir3de {name}: {absent}the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -81,7 +86,15 @@ def _missing_router(router: str | None, error: Exception) -> str:
     unreached = isinstance(error, OSError) and "huggingface.co" in str(error)
     if not unreached and not isinstance(error, HFValidationError) and "Repo id must" not in str(error):
         return ""
-    return f"There is no folder {router}, and no router of this name can be loaded from the Hub: "
+    return f"There is no folder {router}{_near_folder(router)}, and no router of this name can be loaded from the Hub: "
+
+
+def _near_folder(router: str) -> str:
+    """Asks whether a folder was meant that is called nearly so; nothing where there is none."""
+    place = Path(router)
+    names = [path.name for path in place.parent.iterdir() if path.is_dir()] if place.parent.is_dir() else []
+    near = difflib.get_close_matches(place.name, names, n=1)
+    return f" (did you mean {place.with_name(near[0])}?)" if near else ""
 
 
 def file_of(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from ir3de.scripts.fitting.options import (
     add_choice_arguments,
     add_minimum_arguments,
 )
+from ir3de.scripts.reports.words import number_of
 
 if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
     from ir3de.samples_ir3de import Sample
@@ -162,6 +164,7 @@ def _check_samples(samples: list[Sample] | None, domains: set[str] | None) -> No
 def _save(fitted: Fitted, samples: list[Sample] | None, output: str) -> None:
     """Saves the router, and says what is in it and what it is for."""
     from ir3de.samples_ir3de import SAMPLES_NAME
+    from ir3de.specs_ir3de import has_source
 
     model, config = fitted.model, fitted.model.config
     if samples is not None:
@@ -171,7 +174,13 @@ def _save(fitted: Fitted, samples: list[Sample] | None, output: str) -> None:
     domains = f" and {len(config.domain_names)} domains" if config.domains else ""
     print(f"Saved a router of {len(config.expert_names)} experts{domains} to {output}{skipped}.")
     if samples:
-        print(f"Its {SAMPLES_NAME} holds the text of {len(samples):,} prompts: whoever can read the router reads them.")
+        prompts = number_of(len(samples), "prompt", "prompts")
+        print(f"Its {SAMPLES_NAME} holds the text of {prompts}, which whoever can read the router reads.")
+    mute = [spec["name"] for spec in config.specs if not has_source(spec)]
+    if mute:
+        who = "Its experts" if len(mute) == len(config.specs) else f"{len(mute)} of its experts"
+        one = shlex.quote(mute[0])
+        print(f"{who} only route. To let one answer: ir3de experts {output} --set {one} model=ORG/LLM")
     print(f'Try it: ir3de route {output} "a prompt"')
 
 

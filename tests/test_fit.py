@@ -56,6 +56,29 @@ def failure(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 # fit
 
 
+def test_it_says_whose_experts_only_route_and_how_to_let_them_answer(
+    fit: Fit, source: str, json_lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "named.jsonl"
+    data.write_text(json_lines.read_text().replace('"code"', '"a code"'))
+    folder = fit(*FAST, data=data)
+    said = f"Its experts only route. To let one answer: ir3de experts {folder} --set 'a code' model=ORG/LLM"
+    assert said in capsys.readouterr().out.splitlines()
+    assert main(["experts", str(folder), "--set", "a code", f"model={source}"]) == 0
+    experts = tmp_path / "experts.yaml"
+    specs = [{"name": name, "model": source} for name in tiny.DOMAINS]
+    experts.write_text(json.dumps([{"name": "code"}, *specs[1:]]))
+    fit(*FAST, "--experts", str(experts))
+    assert "1 of its experts only route. To let one answer: ir3de experts" in capsys.readouterr().out
+    experts.write_text(json.dumps(specs))
+    samples = tmp_path / "sample.jsonl"
+    samples.write_text(json.dumps({"text": "a prompt", "domain": "law"}))
+    fit(*FAST, "--experts", str(experts), "--samples", str(samples))
+    said = capsys.readouterr().out
+    assert "only route" not in said
+    assert "holds the text of 1 prompt, which" in said
+
+
 def test_a_fitted_router_routes(fit: Fit, capsys: pytest.CaptureFixture[str]) -> None:
     folder = fit("--variant", "top-k", "--num-votes", "2")
     assert "ir3de route" in capsys.readouterr().out
@@ -384,6 +407,8 @@ def test_route_refuses_bad_input(folder: str, capsys: pytest.CaptureFixture[str]
     assert "`num_votes`" in failure(capsys, "route", folder, "court", "--num-votes", "0")
     assert "There is no folder absent/router" in failure(capsys, "route", "absent/router", "court")
     assert "There is no folder" not in failure(capsys, "route", folder, "court", "--num-votes", "0")
+    near = failure(capsys, "route", f"{folder}s", "court")
+    assert f"There is no folder {folder}s (did you mean {folder}?), and no router of this name" in near
 
 
 def test_evaluate_counts_routes(folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,3 +109,13 @@ def test_a_folder_that_is_not_there_is_said_to_be_missing() -> None:
         load_source("./absent")
     with pytest.raises(OSError, match="There is no folder absent/llm, and it cannot be loaded from the Hub"):
         load_source("absent/llm")
+
+
+def test_a_router_is_no_source_of_embeddings(
+    json_lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.router(embedding_model="org/llm").save_pretrained(tmp_path / "router")
+    assert fit(str(tmp_path / "router"), json_lines, tmp_path / "other") == 2
+    said = capsys.readouterr().err
+    assert "router is a router, not a language model: give the model that it was made of, org/llm." in said
+    assert not (tmp_path / "other").exists()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
+from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.specs_ir3de import HUB_ID, BaseSpec
 
 QUICKSTART_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -36,11 +37,12 @@ def load_source(source: str, revision: str | None = None, gguf_file: str | None 
 
     Raises:
         OSError: the model cannot be found.
-        ValueError: it has no tokenizer, or its embeddings do not tell tokens apart.
+        ValueError: it is a router, it has no tokenizer, or its embeddings do not tell tokens apart.
     """
     if not os.path.isdir(source) and not HUB_ID.fullmatch(source):
         raise FileNotFoundError(f"There is no folder {source}, and a Hub id it cannot be.")
     try:
+        _check_kind(source, revision)
         place = _static_place(source, revision) if gguf_file is None else None
         if place is not None:
             tokenizer, embeddings = _static(source, place, revision)
@@ -81,6 +83,18 @@ def _of_causal_lm(source: str, revision: str | None, gguf_file: str | None) -> t
         model: Any = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype="auto")
         embeddings = model.get_input_embeddings().weight.detach()
     return tokenizer, embeddings
+
+
+def _check_kind(source: str, revision: str | None) -> None:
+    """Raises ValueError where a source is a router, which has no embeddings of its own."""
+    path = _file_or_none(source, "config.json", revision)
+    found = json.loads(Path(path).read_text(encoding="utf-8")) if path else None
+    if isinstance(found, dict) and found.get("model_type") == IR3DEConfig.model_type:
+        made_of = found.get("embedding_model")
+        raise ValueError(
+            f"{source} is a router, not a language model: give the model that it was made of"
+            f"{f', {made_of}' if made_of else ''}."
+        )
 
 
 def _static_place(source: str, revision: str | None) -> str | None:

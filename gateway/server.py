@@ -246,6 +246,12 @@ def make_application(service: Service) -> Starlette:
     )
     revision = origin.current() if service.watch else ""
     serving = served(origin.load(revision or None), revision)
+    if not serving.experts:
+        logging.getLogger(__name__).warning(
+            "No expert of %s can answer, so routes are told and all other requests are refused (422): say where one"
+            " is with `ir3de experts ROUTER --set NAME model=...` (or `endpoint=...`).",
+            service.router,
+        )
     try_routes(serving.router)  # makes the tables that routes are looked up in, before the first request
     expert = settings.default_expert
     if expert is not None and not isinstance(serving.experts.get(expert), RemoteExpert):

@@ -260,5 +260,5 @@ def _details(choice: Choice, exchange: Exchange) -> dict[str, Any]:
     details = {key: record[key] for key in _DETAILS if key in record}
     details |= {"expert": exchange.expert, "score": exchange.score}
     if exchange.failures:
-        details["failures"] = [{"expert": expert} for expert, _ in exchange.failures]
+        details["failures"] = [{"expert": expert, "error": why} for expert, why in exchange.failures]
     return details

@@ -122,7 +122,8 @@ def test_a_server_that_is_not_there_is_one_that_fails() -> None:
     with world({"law": {"endpoint": f"http://127.0.0.1:{port}/v1"}}, settings=QUICK) as made:
         answered = made.ask(ir3de={})
         assert answered.expert in ("code", "math")
-        assert {"expert": "law"} in answered.json["ir3de"]["failures"]
+        assert {"expert": "law", "error": "no connection"} in answered.json["ir3de"]["failures"]
+        assert str(port) not in answered.body.decode(), "its address stays here"
 
 
 def test_where_all_fail_the_error_says_who_and_why() -> None:

@@ -330,7 +330,7 @@ def test_what_an_expert_fails_with_stays_here(
         assert failed.status == unread.status == 502
         assert failed.json["error"]["type"] == "server_error"
         assert answer.json["model"] == "code", "the next that can"
-        assert answer.json["ir3de"]["failures"][0] == {"expert": "law"}
+        assert answer.json["ir3de"]["failures"][0] == {"expert": "law", "error": "it could not generate"}
         for text in (failed.body.decode(), answer.body.decode(), caplog.text):
             assert "secret" not in text
 

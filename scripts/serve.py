@@ -14,6 +14,7 @@ from ir3de.scripts.command import command
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de serve`."""
+    parser._negative_number_matcher = re.compile(r"-\.?\d")  # or `--budget -1/day` is refused as an option of that name
     parser.add_argument("router", nargs="?", metavar="DIR_OR_ID", help="folder or Hub id; default: the embedded router")
     parser.add_argument("--revision", help="of the router on the Hub")
     parser.add_argument("--second-opinion", action="store_true", help="ask the router's second opinion where unsure")
@@ -82,7 +83,8 @@ def _add_budget(parser: argparse.ArgumentParser) -> None:
 
 def _add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keys", metavar="FILE", help="JSON Lines of who may come (or the variable IR3DE_KEYS)")
-    parser.add_argument("--new-key", metavar="NAME", help="print a new key and its line for the file, and stop")
+    new = "print a new key (on standard error) and its line for the file, and stop"
+    parser.add_argument("--new-key", metavar="NAME", help=new)
     parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help="a web page that may use it")
 
 
@@ -124,7 +126,8 @@ def run(args: argparse.Namespace) -> int:
         raise ImportError(f'The gateway needs further packages ({error}): `pip install "ir3de[serve]"`.') from error
     if args.new_key:
         key, line = new_key(args.new_key)
-        print(f"The key, which is shown this once: {key}\nIts line for the file of keys: {line}")
+        print(f"The key, which is shown this once: {key}\nIts line for the file of keys:", file=sys.stderr)
+        print(line)
         return 0
     from transformers.utils import logging
 

@@ -438,6 +438,8 @@ def test_a_config_with_a_budget_that_is_none_is_refused(budget: Any) -> None:
     ("option", "said"),
     [
         (("--budget", "20/week"), "as in 20/day"),
+        (("--budget", "-1/day"), "as in 20/day"),
+        (("--every", "-5m"), "such as 90s"),
         (("--replica", "one"), "need a `--store`"),
         (("--store", "{store}", "--implicit", "2"), "`--implicit`"),
     ],

@@ -523,5 +523,18 @@ def test_a_choice_that_makes_no_sense_is_refused_before_anything_is_served(
 
 def test_a_new_key_is_printed_with_the_line_that_lets_it_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["--new-key", "ann"]) == 0
-    key, line = (text.split(": ", 1)[1] for text in capsys.readouterr().out.splitlines())
-    assert read_keys(line, "x") == [Key("ann", hashed(key))]
+    said = capsys.readouterr()
+    key = said.err.splitlines()[0].split(": ", 1)[1]
+    assert read_keys(said.out, "x") == [Key("ann", hashed(key))], "the line alone, for `>> keys.jsonl`"
+
+
+def test_a_router_in_which_nobody_can_answer_says_so_as_it_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from ir3de.gateway.server import Service, make_application
+
+    for name, specs in (("mute", {}), ("heard", {"law": {"endpoint": "http://127.0.0.1:9/v1"}})):
+        tiny.router({domain: specs.get(domain, {}) for domain in tiny.DOMAINS}).save_pretrained(tmp_path / name)
+        caplog.clear()
+        assert make_application(Service(str(tmp_path / name), log=False)), "it serves routes all the same"
+        assert ("ir3de experts ROUTER --set" in caplog.text) == (name == "mute")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -11,6 +12,16 @@ from typing import Any
 from transformers import GenerationConfig, TextGenerationPipeline
 
 Options = dict[str, Any]  # of a generation, by name
+
+_RANGES = {  # of numbers that may be none too
+    "temperature": (0, math.inf),
+    "timeout": (0, math.inf),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (0, math.inf),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+}
 
 
 @cache
@@ -34,10 +45,12 @@ def check_options(options: Options) -> None:
         value = options.get(key, 1)
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"`{key}` must be a whole number of at least 1, got {value!r}.")
-    for key in ("temperature", "timeout"):
-        value = options.get(key, 1)
-        if value is not None and (not isinstance(value, (int, float)) or value < 0):
-            raise ValueError(f"`{key}` must be a number of at least 0, got {value!r}.")
+    for key, (least, most) in _RANGES.items():
+        value = options.get(key)
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (is_number and least <= value <= most and math.isfinite(value)):  # no NaN either
+            span = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+            raise ValueError(f"`{key}` must be a finite number {span}, got {value!r}.")
 
 
 def nearest(key: str, others: Iterable[str]) -> str:

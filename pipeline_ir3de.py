@@ -179,7 +179,8 @@ class IR3DERoutingPipeline(Pipeline):
         Raises:
             TypeError: an input is neither text nor chat, or an option is unknown.
             ValueError: an option is out of range; or `inputs` is a single prompt, or with `on_error="raise"` holds one,
-                that is empty or not text or whose expert only routes. Nothing has been generated then.
+                that is empty ([`EmptyPromptError`]) or not text or whose expert only routes. Nothing has been
+                generated then.
             ExpertError: an expert failed, with `on_error="raise"`.
         """
         options = self._merge(kwargs)
@@ -265,7 +266,7 @@ class IR3DERoutingPipeline(Pipeline):
         now = self._as_it_is_now()
         try:
             return now.run_single(prompts, *options)  # type: ignore[no-any-return]
-        except _EmptyPrompts as error:
+        except EmptyPromptError as error:
             if options[2].get("on_error", "next") == "raise":
                 raise
             empty = error.indices
@@ -551,9 +552,9 @@ def _note_failure(record: Record, expert: str, error: Exception, on_error: str) 
     record.setdefault("failures", []).append({"expert": expert, "error": said})
 
 
-class _EmptyPrompts(Unanswerable):
+class EmptyPromptError(Unanswerable):
     """
-    Prompts without a token.
+    Prompts without a token, which leave nothing to route on; a ValueError.
 
     Args:
         indices (`list[int]`): of theirs.
@@ -571,7 +572,7 @@ def _without_empty_turns(prompts: list[Prompt], turns: list[list[str]], token_id
     ids = iter(token_ids)
     kept = [[(text, bool(next(ids))) for text in of_prompt] for of_prompt in turns]
     if empty := [index for index, of_prompt in enumerate(kept) if not of_prompt[-1][1]]:
-        raise _EmptyPrompts(empty, prompts)
+        raise EmptyPromptError(empty, prompts)
     return [[text for text, is_there in of_prompt if is_there] for of_prompt in kept]
 
 

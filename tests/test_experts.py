@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import math
 import shutil
 import tempfile
 import threading
@@ -491,6 +492,12 @@ def test_options_out_of_range_and_content_that_is_not_text_are_refused_before_an
         made([{"role": "usr", "content": LAW}])
     with pytest.raises(ValueError, match="`max_new_tokens` must be a whole number"):
         made(LAW, max_new_tokens=0)
+    numbers = {"temperature": math.inf, "timeout": math.nan, "top_p": 1.5, "min_p": -1, "presence_penalty": math.nan}
+    for name, value in numbers.items():
+        with pytest.raises(ValueError, match=f"`{name}` must be a finite number .*, got {value}"):
+            made([LAW], **{name: value})
+        with pytest.raises(ValueError, match=f"`{name}` must be a finite number"):
+            list(made.stream(LAW, **{name: value}))
     with pytest.raises(ValueError, match="`on_error` must be 'next' or 'raise'"):
         made(LAW, on_error="ignore")
     misspelt = pipe({"law": {"model": models["law"], "generation": {"max_new_token": 3}}})

@@ -18,6 +18,7 @@ from transformers.pipelines.pt_utils import KeyDataset
 from ir3de import IR3DERoutingPipeline
 from ir3de.configuration_ir3de import VARIANTS
 from ir3de.experts_ir3de import ExpertPool
+from ir3de.pipeline_ir3de import EmptyPromptError
 from ir3de.policy_ir3de import Policy
 from ir3de.prompts_ir3de import token_ids_of
 
@@ -164,7 +165,8 @@ def test_what_is_neither_text_nor_chat_is_a_type_error(pipe: IR3DERoutingPipelin
 def test_an_empty_prompt_is_refused_and_among_others_has_a_record_that_says_so(
     pipe: IR3DERoutingPipeline, empty: Any
 ) -> None:
-    with pytest.raises(ValueError, match="Prompt 0 is empty"):
+    assert issubclass(EmptyPromptError, ValueError)
+    with pytest.raises(EmptyPromptError, match="Prompt 0 is empty"):
         pipe(empty)
     with pytest.raises(ValueError, match="Prompt 1 is empty"):
         pipe([LAW, empty], on_error="raise")

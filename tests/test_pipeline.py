@@ -475,9 +475,9 @@ def test_a_failure_is_logged_in_one_line_without_control_characters(
     pipe: IR3DERoutingPipeline, failing: set[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     failing.add("law")
-    assert pipe(LAW, **GREEDY)["failures"] == [{"expert": "law", "error": "ConnectionError: down\x1b[2J"}]
+    assert pipe(LAW, **GREEDY)["failures"] == [{"expert": "law", "error": "ConnectionError: down [2J"}]
     [line] = [record.getMessage() for record in caplog.records if record.name == "ir3de.pipeline_ir3de"]
-    assert line == r"Expert law did not answer: 'ConnectionError: down\x1b[2J'"
+    assert line == "Expert law did not answer: 'ConnectionError: down [2J'"
 
 
 # Streaming.

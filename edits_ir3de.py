@@ -220,6 +220,8 @@ def read_statistics(source: Any, name: str, space: FeatureSpace) -> DomainStatis
         ValueError: a file is damaged or of another feature space, or a contribution is named twice.
     """
     if isinstance(source, (str, os.PathLike)):
+        if not Path(source).is_file():
+            raise FileNotFoundError(f"The statistics file {source} is missing: check its path.")
         return DomainStatistics.load(source, space)
     if not isinstance(source, (list, tuple)):
         space.check(f"of {name!r}", source.space)

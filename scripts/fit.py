@@ -180,8 +180,8 @@ def _save(fitted: Fitted, samples: list[Sample] | None, output: str) -> None:
     if mute:
         who = "Its experts" if len(mute) == len(config.specs) else f"{len(mute)} of its experts"
         one = shlex.quote(mute[0])
-        print(f"{who} only route. To let one answer: ir3de experts {output} --set {one} model=ORG/LLM")
-    print(f'Try it: ir3de route {output} "a prompt"')
+        print(f"{who} only route. To let one answer: ir3de experts {shlex.quote(output)} --set {one} model=ORG/LLM")
+    print(f'Try it: ir3de route {shlex.quote(output)} "a prompt"')
 
 
 def _keeping(rows: Iterable[Row], kept: list[Row], most: int | None) -> Iterator[Row]:
@@ -217,7 +217,8 @@ def _offer_of_second(fitted: Fitted, rows: Sequence[Row], output: str) -> str:
         except (ImportError, OSError):  # it is there, and not whole
             pass
     return (
-        f"With few rows try --second, or `ir3de second {output} --data ...`: it measures what a second opinion gives."
+        f"With few rows try --second, or `ir3de second {shlex.quote(output)} --data ...`: it measures what a second"
+        " opinion gives."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     print(result.describe())
     if failures_of(options.output).exists():
         print(f"What failed is in {failures_of(options.output)}.")
-    print(f"Add them: ir3de outcomes {options.router} {options.output}")
+    print(f"Add them: ir3de outcomes {shlex.quote(options.router)} {shlex.quote(str(options.output))}")
     return 0 if result.answers or result.known else 1
 
 

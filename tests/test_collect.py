@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from ir3de import DomainStatistics, IR3DEModel
 from ir3de.batch_ir3de import Prompts
 from ir3de.scripts import cli
 from ir3de.scripts.collecting import engines, steps
+from ir3de.scripts.collecting.collect import next_commands
 from ir3de.scripts.data import parts
 from ir3de.statistics_ir3de import StatisticsCollector
 
@@ -94,6 +96,29 @@ def test_one_pass_over_all_domains_gives_the_files_of_each(router: str, data: li
     assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["law.safetensors", "math.safetensors"]
     run(router, data, tmp_path / "law.safetensors")
     assert (tmp_path / "all" / "law.safetensors").read_bytes() == (tmp_path / "law.safetensors").read_bytes()
+
+
+def test_the_command_that_is_told_brings_a_file_to_the_domain_that_it_is_of(
+    router: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "a & b"
+    shutil.copytree(router, place)
+    name = "size / fit?"
+    output = tmp_path / "my file.safetensors"
+    asked = ["--name", name, "--any-domain", "--output", str(output)]
+    assert cli.main(["collect", "--router", str(place), *asked, *data]) == 0
+    [told] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Merge it: ")]
+    words = shlex.split(told.removeprefix("Merge it: "))
+    assert words == ["ir3de", "merge", str(place), str(output), "--name", name]
+    before = IR3DEModel.from_pretrained(place).config.domain_names
+    assert cli.main([*words[1:], "--own"]) == 0
+    assert {*IR3DEModel.from_pretrained(place).config.domain_names} == {*before, name}
+
+
+def test_the_commands_that_are_told_are_of_several_files_and_of_the_hub() -> None:
+    told = next_commands("org/router", {f"law {n}": Path(f"out/law {n}.safetensors") for n in range(5)})
+    assert told[0] == "Publish it: ir3de publish 'out/law 0.safetensors' --router org/router --name 'law 0'"
+    assert (len(told), told[-1]) == (4, "And likewise the other 2.")
 
 
 def test_each_file_is_read_once_by_one_task(

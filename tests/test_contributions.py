@@ -10,6 +10,7 @@ from ir3de.displacement_ir3de import Lost, Scorer, Separated, Solved, displaced
 from ir3de.edits_ir3de import TakesPrompts, check_displaced, experts_of, prompt_length
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.scripts.bench.contributions import Maker, honest, try_all
+from ir3de.scripts.cli import main
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.publishing.review import Snapshot, accumulated, compare
 from ir3de.statistics_ir3de import KINDS
@@ -279,3 +280,40 @@ def test_numbers_of_prompts_that_overflow_together_are_refused(fields: dict[str,
     with pytest.raises(ValueError, match="more than can be counted"):
         made.merge(tmp_path / "other.safetensors")
     assert all(torch.equal(before[key], value) for key, value in made.state_dict().items())
+
+
+def test_the_commands_merge_says_whose_a_file_is_and_what_is_wrong_with_the_sources(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    router().save_pretrained(tmp_path / "router")
+    file = tmp_path / "s2.safetensors"
+    tiny.statistics(tiny.sentences("code", 30, seed=22)).save(file)
+    merge, dry = ["merge", str(tmp_path / "router")], ["--dry-run", "--own"]
+    assert main([*merge, str(file), *dry]) == 0
+    assert "'s2' is a new domain. Where a file is of another than its name says: --name NAME" in capsys.readouterr().out
+    assert main([*merge, str(file), "--name", "code", *dry]) == 0
+    shown = capsys.readouterr().out
+    assert "s2" not in shown
+    assert "1 > 2" in next(line for line in shown.splitlines() if line.startswith("code"))
+    for sources, message in (
+        ([str(file), str(tmp_path / "router" / ".." / "s2.safetensors")], "is given twice"),
+        ([str(tmp_path / "none.safetensors")], f"{tmp_path / 'none.safetensors'} is missing: check its path"),
+        ([str(tmp_path / "router"), "--name", "code"], "leave it out for routers"),
+    ):
+        assert main([*merge, *sources, *dry]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_the_first_outcomes_name_another_expert_only_where_one_is() -> None:
+    made = router()
+    before = Snapshot.of(made, [])
+    rows = [
+        {"text": text, "domain": "code", "scores": {"code": 1.0, "math": 0.0}} for text in tiny.sentences("code", 9)
+    ]
+    rows += [
+        {"text": text, "domain": "math", "scores": {"code": 1.0, "math": 0.0}} for text in tiny.sentences("math", 9)
+    ]
+    made.add_outcomes(rows)
+    shown = compare(before, Snapshot.of(made, []))
+    assert "best in code" not in shown
+    assert "best in math: math > code  <-- another expert" in shown

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ir3de.statistics_ir3de import DomainStatistics
 
 _MOST_TASKS = 128  # unless a person asks for more: each leaves a file
 _SMALL = 8 << 20  # bytes of data that are read sooner than a second process has started
+_MOST_COMMANDS = 3  # that are told to bring the files to the router
 _JOB = "job.json"
 
 
@@ -121,13 +123,30 @@ def collect(
 
 def _collected(collection: Collection, unite: UniteSums) -> Collected:
     written = {path: DomainStatistics.load(path) for path in unite.written.values()}
-    domain, path = next(iter(unite.written.items()))
-    told = [
-        f"Publish it: ir3de publish {path} --router {collection.router} --name {domain}",
-        "It holds no text, but see docs/privacy.md."
-        + ("" if collection.privacy else f" The sums in {collection.folder} may go."),
-    ]
+    told = next_commands(collection.router, unite.written)
+    sums = "" if collection.privacy else f" The sums in {collection.folder} may go."
+    told.append(f"It holds no text, but see docs/privacy.md.{sums}")
     return Collected("\n".join(told), written, unite.report.notes())
+
+
+def next_commands(router: str, written: Mapping[str, Path]) -> list[str]:
+    """How the files come into the router, a line a file; the first few stand for many.
+
+    Args:
+        router (`str`): folder or Hub id of the router.
+        written (`Mapping[str, Path]`): the file of each domain.
+    """
+    told = [_next_command(router, domain, path) for domain, path in list(written.items())[:_MOST_COMMANDS]]
+    rest = len(written) - len(told)
+    return [*told, f"And likewise the other {rest:,}."] if rest else told
+
+
+def _next_command(router: str, domain: str, path: Path) -> str:
+    """What brings a file to the router, for a shell: into a folder it is merged, on the Hub published."""
+    file, name = shlex.quote(str(path)), shlex.quote(domain)
+    if Path(router).is_dir():
+        return f"Merge it: ir3de merge {shlex.quote(router)} {file} --name {name}"
+    return f"Publish it: ir3de publish {file} --router {shlex.quote(router)} --name {name}"
 
 
 def _workers(parts: Sequence[Part]) -> int:

@@ -22,7 +22,7 @@ from ir3de.outcomes_ir3de import ONE, Ledger, read_contributions
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
-from ir3de.specs_ir3de import ExpertSpec, nearest_name
+from ir3de.specs_ir3de import ExpertSpec, nearest_name, served
 from ir3de.statistics_ir3de import DomainStatistics, FeatureSpace
 
 _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
@@ -303,8 +303,10 @@ def _outcomes_compared(before: Snapshot, after: Snapshot) -> list[str]:
             lines.append(f"outcomes of {name}: {number} judged, mean score {score}{_MARK if marked else ''}")
     for domain in sorted(after.best):
         old_best, new_best = before.best.get(domain), after.best[domain]
-        if old_best != new_best:
-            lines.append(f"best in {domain}: {old_best or '-'} > {new_best}  <-- another expert")
+        # Without outcomes a domain is answered by those that serve it.
+        known = [old_best] if old_best else [name for name, spec in before.specs.items() if domain in served(spec)]
+        if domain in before.W and new_best not in known:
+            lines.append(f"best in {domain}: {', '.join(known) or '-'} > {new_best}  <-- another expert")
     return lines
 
 

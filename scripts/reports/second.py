@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def describe_offer(without: AtBound, with_it: AtBound, prompts: int, error: floa
     )
     if with_it.accuracy - without.accuracy <= error:
         return f"A second opinion does not give more for sure: {figures}."
-    return f"Try `ir3de second {router} --data ...`, or --second here, which does both: {figures}."
+    return f"Try `ir3de second {shlex.quote(router)} --data ...`, or --second here, which does both: {figures}."
 
 
 def plot(figures: Sequence[AtBound], path: Path) -> None:

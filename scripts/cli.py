@@ -34,6 +34,7 @@ COMMANDS = (
     "benchmark",
     "quickstart",
 )
+_SIGPIPE = 13  # what ends other programs whose reader has left; a shell says 128 more
 FILES = {"inspect": "inspect_data"}  # a file inspect.py would hide the standard library's where a script runs beside it
 
 
@@ -59,7 +60,14 @@ def _run(name: str, command: Callable[[], int], router: str | None) -> int:
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()  # or a reader that has left would be noticed only at the end of the process
+        return code
+    except BrokenPipeError as error:
+        if not _is_reader_gone():
+            print(f"ir3de {name}: {error}", file=sys.stderr)
+            return 2
+        return 128 + _SIGPIPE
     except (ValueError, OverflowError, TypeError, OSError, ImportError, RuntimeError) as error:
         print(f"ir3de {name}: {_missing_router(router, error)}{error}", file=sys.stderr)
         return 2
@@ -73,6 +81,16 @@ def _run(name: str, command: Callable[[], int], router: str | None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _is_reader_gone() -> bool:
+    """Whether nobody reads standard output any more, as after `| head`: then what is left of it goes nowhere."""
+    try:
+        print(flush=True)  # what could not be written is not always tried again
+        return False
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
 
 
 def _missing_router(router: str | None, error: Exception) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +124,45 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(monkeypatch: pytest.
             now[0] += 1
         assert shown.getvalue().count("\n") == (part + 1) * 3 // 10
     assert shown.getvalue() == "Summing: 1 of 3 domains\n"
+
+
+def test_a_line_of_progress_says_what_it_counts(
+    json_lines: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "EVERY", -1.0)
+    fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "router")]
+    assert cli.main([*fit, "--variant", "prompt", "--feature-map", "rff", "--num-features", "24"]) == 0
+    counts: dict[tuple[str, str], list[int]] = {}
+    for line in capsys.readouterr().err.splitlines():
+        if found := re.fullmatch(r"(.+): (\d+) of \d+ (.+)", line):
+            counts.setdefault((found[1], found[3]), []).append(int(found[2]))
+    assert len(counts) > 2
+    for what, numbers in counts.items():
+        assert numbers == list(range(1, len(numbers) + 1)), what
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_who_leaves_ends_a_command_quietly(
+    lines: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("ir3de.scripts.outcomes.run", lambda _: print("a line\n" * lines) or 0)
+        assert cli.main(["outcomes", "router"]) == 141
+    assert capsys.readouterr().err == ""
+
+
+def test_a_broken_pipe_of_something_else_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("ir3de.scripts.outcomes.run", fail)
+    assert cli.main(["outcomes", "router"]) == 2
+    assert "Broken pipe" in capsys.readouterr().err
 
 
 def test_without_a_terminal_no_bar_is_drawn(json_lines: Path, source: str, tmp_path: Path) -> None:

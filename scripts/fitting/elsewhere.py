@@ -83,7 +83,8 @@ def measure_elsewhere(
         return None
     if _operations(config, embeddings, splits) > MOST_OPERATIONS:
         return TooMuch()
-    tried = search(config, embeddings, splits, [best.config["variant"]], grids=best.grids)[0]
+    variants = [best.config["variant"]]
+    tried = search(config, embeddings, splits, variants, grids=best.grids, kind="left-out sources")[0]
     right = {name: values.double() for name, values in tried.right.items() if len(values)}
     recalls = {name: float(values.mean()) for name, values in right.items()}
     numbers = {name: len(values) for name, values in right.items()}

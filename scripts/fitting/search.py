@@ -164,6 +164,7 @@ def search(
     variants: Sequence[str],
     num_features: int | None = None,
     grids: Grids = Grids(),  # noqa: B008 (a tuple, which cannot change)
+    kind: str = "split",
 ) -> list[Candidate]:
     """Tries variants on the config's feature map.
 
@@ -175,6 +176,7 @@ def search(
         num_features (`int`, *optional*): random features to try with, where fewer than the config's will do; the
             lambdas, given and found, are those for the config's number.
         grids ([`Grids`], *optional*): values to try.
+        kind (`str`): what the splits are called where progress is told.
     """
     features = config.features._replace(size=num_features or config.num_features)
     phi = features.table(embeddings)
@@ -184,10 +186,11 @@ def search(
     first = next(splits)
     tokens_A = _token_gram(first.sample, phi) if "prompt" in variants else None
     tried = []
-    for split in itertools.chain([first], splits):
-        of_tokens = _token_candidates(config, phi, scale, split, variants, grids)
-        of_prompts = _prompt_candidates(config, phi, scale, split, tokens_A, grids) if "prompt" in variants else ()
-        tried.append([*of_tokens, *of_prompts])
+    for number, split in enumerate(itertools.chain([first], splits), start=1):
+        of_what = f"({config.feature_map}, {phi.shape[1]:,} features, {kind} {number})"
+        tried.append([*_token_candidates(config, phi, scale, split, variants, grids, of_what)])
+        if "prompt" in variants:
+            tried[-1] += _prompt_candidates(config, phi, scale, split, tokens_A, grids, of_what)
     return [each for candidate in _joined(tried) for each in candidate.with_bayes(grids)]
 
 
@@ -206,9 +209,15 @@ def _token_gram(sample: Mapping[str, Prompts], phi: torch.Tensor) -> torch.Tenso
 
 
 def _token_candidates(
-    config: IR3DEConfig, phi: torch.Tensor, scale: float, split: Split, variants: Sequence[str], grids: Grids
+    config: IR3DEConfig,
+    phi: torch.Tensor,
+    scale: float,
+    split: Split,
+    variants: Sequence[str],
+    grids: Grids,
+    of_what: str,
 ) -> Iterator[Candidate]:
-    """Those of the token rows, in the same order on every split."""
+    """Those of the token rows, in the same order on every split, whose progress is told with `of_what`."""
     if set(variants) <= {"prompt"}:
         return
     used, held_out = _renumbered(split.held_out)
@@ -216,7 +225,7 @@ def _token_candidates(
     counts = (count_tokens(prompts.token_ids, len(phi)) for prompts in split.sample.values())
     A, B = sums((gram_from_counts(c, phi) for c in counts), config.balance)
     lambdas = grids.lambdas or [mean_diagonal(A) / scale * relative for relative in TOKEN_LAMBDAS]
-    for value in progress(lambdas, f"Trying ({config.feature_map})", "lambdas", keep=False):
+    for value in progress(lambdas, f"Trying {of_what}", "lambdas", keep=False):
         logits = _scored(used_phi, ridge(A, B, value * scale, config.bias, config.normalize_columns))
         for variant in variants:
             if variant == "prompt":
@@ -229,21 +238,21 @@ def _token_candidates(
 
 
 def _prompt_candidates(
-    config: IR3DEConfig, phi: torch.Tensor, scale: float, split: Split, tokens_A: Any, grids: Grids
+    config: IR3DEConfig, phi: torch.Tensor, scale: float, split: Split, tokens_A: Any, grids: Grids, of_what: str
 ) -> Iterator[Candidate]:
     """Those of the prompt rows, in the same order on every split, before naive Bayes has a weight."""
     used, held_out = _renumbered(split.held_out)
     used_phi = phi[used]
     collectors = [StatisticsCollector(phi, "sample") for _ in split.sample]
     rows = list(zip(collectors, split.sample.values(), strict=True))
-    for collector, prompts in progress(rows, f"Summing ({config.feature_map})", "domains", keep=False):
+    for collector, prompts in progress(rows, f"Summing {of_what}", "domains", keep=False):
         collector.add(prompts)
     A, B = sums(collector.prompts for collector in collectors)
     lexicon = log_odds([collector.documents for collector in collectors], config.lexical_smoothing)[used].float()
     bayes = _sums(TokenTable.of(lexicon, "prompt"), held_out)
     lambdas = grids.lambdas or [mean_diagonal(A) / scale * relative for relative in PROMPT_LAMBDAS]
     noises = grids.token_noises or TOKEN_NOISES
-    for noise in progress(noises, f"Trying ({config.feature_map})", "token noises", keep=False):
+    for noise in progress(noises, f"Trying {of_what}", "token noises", keep=False):
         noisy = A + noise * tokens_A
         for value, by_discriminant in itertools.product(lambdas, grids.discriminants or [config.discriminant]):
             solve = discriminant if by_discriminant else functools.partial(ridge, bias=False)

@@ -168,8 +168,8 @@ def _show_since(model: IR3DEModel, since: str) -> int:
 
     try:
         check_day(since)
-    except ValueError as error:
-        raise ValueError(f"--since takes a day such as 2026-11-28: {error}.") from None
+    except ValueError:
+        raise ValueError(f"--since takes a day such as 2026-11-28, got {since[:60]!r}.") from None
     print(shown_outcomes(model, since) or f"This router has no outcomes of {since} or later.")
     days = [part.day for parts in model.outcomes.contributions.values() for part in parts.values()]
     if undated := days.count(None):

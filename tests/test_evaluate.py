@@ -345,6 +345,7 @@ def test_a_router_that_cannot_be_had_is_marked(world: tuple[Path, str], tmp_path
         (["--card"], "--output DIR"),
         (["--card", "--variant", "all", "--output", "out"], "as it is"),
         (["--card", "--quick", "--output", "out"], "--quick is a trial"),
+        (["--card", "--quick"], "--quick is a trial"),
         (["--experts", "--max-tokens", "1", "--output", "out"], "--max-tokens must be at least 2"),
         (["--where", "split=none", "--output", "out", "--experts"], "0 rows"),
         (["--train", "DATA", "--train-where", "split=none", "--output", "out"], "training data have 0 rows"),

@@ -521,6 +521,7 @@ def test_a_router_learns_from_a_store_and_forgets_what_is_taken_back(
     shown = capsys.readouterr().out
     assert "9 outcomes: 3 contributions joined, 0 left." in shown
     assert "| law |" in shown
+    assert "An expert's expected score in each domain" in shown
     assert not IR3DEModel.from_pretrained(router).outcomes
     assert cli.main(command) == 0
     first = files_of(IR3DEModel.from_pretrained(router), tmp_path / "first")

@@ -116,14 +116,14 @@ class Evaluation:
 
     def check(self) -> None:
         """Raises ValueError where the options do not go together."""
+        if self.card and self.quick:
+            raise ValueError("--quick is a trial, and --card writes what is measured for good: leave one of them out.")
         if self.output is None and (self.reading or self.training or self.card or self.outcomes):
             raise ValueError(
                 "--experts, --train, --outcomes and --card need --output DIR, where the results and what is kept go."
             )
         if not self.card:
             return
-        if self.quick:
-            raise ValueError("--quick is a trial, and --card writes what is measured for good: leave one of them out.")
         if self.variant or self.num_votes is not None or (self.reading and self.reading.experts):
             raise ValueError(
                 "--card writes what the router does as it is: leave out --variant, --num-votes and the list of"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ir3de.card_ir3de import outcomes_table
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.outcome_rows_ir3de import latest_day
 from ir3de.outcomes_ir3de import Ledger
+from ir3de.scripts.reports.choices import shown_outcomes
 from ir3de.scripts.reports.words import number_of
 from ir3de.traffic.errors import StoreUnavailable
 from ir3de.traffic.exchange import Exchange
@@ -25,7 +25,7 @@ class Brought(NamedTuple):
     What became of a router's outcomes.
 
     Args:
-        table (`str`): domain x expert, as it is now.
+        table (`str`): domain x expert, as it is now, with a legend.
         said (`str`): what joined, what left, and what rests, in words.
         changed (`bool`): whether anything did.
     """
@@ -124,7 +124,7 @@ def bring(model: IR3DEModel, made: Remade) -> Brought:
     said += _resting("domains", made.ledger.domains - {*model.config.domain_names})
     if ahead:
         said.append(f"Outcomes of days to come stay behind ({', '.join(ahead)}): look at the clock of the server.")
-    table = outcomes_table(model.config, model.outcomes) or "No outcomes are left."
+    table = shown_outcomes(model) or "No outcomes are left."
     return Brought(table, "\n".join(said), bool(leaves or joins))
 
 

@@ -20,7 +20,7 @@ from .outcomes_ir3de import Ledger, expected
 from .outlook_ir3de import Outlook, plot_frontier
 from .policy_ir3de import Panel
 from .samples_ir3de import Sample
-from .specs_ir3de import ExpertSpec, is_remote, served
+from .specs_ir3de import ExpertSpec, has_source, is_remote, served
 from .statistics_ir3de import DomainStatistics
 
 CARD_NAME, (PLOT_NAME, FRONTIER_NAME) = "README.md", PICTURES
@@ -46,7 +46,7 @@ from transformers import AutoModel, pipeline
 router = pipeline("ir3de-routing", model="THIS_REPOSITORY", trust_remote_code=True)
 prompt = THIS_PROMPT
 router(prompt, generate=False)  # {"expert": ..., "score": ..., "ranking": [...]}
-router(prompt, max_new_tokens=64)  # adds "generated_text", by the chosen expert
+THIS_ANSWER
 
 # The model alone, without experts: one score for each domain.
 model = AutoModel.from_pretrained("THIS_REPOSITORY", trust_remote_code=True)
@@ -134,7 +134,8 @@ def update_card(
     about = _about(config, statistics, plotted, outcomes or Ledger(), drawn)
     body = "\n".join([about, _unsure(config, encoder), _LOAD, _ADD, _STATISTICS, *history])
     body = body.replace("THIS_REPOSITORY", change[0]) if change else body
-    part = f"{BEGIN}\n\n{body.replace('THIS_PROMPT', _example(samples))}\n{END}"
+    body = body.replace("THIS_ANSWER", _answer(config.specs)).replace("THIS_PROMPT", _example(samples))
+    part = f"{BEGIN}\n\n{body}\n{END}"
     card.text = before + part + after if mark else f"{card.text.rstrip()}\n\n{part}\n"
     card.save(path)
 
@@ -182,6 +183,13 @@ def as_code(text: object) -> str:
 def as_name(name: str) -> str:
     """The name of an expert or domain, as a cell of a card: as code where anything in it could mean something."""
     return name if _NAME.fullmatch(name) else as_code(name)
+
+
+def as_names(names: Iterable[str]) -> dict[str, str]:
+    """The names of one table as its cells, by name: all as code where one of them has to be."""
+    names = list(names)
+    plain = all(_NAME.fullmatch(name) for name in names)
+    return {name: name if plain else as_code(name) for name in names}
 
 
 def model_index(config: IR3DEConfig) -> list[EvalResult]:
@@ -312,6 +320,13 @@ def _unsure(config: IR3DEConfig, encoder: str | None) -> str:
     return "\n".join([*lines, ""])
 
 
+def _answer(specs: Sequence[ExpertSpec]) -> str:
+    """What asks the experts, as Python source; where none has a model, that they only route."""
+    if any(has_source(spec) for spec in specs):
+        return 'router(prompt, max_new_tokens=64)  # adds "generated_text", by the chosen expert'
+    return "# No expert has a model to answer with: this router only routes."
+
+
 def _example(samples: Sequence[Sample]) -> str:
     """A prompt to try, as Python source: the first short one of the samples."""
     for sample in samples:
@@ -347,15 +362,19 @@ def _experts(config: IR3DEConfig, statistics: Mapping[str, DomainStatistics]) ->
         for name, domain in statistics.items()
     }
     head = ["prompts seen", "tokens seen", "contributions"]
+    experts, domains = as_names(config.expert_names), as_names(config.domain_names)
     if config.domains is None:
-        rows = [[as_name(spec["name"]), *_source(spec), *seen[spec["name"]]] for spec in config.specs]
+        rows = [[experts[spec["name"]], *_source(spec), *seen[spec["name"]]] for spec in config.specs]
         lines = ["## Experts", "", markdown_table(["expert", "answers", "revision", *head], rows, numbers=3)]
     else:
-        rows = [[as_name(name), *seen[name]] for name in config.domain_names]
+        rows = [[domains[name], *seen[name]] for name in config.domain_names]
         lines = ["## Domains", "", markdown_table(["domain", *head], rows, numbers=3), ""]
-        known = set(config.domain_names)
         rows = [
-            [as_name(spec["name"]), *_source(spec), ", ".join(as_name(name) for name in served(spec) if name in known)]
+            [
+                experts[spec["name"]],
+                *_source(spec),
+                ", ".join(domains[name] for name in served(spec) if name in domains),
+            ]
             for spec in config.specs
         ]
         lines += ["## Experts", "", markdown_table(["expert", "answers", "revision", "serves"], rows)]
@@ -447,8 +466,9 @@ def _evaluation(config: IR3DEConfig, plotted: bool) -> str:
     if not evaluation:
         return ""
     edited = " **The set of experts has been edited since: these figures describe the router before.**"
+    names = as_names(evaluation["domains"])
     rows = [
-        [as_name(name), f"{100 * domain['recall']:.1f} %", f"{domain['prompts']:,}"]
+        [names[name], f"{100 * domain['recall']:.1f} %", f"{domain['prompts']:,}"]
         for name, domain in evaluation["domains"].items()
     ]
     lines = [

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de import IR3DEModel
-from ir3de.card_ir3de import BEGIN, CARD_NAME, END, FRONTIER_NAME, PLOT_NAME, STATE_KEY, state, update_card
+from ir3de.card_ir3de import BEGIN, CARD_NAME, END, FRONTIER_NAME, PLOT_NAME, STATE_KEY, as_names, state, update_card
 from ir3de.familiarity_ir3de import PARTS, FamiliarityScale
 from ir3de.outlook_ir3de import Outlook
 from ir3de.samples_ir3de import Sample
@@ -73,6 +73,21 @@ def test_the_prompt_that_is_shown_is_one_of_the_routers_own_and_the_example_runs
     names: dict[str, Any] = {"model": router, "prompt": 'court and judge "ä"'}
     exec("\n".join(alone[:-1]), names)
     assert eval(alone[-1], names) == "law"
+
+
+def test_a_router_that_only_routes_promises_no_answer(tmp_path: Path) -> None:
+    promise = 'adds "generated_text", by the chosen expert'
+    mute = card(tiny.router(), tmp_path).text
+    assert promise not in mute
+    assert "# No expert has a model to answer with: this router only routes." in mute
+    said = card(tiny.router({"law": {"model": "org/law"}}), tmp_path).text
+    assert promise in said
+    assert "only routes." not in said
+
+
+def test_the_names_of_a_table_are_shown_in_one_way() -> None:
+    assert as_names(["law", "art & craft"]) == {"law": "`law`", "art & craft": "`art & craft`"}
+    assert as_names(["law", "my art"]) == {"law": "law", "my art": "my art"}
 
 
 def test_experts_are_linked_and_what_is_not_pinned_is_marked(tmp_path: Path) -> None:

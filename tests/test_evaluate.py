@@ -22,10 +22,11 @@ from ir3de.scripts.cli import main
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.evaluate import LEAST, QUICK, _sizes
 from ir3de.scripts.fitting.search import NUM_VOTES
-from ir3de.scripts.metrics import perplexity
+from ir3de.scripts.metrics import accuracy, perplexity
 from ir3de.scripts.metrics.accuracy import expected_accuracy, one_hot, routing_accuracy, second_accuracy
 from ir3de.scripts.metrics.normalised import Losses, normalised, normalised_scores
 from ir3de.scripts.reports.rows import AVERAGE, Routes, describe_routes, fixed_rows
+from ir3de.scripts.reports.words import to_left, to_right, width_of
 from ir3de.scripts.routers.average import average_experts
 
 from . import tiny
@@ -443,3 +444,18 @@ def test_prompts_from_outside_are_measured(
     assert figures["noticed"] > 0.6 > figures["lost"]
     assert main(["evaluate", router, "--data", str(json_lines), "--outside", str(outside)]) == 0
     assert "3 prompts from outside: AUROC" in capsys.readouterr().out
+
+
+def test_columns_stand_below_each_other_whatever_the_letters() -> None:
+    names = ["法律", "ＭＡＴＨ", "cafe\u0301", "law"]
+    figures: Any = {
+        "prompts": 4,
+        "macro_accuracy": 1.0,
+        "micro_accuracy": 1.0,
+        "domains": {name: {"recall": 1.0, "prompts": 1} for name in names},
+        "confusion": {name: dict.fromkeys(names, 1) for name in names},
+    }
+    *table, _ = accuracy.describe(figures).splitlines()
+    assert len({width_of(line) for line in table}) == 1
+    assert [width_of(name) for name in names] == [4, 8, 4, 3]
+    assert (to_left("法", 4) + "|", to_right("法", 4)) == ("法  |", "  法")

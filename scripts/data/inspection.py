@@ -15,6 +15,7 @@ from typing import Any
 from ir3de.scripts.data.columns import Row
 from ir3de.scripts.data.duplicates import Duplicates, digest
 from ir3de.scripts.data.rows import Report, RowSource, counted, read_rows
+from ir3de.scripts.reports.words import to_left, width_of
 
 _EXAMPLES = 2  # rows of a domain that are shown
 _SHOWN = 60  # characters of them
@@ -205,11 +206,11 @@ def describe(seen: Inspection) -> str:
     lines = [f"{seen.rows:,} rows of {len(domains)} domains, {seen.characters:,} characters."]
     if set(seen.splits) != {""}:
         lines.append(f"Splits: {counted({name or 'none': n for name, n in seen.splits.items()})}.")
-    width = max(6, *(len(shortened(name)) for name, _ in domains))
+    width = max(6, *(width_of(shortened(name)) for name, _ in domains))
     lines.append(f"  {'domain':{width}}     rows   median     90 %      max  scripts")
     for name, domain in domains:
         figures = " ".join(f"{domain.length(share):8,}" for share in (0.5, 0.9, 1.0))
-        lines.append(f"  {shortened(name):{width}} {domain.rows:8,} {figures}  {scripts(domain)}")
+        lines.append(f"  {to_left(shortened(name), width)} {domain.rows:8,} {figures}  {scripts(domain)}")
         lines += [f"    {example}" for example in domain.examples]
     lines.append("Lengths are in characters; the scripts are those of most letters of a text.")
     lines += [*seen.report.notes(), *seen.report.first_bad[1:], *seen.duplicates.notes(), *seen.near.notes()]

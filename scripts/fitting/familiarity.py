@@ -15,6 +15,7 @@ from ir3de.scripts.data.notices import FEW
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fitting.search import Split
 from ir3de.scripts.metrics.measures import auroc
+from ir3de.scripts.reports.words import to_left
 from ir3de.statistics_ir3de import count_documents
 
 MINIMUMS = (0.01, 0.03, 0.05, 0.1)
@@ -122,7 +123,9 @@ class FamiliarityFigures:
             noticed = "-" if each.noticed is None else f"{100 * each.noticed:.1f} %"
             mark = ">" if each is self.suggested else " "
             of_domain = f"{100 * each.lost[worst]:.1f} % of {worst}"
-            lines.append(f"{mark} {each.minimum:<7g} {100 * each.lost_of_all:5.1f} %  {of_domain:18}  {noticed}")
+            lines.append(
+                f"{mark} {each.minimum:<7g} {100 * each.lost_of_all:5.1f} %  {to_left(of_domain, 18)}  {noticed}"
+            )
         if self.lesson is not None:
             lines.append(self.lesson.describe())
         elif self.outside:

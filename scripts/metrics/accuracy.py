@@ -16,6 +16,7 @@ from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.policy_ir3de import Record
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.measures import Array, auroc, mean_recall
+from ir3de.scripts.reports.words import to_right, width_of
 
 
 class DomainFigures(TypedDict):
@@ -152,11 +153,12 @@ def _share_to_fallback(records: Sequence[Mapping[str, Any]]) -> float:
 def describe(figures: RoutingFigures) -> str:
     """The figures as a table: a row a domain, a column an expert."""
     experts = list(next(iter(figures["confusion"].values())))
-    width = max(map(len, experts)) + 2
-    lines = ["".join(f"{name:>{width}}" for name in ("domain", "recall %", *experts))]
+    names = ("domain", "recall %", *experts)
+    width = max(map(width_of, [*names, *figures["confusion"]])) + 2
+    lines = ["".join(to_right(name, width) for name in names)]
     for name, routes in figures["confusion"].items():
         recall = f"{100 * figures['domains'][name]['recall']:.1f}"
-        lines.append("".join(f"{cell!s:>{width}}" for cell in (name, recall, *routes.values())))
+        lines.append("".join(to_right(str(cell), width) for cell in (name, recall, *routes.values())))
     macro, micro = 100 * figures["macro_accuracy"], 100 * figures["micro_accuracy"]
     lines.append(f"{figures['prompts']:,} prompts: macro accuracy {macro:.2f} %, micro {micro:.2f} %")
     if "with_second_opinion" in figures:

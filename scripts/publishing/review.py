@@ -22,6 +22,7 @@ from ir3de.outcomes_ir3de import ONE, Ledger, read_contributions
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
+from ir3de.scripts.reports.words import to_left
 from ir3de.specs_ir3de import ExpertSpec, nearest_name, served
 from ir3de.statistics_ir3de import DomainStatistics, FeatureSpace
 
@@ -247,7 +248,8 @@ def compare(before: Snapshot, after: Snapshot) -> str:
         length = _change(before.length.get(name), after.length.get(name), "{:.4g}")
         less = _percent(lost[name].unseen) if name in lost else ""
         lines.append(
-            f"{name:<24}{contributions:>16}{prompts:>20}{share:>16}{length:>16}{moved:>11}{less:>12}{recall:>18}"
+            f"{to_left(name, 24)}{contributions:>16}{prompts:>20}{share:>16}{length:>16}{moved:>11}"
+            f"{less:>12}{recall:>18}"
             f"{_mark(before.recalls.get(name), after.recalls.get(name), lost.get(name))}"
         )
     if any(of_domain.unseen for of_domain in lost.values()):  # not where only outcomes are new
@@ -275,7 +277,9 @@ def accumulated(measured: Snapshot, after: Snapshot, joined: int) -> str:
         to = f", most of it to {lost.to}" if lost.unseen > _MAY_BE_MUCH else ""
         mark = _mark(measured.recalls.get(name), after.recalls.get(name), lost)
         recall = _change(measured.recalls.get(name), after.recalls.get(name), "{:.1%}")
-        lines.append(f"{name:<24} may lose {_percent(lost.unseen)} %{to}{recall and f', recall {recall}'}{mark}")
+        lines.append(
+            f"{to_left(name, 24)} may lose {_percent(lost.unseen)} %{to}{recall and f', recall {recall}'}{mark}"
+        )
     return "\n".join(lines)
 
 

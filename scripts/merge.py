@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ir3de.scripts.command import command, values_of
 from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, read_rows
-from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments
+from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments, check_once
 
 if TYPE_CHECKING:
     from ir3de.modeling_ir3de import IR3DEModel
@@ -96,10 +96,7 @@ def _named(given: Sequence[str], name: str | None) -> list[Any]:
     Raises:
         ValueError: one is given twice, or the name does not go with them.
     """
-    places = [Path(source).resolve() if Path(source).exists() else source for source in given]
-    for source, place in zip(given, places, strict=True):
-        if places.count(place) > 1:
-            raise ValueError(f"{source} is given twice: give each source once.")
+    check_once(given)
     if name is None:
         return list(given)
     if not given or not all(_is_statistics(source) for source in given):

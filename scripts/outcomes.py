@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ir3de.scripts.command import command, values_of
-from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments
+from ir3de.scripts.publishing.options import TargetRouter, add_target_arguments, check_once
 
 if TYPE_CHECKING:
     from ir3de.modeling_ir3de import IR3DEModel
@@ -117,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.reports.choices import Sample, shown_outcomes
 
     target = values_of(TargetRouter, vars(args))
+    check_once(args.files)
     half_life = _half_life(args.half_life)
     if args.since is not None:
         if args.files or args.from_store is not None or args.half_life is not None or args.output or args.create_pr:

@@ -220,3 +220,12 @@ def test_experts_of_a_list_serve_domains_of_the_data(source: str, json_lines: Pa
     assert IR3DEModel.from_pretrained(output).config.domain_names == ["code", "law", "math"]
     assert chosen(output, "law") == {"words"}
     assert chosen(output, "math") == {"rest"}
+
+
+def test_a_file_that_is_given_twice_is_told_as_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.router().save_pretrained(tmp_path / "router")
+    file = tmp_path / "judged.jsonl"
+    file.write_text(json.dumps({"text": "a court", "domain": "law", "scores": {"law": 1.0}}), encoding="utf-8")
+    twice = [str(file), str(tmp_path / "router" / ".." / "judged.jsonl")]
+    assert cli.main(["outcomes", str(tmp_path / "router"), *twice]) == 2
+    assert f"{file} is given twice" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
@@ -66,3 +68,11 @@ def expert_spec(
     """An expert's spec of what is known of it."""
     fields = {"name": name, "model": model, "system_prompt": system_prompt, "cost": cost, "revision": revision}
     return cast("ExpertSpec", {key: value for key, value in fields.items() if value is not None})
+
+
+def check_once(given: Sequence[str]) -> None:
+    """Raises ValueError where a file or another source is given twice."""
+    places = [Path(source).resolve() if Path(source).exists() else source for source in given]
+    for source, place in zip(given, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"{source} is given twice: give it once.")

@@ -80,28 +80,34 @@ def _listen(site: Site, visitor: gr.State, tab: _Widgets, choices: list[gr.compo
         record = turns[-1].get("record") if turns and not running else None
         return *(gr.update(interactive=each) for each in active), *thumbs.shown(record)
 
+    def grown(answer: Iterator[Shown], turns: Turns, said: str) -> Iterator[tuple[Any, ...]]:
+        """An answer as it grows, and the buttons that act meanwhile and after it."""
+        yield gr.skip(), turns, said, "", *buttons(True, turns)
+        after = turns
+        for html, after, still_said, notice in answer:
+            yield html, after, still_said, notice, *buttons(True, after)
+        yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), *buttons(False, after)
+
     def ask(text: str, turns: Turns, *choice: Any) -> Iterator[tuple[Any, ...]]:
-        """A message and its answer, as the answer grows."""
+        """A message and its answer."""
         if not text.strip():
             yield gr.skip(), turns, text, views.message("Type a message first."), *buttons(False, turns)
             return
-        yield gr.skip(), turns, text, "", *buttons(True, turns)
-        after = turns
-        for html, after, said, notice in replied(site, text, turns, *choice):
-            yield html, after, said, notice, *buttons(True, after)
-        yield gr.skip(), gr.skip(), gr.skip(), gr.skip(), *buttons(False, after)
+        yield from grown(replied(site, text, turns, *choice), turns, text)
 
     def again(text: str, turns: Turns, *choice: Any) -> Iterator[tuple[Any, ...]]:
-        """The last message once more; where that fails the answer before stays."""
+        """The last message once more."""
         asked = max((place for place, turn in enumerate(turns) if turn["role"] == "user"), default=None)
-        if asked is None:
-            return
-        for html, after, _, notice, *active in ask(turns[asked]["content"], turns[:asked], *choice):
-            if notice:  # it failed, so all stays as it was
-                palette = site.palette_of(choice[-1])
-                yield views.conversation(turns, palette), turns, text, notice, *buttons(True, turns)
+        if asked is not None:
+            yield from grown(retried(asked, text, turns, *choice), turns, text)
+
+    def retried(asked: int, text: str, turns: Turns, *choice: Any) -> Iterator[Shown]:
+        """Another answer to one of the messages; where that fails the answer before stays."""
+        for html, after, _, notice in replied(site, turns[asked]["content"], turns[:asked], *choice):
+            if notice:
+                yield views.conversation(turns, site.palette_of(choice[-1])), turns, text, notice
             else:
-                yield html, after, text, notice, *active
+                yield html, after, text, notice
 
     def halt(turns: Turns, visitor: Visitor | None) -> tuple[Any, ...]:
         """What there is of an answer that was stopped."""

@@ -191,8 +191,10 @@ def test_a_chat_of_two_turns_labels_its_answers(open_page: Any) -> None:
         assert expert in page.locator("#chat .ir-answer header").nth(turn).inner_text()
     set_stickiness(page, "1")
     page.locator("#retry").click()
-    page.locator("#chat", has_text="Stays with code").wait_for()
-    page.locator("#chat .ir-answer[aria-busy=false]").nth(1).wait_for()
+    for _ in range(2):  # while the answer comes, and still there once it has
+        sync_api.expect(page.locator("#chat")).to_contain_text("Stays with code", timeout=20_000)
+        sync_api.expect(page.locator("#stop-chat")).to_be_disabled()
+    assert page.locator("#chat .ir-answer[aria-busy=false]").count() == 2
     page.locator("#clear").click()
     page.locator("#chat", has_text="Say something").wait_for()
 

@@ -181,7 +181,7 @@ class IR3DEConfig(PreTrainedConfig):
     calibration: dict[str, float] | None = None
     min_score: float | int = 0
     fallback_expert: str | None = None
-    familiarity: dict[str, list[float]] | None = None
+    familiarity: dict[str, Any] | None = None
     min_familiarity: float | int = 0
     explore_loss: float | int | None = None
     budget: dict[str, Any] | None = None

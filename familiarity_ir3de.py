@@ -96,6 +96,11 @@ class FamiliarityScale(NamedTuple):
         made = cls(means.tolist(), deviations.tolist(), [], outside)
         return made._replace(quantiles=np.quantile(made.scores(parts), np.linspace(0, 1, LEVELS)).tolist())
 
+    @property
+    def columns(self) -> int:
+        """Of the table that the parts are looked up in, beside one of log odds a domain."""
+        return 1 if self.outside is None else 2
+
     def as_config(self) -> dict[str, Any]:
         """What [`FamiliarityScale.read`] reads."""
         fields = self._asdict()
@@ -172,7 +177,7 @@ class Familiarity:
         rows = self.rows.take(token_ids.cpu().numpy(), axis=0)
         means, deviations = np.array(self.scale.means), np.array(self.scale.deviations)
         share = self.scale.outside
-        odds = rows[:, : rows.shape[1] - (1 if share is None else 2)]
+        odds = rows[:, : rows.shape[1] - self.scale.columns]
         likeliest = odds[:, int(odds.sum(axis=0).argmax())]
         adds = ((likeliest - means[2]) / deviations[2] + (rows[:, -1] - means[3]) / deviations[3]) / PARTS
         if share is not None:

@@ -146,11 +146,13 @@ class IR3DEModel(RouterRepository):
         self.token_router = nn.Linear(width, len(domains), bias=config.bias)
         self.prompt_router = nn.Linear(width, len(domains), bias=config.discriminant)
         self.lexicon = nn.Embedding(config.vocab_size, len(domains)) if config.lexical_weight else None
-        outside = "outside" in (config.familiarity or {})
-        columns = len(domains) + (2 if outside else 1)
-        self.familiarity_table = nn.Embedding(config.vocab_size, columns) if config.familiarity else None
-        # In how many prompts of no domain each token occurs: none, until it is told.
-        self.outside = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, 1)) if outside else None
+        self.familiarity_table = self.outside = None
+        if config.familiarity:
+            scale = FamiliarityScale.read(config.familiarity)
+            self.familiarity_table = nn.Embedding(config.vocab_size, len(domains) + scale.columns)
+            if scale.outside is not None:
+                # In how many prompts of no domain each token occurs: none, until it is told.
+                self.outside = nn.Embedding.from_pretrained(torch.zeros(config.vocab_size, 1))
         self._panel: tuple[object, Panel] | None = None
         self._given: dict[tuple[str, str], Ledger] = {}  # by record and expert; never changed in place
         self._derived: dict[str, tuple[object, list[torch.Tensor], Any, tuple[torch.Tensor, ...]]] = {}
@@ -946,13 +948,14 @@ def _familiarity(
     """What each token says of familiarity: nothing where the config has no yardstick for it."""
     if not config.familiarity:
         return None
-    share = FamiliarityScale.read(config.familiarity).outside
+    scale = FamiliarityScale.read(config.familiarity)
+    share = scale.outside
     if share is not None and outside is None:
         raise ValueError("`familiarity` speaks of prompts from outside, of which this router knows none.")
     told = None if share is None or outside is None else (outside.weight[:, 0].cpu(), share.prompts)
     documents = _documents(config, domains, "telling how familiar prompts are")
     if documents is None:
-        table = torch.zeros(config.vocab_size, len(domains) + (1 if told is None else 2))
+        table = torch.zeros(config.vocab_size, len(domains) + scale.columns)
     else:
         table = familiarity_table(documents, sum(domain.rows("prompts") for domain in domains), told)
     return nn.Embedding.from_pretrained(table.to(device))  # type: ignore[no-any-return]

@@ -29,6 +29,7 @@ def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
     table = gr.HTML(elem_id="experts")
 
     def show(visitor: Visitor | None) -> str:
+        """The table of the experts that the visitor sees."""
         router = site.router_of(visitor)
         return views.experts(router.model, router.loaded_experts, site.palette_of(visitor))
 
@@ -51,12 +52,14 @@ def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
     fields = _fields()
 
     def add_texts(visitor: Visitor | None, texts: str, name: str, *fields: str) -> Edited:
+        """Adds an expert whose domain is known from pasted lines."""
         lines = [line for line in texts[:_PASTED].splitlines() if line.strip()]
         return _edit(
             site, visitor, lambda router: router.add_expert(_spec(name, *fields), texts=lines), f"Added {name}"
         )
 
     def add_file(visitor: Visitor | None, path: str | None, name: str, *fields: str) -> Edited:
+        """Adds an expert whose domain is known from a file of statistics."""
         if not path:
             return visitor, views.message("Choose a statistics file first.", "error")
         name = name or name_of_file(Path(path).stem)
@@ -68,6 +71,7 @@ def _add(site: Site, visitor: gr.State, result: gr.HTML) -> None:
         )
 
     def add_hub(visitor: Visitor | None, repo: str) -> Edited:
+        """Adds all experts of a router on the Hub."""
         return _edit(site, visitor, lambda router: router.merge(stranger(repo)), f"Merged {repo}")
 
     with gr.Tabs():
@@ -133,11 +137,13 @@ def _remove(site: Site, visitor: gr.State, result: gr.HTML) -> None:
         undo = gr.Button("Undo the last edit", elem_id="undo", min_width=140, interactive=False)
 
     def drop(visitor: Visitor | None, name: str | None) -> Edited:
+        """Removes the chosen expert."""
         if name is None:
             return visitor, views.message("Choose an expert first.", "error")
         return _edit(site, visitor, lambda router: router.remove_expert(name), f"Removed {name}")
 
     def back(visitor: Visitor | None) -> Edited:
+        """Takes the last edit back."""
         if visitor is None:
             return None, views.message("There is nothing to undo.")
         after = site.undone(visitor)
@@ -171,13 +177,16 @@ def _share(site: Site, visitor: gr.State, result: gr.HTML) -> None:
     send = gr.Button("Push", elem_id="push", interactive=False)
 
     def pushed(visitor: Visitor | None, repo: str, token: str, as_pr: bool) -> tuple[str, str]:
+        """Pushes the visitor's router, and empties the field of the token."""
         done, said = push(site.router_of(visitor).model, repo, token.strip(), as_pr)
         return views.message(said, "hint" if done else "error"), ""
 
     def pack_it(visitor: Visitor | None) -> Options:
+        """Packs the visitor's router into a file to download."""
         return gr.update(value=packed(site.router_of(visitor).model), visible=True)
 
     def ready(repo: str, token: str) -> Options:
+        """Makes the button active once both fields are filled."""
         return gr.update(interactive=bool(repo.strip() and token.strip()))
 
     at_once: Options = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}

@@ -107,6 +107,7 @@ def latency(site: Site, visitor: Visitor | None) -> str:
     texts = [row.text for row in site.samples] or ["Which expert should answer this?"] * 40
 
     def tokenize(batch: list[str]) -> object:
+        """What routing cannot do without."""
         return router.tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
 
     tasks: list[tuple[str, Work, int]] = [

@@ -40,9 +40,11 @@ def build(site: Site, visitor: gr.State, tab: gr.Tab) -> None:
     days = gr.HTML(elem_id="over-time")
 
     def weigh(step: float, visitor: Visitor | None) -> str:
+        """What is expected at this weight of costs."""
         return frontier(site, int(step), visitor)
 
     def show(step: float, visitor: Visitor | None) -> tuple[str, str, str]:
+        """All that the tab shows."""
         model = site.router_of(visitor).model
         by_day = over_time(model.outcomes, model.config.expert_names, site.palette_of(visitor))
         return weigh(step, visitor), heat_map(site, visitor), by_day

@@ -71,6 +71,25 @@ def test_a_command_that_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]
     assert "'fitt'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("merge R --dry-run a.safetensors b.safetensors", {"source": ["a.safetensors", "b.safetensors"]}),
+        ("outcomes R --remove a.jsonl b.jsonl", {"files": ["a.jsonl", "b.jsonl"], "remove": True}),
+        ("outcomes --remove R a.jsonl --split test b.jsonl", {"files": ["a.jsonl", "b.jsonl"], "split": "test"}),
+        ("route R court --num-votes 2 ship -- --dashed", {"prompt": ["court", "ship", "--dashed"], "num_votes": 2}),
+        ("add R --output made law --statistics law.safetensors", {"name": "law", "output": "made"}),
+        ("inspect a.jsonl --skip-bad-rows b.jsonl", {"sources": ["a.jsonl", "b.jsonl"], "skip_bad_rows": True}),
+    ],
+)
+def test_options_may_stand_between_names(command: str, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *options = command.split()
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(cli._import(name), "run", lambda args: given.append(vars(args)) or 0)
+    assert cli.main([name, *options]) == 0
+    assert given[0] == {**given[0], **found}
+
+
 def test_importing_the_package_registers_the_task_and_no_bars_of_weights_are_drawn(
     expert_specs: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     opinion.save_pretrained(place)
     report = describe(figures, len(rows)) + ("" if other else f"\n\n{OPTIMISTIC}")
     print(f"{report}\n\nSaved a second opinion to {place} (lambda {opinion.regularization:g} x mean diagonal).")
-    print(f'Use it: pipeline("ir3de-routing", model="{args.router}", trust_remote_code=True, second_opinion=True)')
+    router = json.dumps(args.router, ensure_ascii=False)
+    print(f'Use it: pipeline("ir3de-routing", model={router}, trust_remote_code=True, second_opinion=True)')
     if args.output:
         write(report, figures, Path(args.output))
     return 0

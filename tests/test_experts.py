@@ -562,7 +562,9 @@ def test_what_transformers_refuses_is_refused_before(name: str, models: dict[str
     for value in values:
         with pytest.raises(ValueError, match=name):
             check_options({**SAMPLED, **beside, name: value})
-        with pytest.raises((ValueError, TypeError, RuntimeError, ZeroDivisionError)):  # so that no more is refused than must be
+        with pytest.raises(
+            (ValueError, TypeError, RuntimeError, ZeroDivisionError)
+        ):  # so that no more is refused than must be
             set_seed(value) if name == "seed" else direct("the court", **{**SAMPLED, **beside, name: value})
 
 

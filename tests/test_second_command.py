@@ -1,5 +1,6 @@
 """`ir3de second`: chooses on prompts left out in turn, fits on all, measures on others, and saves beside the router."""
 
+import ast
 import json
 import sys
 from pathlib import Path
@@ -38,8 +39,9 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny.router(variant="prompt", calibration={"temperature": 0.3, "spread": 0.0}).save_pretrained(tmp_path / "router")
-    return tmp_path / "router"
+    place = tmp_path / 'a "router"'  # as its path may be, and is to be printed
+    tiny.router(variant="prompt", calibration={"temperature": 0.3, "spread": 0.0}).save_pretrained(place)
+    return place
 
 
 def run(*arguments: Any) -> int:
@@ -123,6 +125,8 @@ def test_without_other_rows_it_says_that_they_are_the_routers_own(
     printed = capsys.readouterr().out
     assert "On 30 prompts" in printed
     assert OPTIMISTIC in printed
+    pasted = printed[printed.index("pipeline(") :].splitlines()[0]
+    assert ast.literal_eval(ast.parse(pasted, mode="eval").body.keywords[0].value) == str(folder)
     assert SecondOpinion.from_pretrained(folder, "second").encoder == "org/words"
     assert len(encoder.texts) == 30 + 3  # and the probe, to take it down and to compare, and one to see that it works
 

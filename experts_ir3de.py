@@ -21,7 +21,7 @@ from .addresses_ir3de import server_of
 from .configuration_ir3de import IR3DEConfig
 from .local_experts_ir3de import LocalModel
 from .local_sources_ir3de import LocalSource, base_spec
-from .options_ir3de import Options, check_options, generation_options, nearest
+from .options_ir3de import Options, generation_options, nearest
 from .prompts_ir3de import Prompt, Unanswerable
 from .remote_experts_ir3de import RemoteModel, key_of
 from .specs_ir3de import BaseSpec, ExpertSpec, check_strangers_spec, has_source, in_bytes, is_remote
@@ -110,7 +110,7 @@ class ExpertPool:
         use_safetensors (`bool`): `False` allows other weights than safetensors, for experts whose spec says so too.
         private_hosts (`Collection[str]`, *optional*): ask only servers with public addresses, and these hosts. By
             default servers may be anywhere.
-        model_kwargs (*optional*): for `AutoModelForCausalLM.from_pretrained`, such as `dtype` or `device_map`.
+        model_kwargs (*optional*): for `from_pretrained` of the model, such as `dtype` or `device_map`.
     """
 
     def __init__(
@@ -210,6 +210,15 @@ class ExpertPool:
     def _remote(self, spec: ExpertSpec) -> RemoteModel:
         return RemoteModel(spec, self._retries, self._no_system)
 
+    def sees(self, name: str) -> bool:
+        """Whether the expert reads images here: its model on this machine does. What is behind a server gets text."""
+        if is_remote(self.spec(name)):
+            return False
+        try:
+            return self.source(name).sees and not _reads_text_alone(self.spec(name))
+        except Exception:  # which its first use says
+            return False
+
     def refuses_system(self, name: str) -> bool:
         """Whether the server of an expert has refused a chat for its system message, and took it without one."""
         return key_of(self.spec(name)) in self._no_system
@@ -223,7 +232,7 @@ class ExpertPool:
 
         Raises:
             Unanswerable: an expert has nothing to generate with.
-            ValueError: its `generation` has an unknown option, or one that is out of range.
+            ValueError: its `generation` has an unknown option.
         """
         for name in names:
             if not self.can_answer(name):
@@ -236,11 +245,6 @@ class ExpertPool:
                     raise ValueError(
                         f"`generation` of expert {name!r} has the unknown option {key!r}.{nearest(key, [])}"
                     )
-            self.check_ranges(name)
-
-    def check_ranges(self, name: str) -> None:
-        """Raises ValueError where a default option of an expert's generation is out of range."""
-        check_options(self.spec(name).get("generation", {}), f"expert {name!r}")
 
     def generate(self, name: str, prompts: Sequence[Prompt], batch_size: int | None, **options: Any) -> list[Any]:
         """Answers prompts with one expert.
@@ -393,12 +397,18 @@ class ExpertPool:
     def _source(self, spec: ExpertSpec) -> LocalSource:
         """What a local expert is loaded from, after the checks that need no weights."""
         base = base_spec(spec)
+        source = self._source_of(base)
+        if source.sees and source.has_text_class and _reads_text_alone(spec):
+            source = self._source_of({**base, "text": True})
+        source.check_adapter(spec)
+        return source
+
+    def _source_of(self, base: BaseSpec) -> LocalSource:
         key = _key(base)
         source = self._sources.get(key)
         if source is None:
             source = LocalSource(base, self._device, self._allow, **self._model_kwargs)
             source = self._sources.setdefault(key, source)
-        source.check_adapter(spec)
         return source
 
     @contextmanager
@@ -478,6 +488,12 @@ class ExpertPool:
         self._sources.pop(key, None)
         self._loaded.pop(key).close()
 
+    def _key_of(self, spec: ExpertSpec) -> str:
+        """Of the model that an expert is answered by, if one is loaded."""
+        base = base_spec(spec)
+        of_text = _key({**base, "text": True})
+        return of_text if of_text in self._loaded and _reads_text_alone(spec) else _key(base)
+
     def _experts_of(self, source: str, model: LocalModel) -> list[str]:
         """Names of the experts that a loaded model serves; of adapters those that are loaded."""
         specs = [self.spec(name) for name in self._config.expert_names]
@@ -485,7 +501,7 @@ class ExpertPool:
             spec["name"]
             for spec in specs
             if "model" in spec and "adapter" not in spec and not is_remote(spec)
-            if _key(base_spec(spec)) == source
+            if self._key_of(spec) == source
         ]
         return sorted([*bare, *(spec["name"] for spec in specs if model.has_adapter(spec))])
 
@@ -514,6 +530,11 @@ def describe_error(error: BaseException) -> str:
 def _key(base: BaseSpec) -> str:
     """Equal for equal bases."""
     return json.dumps(base, sort_keys=True)
+
+
+def _reads_text_alone(spec: ExpertSpec) -> bool:
+    """Whether an expert is one of text, even if its model sees: as its spec says, or as adapters need it."""
+    return "adapter" in spec or spec.get("images") is False
 
 
 def _with_defaults(spec: ExpertSpec, options: Options) -> Options:

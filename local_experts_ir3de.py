@@ -1,4 +1,4 @@
-"""Experts on this machine, loaded: a causal LM, and the adapters that share this one copy of it."""
+"""Experts on this machine, loaded: a model of text or one that sees, and the adapters that share this copy of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ from accelerate.hooks import remove_hook_from_module  # type: ignore[import-unty
 from accelerate.utils.memory import clear_device_cache  # type: ignore[import-untyped]
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AutoModelForCausalLM, TextGenerationPipeline, TextStreamer
+from transformers.utils.chat_template_utils import Chat
 
+from .images_ir3de import has_images
 from .loading_ir3de import loading
 from .local_sources_ir3de import LocalSource, adapter_folder
-from .options_ir3de import Options, for_transformers
+from .options_ir3de import Options
 from .prompts_ir3de import Prompt, with_prompt
 from .specs_ir3de import ExpertSpec
 
@@ -32,7 +35,7 @@ _UNKNOWN = ""  # stands for the active adapter, after adapters were added or rem
 
 class LocalModel:
     """
-    A causal LM in memory, and the adapters that experts have on it.
+    A model in memory, and the adapters that experts have on it.
 
     Args:
         source ([`LocalSource`]): what it is loaded from.
@@ -50,12 +53,14 @@ class LocalModel:
         config = copy.deepcopy(source.config)  # given, because to read it from a GGUF file takes seconds
         kwargs = {"offload_folder": self._folder.name, "config": config, **source.where, **source.kwargs}
         with loading():
-            self.model = AutoModelForCausalLM.from_pretrained(source.base["model"], **kwargs)
+            self.model = source.auto_class.from_pretrained(source.base["model"], **kwargs)
         places = getattr(self.model, "hf_device_map", None)  # absent where all is on one device
         if places and set(places.values()) == {"disk"}:
             raise MemoryError(f"`max_memory` has no room for any layer of {source.base['model']}: raise it")
         device = None if places else self.model.device
-        self.pipe = TextGenerationPipeline(model=self.model, tokenizer=source.tokenizer, device=device)
+        of_text = source.auto_class is AutoModelForCausalLM
+        pipeline = TextGenerationPipeline if of_text else partial(_SeeingPipeline, source)
+        self.pipe = pipeline(model=self.model, tokenizer=source.tokenizer, device=device)
         self._adapters: set[str] = set()
         self._active: str | None = None
         self._layers: list[Any] = []
@@ -128,7 +133,7 @@ class LocalModel:
             batch_size (`int`, *optional*): prompts that are generated for at once; all of them by default.
             options (`dict`): of a text-generation pipeline, and `seed` and `timeout`.
         """
-        options = for_transformers(options)
+        options = dict(options)
         full, timeout = bool(options.pop("return_full_text", False)), options.pop("timeout", None)
         seed = options.pop("seed", None)
         if "stop_strings" in options:  # which would need the tokenizer beside it
@@ -136,6 +141,8 @@ class LocalModel:
         if options.pop("truncation", False):
             options["handle_long_generation"] = "hole"  # cuts the beginning, so that the question stays
         inputs = [self.source.render(spec, prompt) for prompt in prompts]
+        if any(map(has_images, inputs)):  # whose pixels make no batch
+            batch_size = 1
         with self._lock:
             self._activate(spec)
             if seed is not None:
@@ -228,6 +235,41 @@ class LocalModel:
             if name is not None:
                 layer.set_adapter(name, inference_mode=True)
         self._active = name
+
+
+class _SeeingPipeline(TextGenerationPipeline):
+    """
+    Text generation with an image-text-to-text model, whose processor reads the chats.
+
+    Args:
+        source ([`LocalSource`]): of the model.
+        kwargs (*optional*): of [`~transformers.TextGenerationPipeline`].
+    """
+
+    def __init__(self, source: LocalSource, **kwargs: Any) -> None:
+        self._source = source
+        super().__init__(**kwargs)
+
+    def check_model_type(self, supported_models: Any) -> None:
+        """The source has found that it sees, and causal LMs are not all that generates text."""
+
+    def preprocess(  # type: ignore[override]
+        self, prompt: Any, continue_final_message: bool | None = None, tools: Any = None, **options: Any
+    ) -> dict[str, Any]:
+        """What the model is given for a prompt, with the pixels of its images."""
+        if not isinstance(prompt, Chat) or not self._source.sees:
+            more = {"continue_final_message": continue_final_message, "tools": tools}
+            return super().preprocess(prompt, **more, **options)  # type: ignore[no-any-return]
+        inputs = self._source.encode(list(prompt.messages), tools, continue_final_message)
+        return {**inputs.to(dtype=self.model.dtype), "prompt_text": prompt}
+
+    def _forward(  # type: ignore[override]
+        self, model_inputs: dict[str, Any], **options: Any
+    ) -> dict[str, Any]:
+        """Generates. What a model of text does not have goes the way of options, which end in the same call."""
+        of_text = ("input_ids", "attention_mask", "prompt_text")
+        seen = {key: model_inputs.pop(key) for key in list(model_inputs) if key not in of_text}
+        return super()._forward(model_inputs, **seen, **options)  # type: ignore[no-any-return]
 
 
 class _Streamer(TextStreamer):

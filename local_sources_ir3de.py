@@ -9,16 +9,36 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+)
 from transformers.integrations.accelerate import compute_module_sizes
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.utils.hub import cached_file
 
+from .images_ir3de import Picture, has_images, pictures_in, with_pictures, with_pictures_opened
 from .options_ir3de import Options
-from .prompts_ir3de import Message, Prompt, as_chat, as_text, with_system_folded, with_turns_merged
+from .prompts_ir3de import (
+    Message,
+    Prompt,
+    Unanswerable,
+    as_chat,
+    as_text,
+    in_parts,
+    text_of,
+    with_system_folded,
+    with_turns_merged,
+)
 from .specs_ir3de import BaseSpec, ExpertSpec, check_hub_id, in_bytes
 
 logger = logging.getLogger(__name__)
@@ -85,24 +105,36 @@ class TooLong(ValueError):
         length (`int`): of the prompt, in tokens.
         new (`int`): tokens of the answer that are asked for.
         window (`int`): tokens that the model takes.
+        can_cut (`bool`): whether its beginning may be cut, which would leave an image without its place.
     """
 
-    def __init__(self, length: int, new: int, window: int) -> None:
+    def __init__(self, length: int, new: int, window: int, can_cut: bool = True) -> None:
+        cut = ", lower max_new_tokens, or pass truncation=True to cut its beginning"
         super().__init__(
-            f"the prompt's {length} tokens and {new} new ones exceed the window of {window} tokens: shorten it, lower"
-            " max_new_tokens, or pass truncation=True to cut its beginning"
+            f"the prompt's {length} tokens and {new} new ones exceed the window of {window} tokens: shorten it"
+            f"{cut if can_cut else ' or lower max_new_tokens'}"
         )
+
+
+class _Encoded(NamedTuple):
+    """What a processor made of a chat; `key` is the chat, which knows its images by who they are, and `others` are
+    those after the first."""
+
+    key: str
+    inputs: BatchFeature
+    others: list[Picture]
 
 
 class LocalSource:
     """
-    A causal LM without its weights: its config, tokenizer and window, and what can be told from them.
+    A model without its weights: its config, tokenizer and window, and what can be told from them. It is a causal LM of
+    text, or where config and processor say so one that sees too (image-text-to-text).
 
     Args:
         base ([`BaseSpec`]): of an expert.
         device (`torch.device`, *optional*): where it runs, unless there is a `device_map`.
         allow (`dict`): whether the caller allows `trust_remote_code` and unsafe weights.
-        model_kwargs (*optional*): for `AutoModelForCausalLM.from_pretrained`; the spec wins over them.
+        model_kwargs (*optional*): for `from_pretrained` of the model; the spec wins over them.
 
     Raises:
         PermissionError: the expert needs remote code or unsafe weights, and the caller does not allow them.
@@ -119,17 +151,35 @@ class LocalSource:
         self._gguf_size = _gguf_size(base) if "gguf_file" in base else None
         self.config = AutoConfig.from_pretrained(base["model"], **self.where)
         self._quantizer()  # says what is missing
+        self.processor = _processor_of(base, self.config, self.where)
+        self.auto_class = _auto_class(self.config, self.sees)
         # Padding on the left, so that the answer follows the prompt in a batch.
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(base["model"], padding_side="left", **self.where)
+        if self.processor is None:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(base["model"], padding_side="left", **self.where)
+        else:
+            self.tokenizer = self.processor.tokenizer
+            self.tokenizer.padding_side, self.tokenizer.chat_template = "left", self.processor.chat_template
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         window = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if window:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, window)
-        self._reads = _reading(self.tokenizer)
+        self._reads = _reading(self.processor or self.tokenizer, self.sees)
         if changes := self._reads.changes:
             logger.warning("The chat template of %s refuses or drops %s.", base["model"], " and ".join(changes))
         self._fitting: set[tuple[str, ...]] = set()  # adapters that were compared with this base
+        # What the processor made of a chat, by the first of its images: for as long as that is held.
+        self._encoded: WeakKeyDictionary[Picture, _Encoded] = WeakKeyDictionary()
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model reads images."""
+        return self.processor is not None
+
+    @property
+    def has_text_class(self) -> bool:
+        """Whether there is a causal LM of its config, which reads text alone."""
+        return type(self.config) in MODEL_FOR_CAUSAL_LM_MAPPING
 
     def expected_size(self) -> int:
         """Bytes of memory that the weights will take: quantized where they are, and without what stays on disk."""
@@ -159,7 +209,7 @@ class LocalSource:
         config = copy.deepcopy(self.config)
         dtype = {} if self.kwargs["dtype"] == "auto" else {"dtype": self.kwargs["dtype"]}
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=self.where["trust_remote_code"], **dtype)
+            return self.auto_class.from_config(config, trust_remote_code=self.where["trust_remote_code"], **dtype)
 
     def check_adapter(self, spec: ExpertSpec) -> None:
         """Compares an expert's adapter, if it has one, with the shapes of this base.
@@ -194,13 +244,23 @@ class LocalSource:
         self._fitting.add(adapter)
 
     def render(self, spec: ExpertSpec, prompt: Prompt) -> Prompt:
-        """The prompt as the model reads it: a chat where it has a template, else plain text."""
+        """The prompt as the model reads it: a chat where it has a template, else plain text.
+
+        Raises:
+            Unanswerable: it holds images, and the model does not see; or one of them cannot be read.
+        """
+        if has_images(prompt):
+            if not self.sees:
+                raise Unanswerable("it holds images, and the expert reads text only")
+            prompt = with_pictures(prompt)
         if getattr(self.tokenizer, "chat_template", None) is None:
             return as_text(prompt, spec.get("system_prompt"))
         chat = as_chat(prompt, spec.get("system_prompt"))
         if not self._reads.system:
             chat = with_system_folded(chat)
-        return chat if self._reads.repeats else with_turns_merged(chat)
+        if not self._reads.repeats:
+            chat = with_turns_merged(chat)
+        return chat if self._reads.strings else [in_parts(message) for message in chat]
 
     @property
     def changes(self) -> list[str]:
@@ -217,8 +277,12 @@ class LocalSource:
         except Exception as error:
             return error
         new = options.get("max_new_tokens") or 1
-        cut = options.get("truncation") or options.get("handle_long_generation")
-        return TooLong(length, new, self.window) if length + new > self.window and not cut else None
+        cut = not self.sees and (options.get("truncation") or options.get("handle_long_generation"))
+        return self.too_long(length, new) if length + new > self.window and not cut else None
+
+    def too_long(self, length: int, new: int) -> TooLong:
+        """The error of a prompt that leaves no room for its answer; arguments as of [`TooLong`]."""
+        return TooLong(length, new, self.window, can_cut=not self.sees)
 
     @property
     def window(self) -> int:
@@ -237,20 +301,101 @@ class LocalSource:
             Exception: whatever the chat template refuses the prompt with.
         """
         text = self.render(spec, prompt)
+        if isinstance(text, list) and self.sees:
+            return int(self.encode(text, tools)["input_ids"].shape[-1])
         if isinstance(text, list):
             text = self.tokenizer.apply_chat_template(text, tools=tools, add_generation_prompt=True, tokenize=False)
         return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def encode(
+        self, chat: list[Message], tools: list[dict[str, Any]] | None = None, goes_on: bool | None = None
+    ) -> BatchFeature:
+        """What the processor of a model that sees makes of a chat: ids of tokens, those of its images among them, and
+        the images' pixels.
+
+        Args:
+            chat (`list[dict]`): as [`LocalSource.render`] gives it.
+            tools (`list[dict]`, *optional*): that the chat template describes too.
+            goes_on (`bool`, *optional*): whether the answer goes on from the last message; by default where that is the
+                assistant's.
+
+        Raises:
+            Exception: whatever template or processor refuse the chat with.
+        """
+        assert self.processor is not None
+        if goes_on is None:
+            goes_on = chat[-1]["role"] == "assistant"
+        pictures = pictures_in(chat)
+        key = json.dumps([chat, tools or None, goes_on], default=id)  # of an image who it is
+        kept = self._encoded.get(pictures[0]) if pictures else None
+        if kept is not None and kept.key == key:
+            return kept.inputs
+        how: dict[str, Any] = {"tools": tools or None, "return_dict": True, "return_tensors": "pt"}
+        how |= {"tokenize": True, "add_generation_prompt": not goes_on, "continue_final_message": goes_on}
+        made = self._processed(with_pictures_opened(chat), how)
+        if pictures:
+            self._encoded[pictures[0]] = _Encoded(key, made, pictures[1:])
+        return made
+
+    def _processed(self, chat: list[Message], how: dict[str, Any]) -> BatchFeature:
+        """A chat as the processor reads it. What a person wrote stands for no image and ends no turn, where the
+        processor can read it so; some cannot, and refuse what would stand for an image that is not there.
+        """
+        read: Any = self.processor
+        names = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
+        written = "\n".join(text_of(message["content"]) for message in chat)
+        if any(name in written for name in names):
+            try:
+                return cast(BatchFeature, read.apply_chat_template(chat, sanitize_control_tokens=True, **how))
+            except ValueError:
+                logger.debug("%s tells no words from control tokens", self.base["model"])
+        return cast(BatchFeature, read.apply_chat_template(chat, **how))
 
     def tokens(self, text: str) -> int:
         """Tokens of a text that is not read as a prompt, such as an answer."""
         return len(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
+def _processor_of(base: BaseSpec, config: Any, where: dict[str, Any]) -> Any:
+    """The processor of a model that sees, or None of one that reads text.
+
+    Which it is the type of its config decides. A model without image processor or chat template, and one that is to
+    read text alone, is taken for one of text.
+
+    Raises:
+        Exception: whatever keeps the processor of a model that is nothing but one that sees from being read.
+    """
+    if base.get("text") or "gguf_file" in base or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return None
+    try:
+        processor = AutoProcessor.from_pretrained(base["model"], **where)
+    except (ImportError, OSError, ValueError) as error:
+        missing = isinstance(error, ImportError)
+        advice = 'Its processor needs further packages: `pip install "ir3de[images]"`.' if missing else ""
+        if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+            said = str(error).strip()[:300]
+            logger.warning("%s reads text alone: its processor cannot be read. %s%s", base["model"], advice, said)
+            return None
+        if missing:
+            raise ImportError(f"{base['model']} sees. {advice} {error}") from error
+        raise
+    sees = getattr(processor, "image_processor", None) and getattr(processor, "chat_template", None)
+    return processor if sees else None
+
+
+def _auto_class(config: Any, sees: bool) -> Any:
+    """What loads a model: one that sees, or that has no other class, as image-text-to-text; else a causal LM."""
+    only_sees = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    return AutoModelForImageTextToText if sees or only_sees else AutoModelForCausalLM
+
+
 class _Reading(NamedTuple):
-    """What a chat template takes: a system message, and two messages of one role that follow each other."""
+    """What a chat template takes: a system message, two messages of one role that follow each other, and contents that
+    are strings rather than lists of parts."""
 
     system: bool = True
     repeats: bool = True
+    strings: bool = True
 
     @property
     def changes(self) -> list[str]:
@@ -259,25 +404,29 @@ class _Reading(NamedTuple):
         return [*system, *([] if self.repeats else ["two messages of one role in a row, which become one"])]
 
 
-def _reading(tokenizer: Any) -> _Reading:
-    """Tries a tokenizer's chat template, since some, as Gemma's, refuse system messages, and others drop them."""
-    if getattr(tokenizer, "chat_template", None) is None:
+def _reading(reader: Any, sees: bool) -> _Reading:
+    """Tries the chat template of a tokenizer or processor, since some, as Gemma's, refuse system messages, and others
+    drop them. Of models that see some drop contents that are no lists of parts."""
+    if getattr(reader, "chat_template", None) is None:
         return _Reading()
     user: Message = {"role": "user", "content": "ir3de-first"}
     system: Message = {"role": "system", "content": "ir3de-system"}
-    if not _takes(tokenizer, [user]):  # refuses whatever is tried: nothing is learned from that
-        return _Reading()
     again: Message = {"role": "user", "content": "ir3de-second"}
-    return _Reading(_takes(tokenizer, [system, user]), _takes(tokenizer, [user, again]))
+    strings = _takes(reader, [user])
+    if not strings and sees:
+        user, system, again = in_parts(user), in_parts(system), in_parts(again)
+    if not strings and not (sees and _takes(reader, [user])):
+        return _Reading()  # refuses whatever is tried: nothing is learned from that
+    return _Reading(_takes(reader, [system, user]), _takes(reader, [user, again]), strings)
 
 
-def _takes(tokenizer: Any, chat: list[Message]) -> bool:
+def _takes(reader: Any, chat: list[Message]) -> bool:
     """Whether a chat template takes a chat, and nothing of it is lost."""
     try:
-        text = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        text = reader.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     except Exception:
         return False
-    return all(message["content"] in text for message in chat)
+    return all(text_of(message["content"]) in text for message in chat)
 
 
 def _gguf_size(base: BaseSpec) -> int:

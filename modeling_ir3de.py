@@ -35,7 +35,8 @@ from .edits_ir3de import (
     statistics_of,
 )
 from .familiarity_ir3de import Familiarity, FamiliarityScale, TokenFamiliarity, familiarity_table
-from .loading_ir3de import loading  # noqa: F401 (travels with the model, which must name each file)
+from .images_ir3de import Picture  # noqa: F401 (travels with the model, which must name each file)
+from .loading_ir3de import loading  # noqa: F401 (likewise)
 from .names_ir3de import file_name  # noqa: F401 (likewise)
 from .outcome_rows_ir3de import read_outcomes  # noqa: F401 (likewise)
 from .outcomes_ir3de import Ledger

@@ -20,6 +20,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .batch_ir3de import Prompts
 from .experts_ir3de import ExpertError, ExpertPool, describe_error
 from .familiarity_ir3de import TokenFamiliarity
+from .images_ir3de import check_pictures, has_images, pictures_in, with_pictures
 from .options_ir3de import Options, check_options, generation_options, nearest
 from .outcomes_ir3de import Ledger, shared
 from .policy_ir3de import Policy, Ranked, Record
@@ -128,7 +129,7 @@ class IR3DERoutingPipeline(Pipeline):
         Args:
             inputs (`str`, chat, or any iterable of them): such as a list, a generator, a column of a table or of a
                 data set. A chat is a list of messages `{"role": ..., "content": ...}`; by default it is routed on its
-                last user message.
+                last user message. With images among the parts of a content an expert on this machine that sees answers.
             batch_size (`int`, *optional*): prompts that an expert answers at once, by default all of a list. Of a
                 generator or data set it is also the number of prompts read at a time, by default one.
             num_workers (`int`, *optional*): for compatibility; there are none.
@@ -505,17 +506,21 @@ class IR3DERoutingPipeline(Pipeline):
         """The experts that may answer a prompt, best first; prompt and specs are checked before any loads. Where none
         may, the record is told the reason.
         """
+        ranked = policy.candidates(record)
+        candidates = ranked[:1] + [each for each in ranked[1:] if self.experts.can_answer(each["expert"])]
+        seen = has_images(prompt)
+        if seen:
+            candidates = [each for each in candidates if self.experts.sees(each["expert"])]
         try:
-            check_prompt(prompt, index)
+            check_prompt(prompt, index, sees=seen and bool(candidates))
             if record["expert"] is not None:
                 self.experts.check([record["expert"]])
+            check_pictures(pictures_in(with_pictures(prompt, f"prompt {index}, messages")))
         except Unanswerable as error:
             if on_error == "raise":
                 raise
             record["reason"] = str(error)
             return []
-        ranked = policy.candidates(record)
-        candidates = ranked[:1] + [each for each in ranked[1:] if self.experts.can_answer(each["expert"])]
         candidates = candidates if on_error == "next" else candidates[:1]
         self.experts.check(candidate["expert"] for candidate in candidates)
         return candidates

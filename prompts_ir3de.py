@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -11,6 +12,7 @@ from transformers.utils.generic import PaddingStrategy
 Message = dict[str, Any]  # `role`, `content`, and for tools more
 Prompt = str | list[Message]
 
+IMAGE_TYPES = ("image_url", "input_image", "image")  # of a part: OpenAI's two, and Anthropic's and transformers'
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -42,15 +44,16 @@ class Unanswerable(ValueError):
     """A prompt that no expert is asked, since it is empty or not text, or its expert only routes."""
 
 
-def check_prompt(prompt: Prompt, index: int = 0) -> None:
-    """Checks that a text expert can read a prompt.
+def check_prompt(prompt: Prompt, index: int = 0, sees: bool = False) -> None:
+    """Checks that an expert can read a prompt.
 
     Args:
         prompt (`str | list[dict]`): text or chat.
         index (`int`): its place among the inputs, for the message.
+        sees (`bool`): whether the expert reads images too.
 
     Raises:
-        Unanswerable: a message has an unknown role, or content that is not text.
+        Unanswerable: a message has an unknown role, or content that the expert does not read.
     """
     for message in [] if isinstance(prompt, str) else prompt:
         if message["role"] not in ROLES:
@@ -61,10 +64,11 @@ def check_prompt(prompt: Prompt, index: int = 0) -> None:
         if content is None and "tool_calls" in message:
             continue
         for part in content if isinstance(content, (list, tuple)) else [content]:
-            if not is_text(part):
+            if not (sees if is_image(part) else is_text(part)):
                 kind = part.get("type", "unknown") if isinstance(part, dict) else type(part).__name__
+                read = "text and images" if sees else "text"
                 raise Unanswerable(
-                    f"Prompt {index} has content of type {kind!r}, and the experts read text only: send the text, or"
+                    f"Prompt {index} has content of type {kind!r}, and the experts read {read} only: send the text, or"
                     " route alone with `generate=False`."
                 )
 
@@ -74,8 +78,15 @@ def is_text(part: object) -> bool:
     return isinstance(part, str) or (isinstance(part, dict) and isinstance(part.get("text"), str))
 
 
+def is_image(part: object) -> bool:
+    """Whether a part of a message's content is an image, in the form of any API."""
+    return isinstance(part, dict) and part.get("type") in IMAGE_TYPES
+
+
 def as_chat(prompt: Prompt, system_prompt: str | None = None) -> list[Message]:
-    """A prompt as a chat whose contents are strings, with the system prompt first unless it has one of its own."""
+    """A prompt as a chat, with the system prompt first unless it has one of its own. A content is a string, or where it
+    holds images a list of parts.
+    """
     chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [_flat(message) for message in prompt]
     if system_prompt is not None and chat[0]["role"] not in ("system", "developer"):
         chat = [{"role": "system", "content": system_prompt}, *chat]
@@ -84,15 +95,15 @@ def as_chat(prompt: Prompt, system_prompt: str | None = None) -> list[Message]:
 
 def with_system_folded(chat: list[Message]) -> list[Message]:
     """A chat without system messages: their text stands at the head of the first message of a user."""
-    said = [text_of(message["content"]) for message in chat if message["role"] in ("system", "developer")]
+    said = [message["content"] for message in chat if message["role"] in ("system", "developer")]
     rest = [message for message in chat if message["role"] not in ("system", "developer")]
     if not said:
         return chat
     for place, message in enumerate(rest):
         if message["role"] == "user":
-            content = "\n\n".join([*said, text_of(message["content"])])
+            content = _joined(*said, message["content"])
             return [*rest[:place], {**message, "content": content}, *rest[place + 1 :]]
-    return [{"role": "user", "content": "\n\n".join(said)}, *rest]
+    return [{"role": "user", "content": _joined(*said)}, *rest]
 
 
 def with_turns_merged(chat: list[Message]) -> list[Message]:
@@ -103,8 +114,31 @@ def with_turns_merged(chat: list[Message]) -> list[Message]:
         if last is None or message["role"] != last["role"] or not _is_plain(message) or not _is_plain(last):
             merged.append(message)
         else:
-            merged[-1] = {**last, "content": "\n\n".join([text_of(last["content"]), text_of(message["content"])])}
+            merged[-1] = {**last, "content": _joined(last["content"], message["content"])}
     return merged
+
+
+def in_parts(message: Message) -> Message:
+    """A message whose content is a list of parts, as some chat templates want it."""
+    return {**message, "content": _parts(message["content"])} if isinstance(message["content"], str) else message
+
+
+def _joined(*contents: Any) -> Any:
+    """Contents of messages as one, with an empty line between them: text, or parts where there is an image."""
+    if not any(map(_has_image, contents)):
+        return "\n\n".join(map(text_of, contents))
+    between = _parts("\n\n")
+    return list(chain.from_iterable([*between, *_parts(content)] for content in contents))[1:]
+
+
+def _has_image(content: Any) -> bool:
+    return isinstance(content, (list, tuple)) and any(map(is_image, content))
+
+
+def _parts(content: Any) -> list[Message]:
+    """The parts of a content: texts with nothing beside them, and images as they are."""
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    return [part if is_image(part) else {"type": "text", "text": text_of([part])} for part in parts]
 
 
 def _is_plain(message: Message) -> bool:
@@ -133,8 +167,8 @@ def with_prompt(prompt: Prompt, answer: str) -> Prompt:
 
 
 def _flat(message: Message) -> Message:
-    """A message whose content is a string, unless there is none."""
+    """A message whose content is a string, unless there is none or it holds images."""
     content = message["content"]
     if not isinstance(content, (list, tuple)):
         return message
-    return {**message, "content": text_of(content)}
+    return {**message, "content": _parts(content) if _has_image(content) else text_of(content)}

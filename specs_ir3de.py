@@ -36,7 +36,8 @@ class BaseSpec(TypedDict, total=False):
     equal share one copy of it.
 
     Args:
-        model (`str`): Hub id or folder of a causal LM; with an `endpoint` or a `provider`, the model's name there.
+        model (`str`): Hub id or folder of a causal LM, or of a model that sees (image-text-to-text); with an `endpoint`
+            or a `provider`, the model's name there.
         revision (`str`, *optional*): of the model.
         gguf_file (`str`, *optional*): the model's GGUF file, where its weights are GGUF.
         dtype (`str`, *optional*): of the weights, or `"auto"`.
@@ -46,6 +47,7 @@ class BaseSpec(TypedDict, total=False):
         trust_remote_code (`bool`, *optional*): true counts only where the caller allows it too.
         use_safetensors (`bool`, *optional*): false counts only where the caller allows it too.
         token (`bool`, *optional*): in no config; false where a stranger's expert is fetched, without the Hub's login.
+        text (`bool`, *optional*): in no config; true where a model that sees is loaded to read text alone.
     """
 
     model: str
@@ -58,6 +60,7 @@ class BaseSpec(TypedDict, total=False):
     trust_remote_code: bool
     use_safetensors: bool
     token: bool
+    text: bool
 
 
 class _Named(TypedDict):
@@ -86,7 +89,8 @@ class ExpertSpec(_Named, BaseSpec, total=False):
         context (`int`, *optional*): tokens that its window holds, those of the answer included. This and what follows
             says which requests it can take; what is not said is read from its files where they are at hand, else tried.
         tools (`bool`, *optional*): whether it calls tools.
-        images (`bool`, *optional*): whether it sees.
+        images (`bool`, *optional*): whether it sees. With false a model on this machine that does is loaded as one of
+            text, where there is a class for that.
         json (`bool`, *optional*): whether it answers in JSON of a given schema.
         logprobs (`bool`, *optional*): whether it tells the log probabilities of its tokens.
         domains (`list[str]`, *optional*): that it serves; by default the one of its own name, if there is one.
@@ -114,7 +118,7 @@ class ExpertSpec(_Named, BaseSpec, total=False):
     public: bool
 
 
-EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key not in ("token", "public"))
+EXPERT_KEYS = tuple(key for key in ExpertSpec.__annotations__ if key not in ("token", "text", "public"))
 _LOCAL_KEYS = {*BaseSpec.__annotations__, "adapter", "adapter_revision", "adapter_subfolder"} - {"model"}
 
 

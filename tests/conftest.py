@@ -74,6 +74,12 @@ def expert_specs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str
 
 
 @pytest.fixture(scope="session")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a model that sees."""
+    return tiny.seeing_expert(tmp_path_factory.mktemp("seeing-expert"), seed=4)
+
+
+@pytest.fixture(scope="session")
 def pipe(expert_specs: dict[str, dict[str, Any]]) -> IR3DERoutingPipeline:
     """A pipeline whose experts answer. Tests must leave it as it is."""
     return IR3DERoutingPipeline(tiny.router(expert_specs), device="cpu")

@@ -13,7 +13,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
 
 from ir3de import DomainStatistics, IR3DEConfig, IR3DEModel
 from ir3de.batch_ir3de import Prompts
@@ -100,6 +109,12 @@ TEMPLATE = (
     "{% else %}{% for part in message['content'] %}{{ part['text'] }} {% endfor %}{% endif %} {% endfor %}"
     "{% if add_generation_prompt %}<eos> this {% endif %}"
 )
+IMAGE_TOKENS = 4  # of one image, whatever its size
+TEMPLATE_OF_PARTS = (
+    "{% for message in messages %}<eos> {{ message['role'] }} {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% elif part['type'] == 'text' %}{{ part['text'] }} {% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}<eos> this {% endif %}"
+)
 
 
 def tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
@@ -174,4 +189,42 @@ def expert(folder: Path, seed: int, chat: bool, width: int = HIDDEN) -> str:
     model.get_input_embeddings().weight.data[:, :HIDDEN] = embeddings()
     model.save_pretrained(folder)
     tokenizer(chat).save_pretrained(folder)
+    return str(folder)
+
+
+def letters() -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes, which can write whatever there is to write."""
+    names = ["<pad>", "<unk>", "<eos>", *sorted(ByteLevel.alphabet())]
+    made = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, [], unk_token="<unk>"))
+    made.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="<eos>", model_max_length=512
+    )
+
+
+def seeing_expert(folder: Path, seed: int, words: PreTrainedTokenizerFast | None = None) -> str:
+    """Saves a model that sees, with random weights, and its processor; returns its folder. Its chat template takes
+    contents as lists of parts alone, as that of most such models.
+    """
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    torch.manual_seed(seed)
+    words = words or tokenizer()
+    words.add_tokens(["<image>"], special_tokens=True)
+    sizes: dict[str, Any] = {"hidden_size": HIDDEN, "intermediate_size": 2 * HIDDEN, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "initializer_range": 0.5}
+    ends = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 0}
+    text = LlamaConfig(vocab_size=len(words), max_position_embeddings=512, **ends, **sizes)
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=HIDDEN, **sizes)
+    image = words.convert_tokens_to_ids("<image>")
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_id=image, image_seq_length=IMAGE_TOKENS)
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.update(**ends)
+    model.save_pretrained(folder)
+    side = {"height": 16, "width": 16}
+    eyes = CLIPImageProcessorPil(size=side, crop_size=side)
+    patches: dict[str, Any] = {"patch_size": 8, "num_additional_image_tokens": 1}
+    patches["vision_feature_select_strategy"] = "default"
+    LlavaProcessor(eyes, words, chat_template=TEMPLATE_OF_PARTS, **patches).save_pretrained(folder)
     return str(folder)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, ClassVar
 
-from ir3de.prompts_ir3de import text_of
+from ir3de.prompts_ir3de import is_image, text_of
 
 from .body import Body
 from .errors import GatewayError, anthropic_error, openai_error
 
 Turn = tuple[str, Any]  # a role, "user" among them, and what was said: text, or a list of parts
-
-_IMAGES = ("image_url", "input_image", "image")
 
 
 class Api:
@@ -218,8 +217,10 @@ CHAT, COMPLETIONS, RESPONSES, MESSAGES = Api(), Completions(), Responses(), Mess
 
 
 def has_images(turns: Iterable[Turn]) -> bool:
-    """Whether there is something to see in a conversation."""
-    return any(part.get("type") in _IMAGES for _, content in turns for part in _dicts(content))
+    """Whether there is something to see in a conversation, or in what a tool of it gave."""
+    parts = [part for _, content in turns for part in _dicts(content)]
+    within = (inner for part in parts if _type_of(part) == "tool_result" for inner in _dicts(part.get("content")))
+    return any(map(is_image, chain(parts, within)))
 
 
 def characters(turns: Iterable[Turn], body: Body) -> int:

@@ -20,6 +20,8 @@ class Limits(NamedTuple):
         at_once (`int`): answers that are made on this machine at the same time.
         waiting (`int`): requests that wait for their turn there; further ones get status 429.
         body_seconds (`float`): between two parts of a request's body.
+        images (`int`): of a conversation for an expert on this machine.
+        pixels (`int`): of all of them together.
     """
 
     body: int = 8 << 20
@@ -32,6 +34,8 @@ class Limits(NamedTuple):
     at_once: int = 4
     waiting: int = 64
     body_seconds: float = 30.0
+    images: int = 20
+    pixels: int = 50_000_000
 
 
 class Timeouts(NamedTuple):

@@ -12,8 +12,9 @@ from contextlib import closing, suppress
 from typing import Any
 
 from ir3de.experts_ir3de import ExpertPool
-from ir3de.local_sources_ir3de import TooLong
-from ir3de.specs_ir3de import is_remote
+from ir3de.images_ir3de import BadImage, Picture, check_pictures, has_images, pictures_in
+from ir3de.local_sources_ir3de import LocalSource, TooLong
+from ir3de.specs_ir3de import ExpertSpec, is_remote
 
 from . import guided
 from .capabilities import Capabilities
@@ -22,12 +23,13 @@ from .forward import ExpertFailed, Headers
 from .generation import Piece, can_call_tools
 from .limits import Limits
 from .metrics import Metrics
-from .orders import Order, read_order
+from .orders import Order, bad_image, read_order
 from .requests import Ask
 from .shapes import ChatShape, shape_of
 
 logger = logging.getLogger(__name__)
 
+_DECODED_AT_ONCE = 2  # requests whose images are checked; each takes memory for all of its pixels
 Generate = Callable[[ExpertPool, str, Order, int, float], Iterator[Piece]]
 _Next = Piece | Exception | None
 
@@ -47,9 +49,11 @@ class LocalExpert:
         self.name = name
         self.pool = pool
         here = not is_remote(pool.spec(name))  # else it is a server that continues text, and no more
-        can = {"images": False, "tool_choice": False, "json": here and guided.AVAILABLE, "logprobs": here}
+        spec = pool.spec(name)
+        can = {"tool_choice": False, "json": here and guided.AVAILABLE, "logprobs": here}
         can |= {} if here else {"tools": False}
-        self.capabilities = Capabilities.of_spec({**can, **pool.spec(name)})
+        can |= {} if here and "adapter" not in spec else {"images": False}
+        self.capabilities = Capabilities.of_spec({**can, **spec})
 
     def learn(self) -> None:
         """Reads from the files of its model what else it can do, without its weights.
@@ -60,7 +64,7 @@ class LocalExpert:
         if is_remote(self.pool.spec(self.name)):
             return
         source = self.pool.source(self.name)
-        known = {"context": source.window, "tools": can_call_tools(source)}
+        known = {"context": source.window, "tools": can_call_tools(source), "images": source.sees}
         self.capabilities = self.capabilities.completed(known)
 
 
@@ -181,6 +185,7 @@ class Workshop:
         self._inside = 0
         self._turn = asyncio.Semaphore(limits.at_once)
         self._threads = ThreadPoolExecutor(limits.at_once, thread_name_prefix="ir3de-gateway")
+        self._eyes = ThreadPoolExecutor(_DECODED_AT_ONCE, thread_name_prefix="ir3de-images")
 
     async def open(self, expert: LocalExpert, ask: Ask) -> LocalReply:
         """An answer that has begun.
@@ -194,11 +199,14 @@ class Workshop:
             ExpertFailed: the expert could not generate.
         """
         order = read_order(ask, self._limits)
+        pictures = pictures_in(order.prompt)
         if self._inside >= self._limits.at_once + self._limits.waiting:
             message = f"{self._inside} requests are waiting already: try again in a moment."
             raise GatewayError(429, "busy", message, retry_after=1)
         self._count(1)
         try:
+            if pictures:
+                await self._check(pictures)
             await self._turn.acquire()
         except BaseException:
             self._count(-1)
@@ -214,6 +222,19 @@ class Workshop:
             reply.close()
             raise
         return reply
+
+    async def _check(self, pictures: list[Picture]) -> None:
+        """Decodes the images of a request once, apart from the loop, so that a broken one takes nobody's turn. Their
+        pixels are not kept while the request waits.
+
+        Raises:
+            GatewayError: one is broken, too large or too many.
+        """
+        limits, loop = self._limits, asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._eyes, check_pictures, pictures, limits.images, limits.pixels)
+        except BadImage as error:
+            raise bad_image(error) from None
 
     def _leave(self, _: Any) -> None:
         """Lets the next request in, whatever became of this one."""
@@ -239,8 +260,26 @@ def _room(expert: LocalExpert, order: Order, limits: Limits) -> int:
     if order.tools and not can_call_tools(source):
         message = f"Expert {expert.name!r} calls no tools: its tokenizer has no template for them."
         raise GatewayError(400, "unsupported_value", message, "tools")
-    length = source.length(spec, order.prompt, order.tools)
+    if has_images(order.prompt) and not source.sees:
+        message = f"Expert {expert.name!r} reads no images: its model is one of text."
+        raise GatewayError(400, "unsupported_value", message, "messages")
+    length = _length(source, spec, order)
     asked = order.max_tokens
     if length + (asked or 1) > source.window:
-        raise TooLong(length, asked or 1, source.window)
+        raise source.too_long(length, asked or 1)
     return asked if asked is not None else min(usual, source.window - length)
+
+
+def _length(source: LocalSource, spec: ExpertSpec, order: Order) -> int:
+    """Tokens of the prompt, those of its images included.
+
+    Raises:
+        GatewayError: the processor of an expert that sees refuses the chat, as some do with very narrow images.
+    """
+    try:
+        return source.length(spec, order.prompt, order.tools)
+    except (ValueError, IndexError) as error:
+        if not source.sees:
+            raise
+        message = f"The expert's processor refuses this conversation or its images ({type(error).__name__})."
+        raise GatewayError(400, "invalid_image", message, "messages") from error

@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from ir3de.options_ir3de import COLD
-from ir3de.prompts_ir3de import ROLES, Prompt, is_text, text_of
+from ir3de.images_ir3de import BadImage, image_part, picture_of
+from ir3de.prompts_ir3de import ROLES, Prompt, is_image, is_text, text_of
 from ir3de.specs_ir3de import is_number
 
 from .apis import COMPLETIONS, MESSAGES, RESPONSES
@@ -19,6 +19,7 @@ Message = dict[str, Any]
 
 _MOST_CHOICES = 8
 _MOST_STOPS = 16
+_COLD = 1e-4  # a temperature below which the likeliest token is all that is left, and a division may overflow
 # What cannot be done here is refused unless it asks for what happens anyway. Other unknown fields are ignored.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -120,11 +121,13 @@ def _prompt(ask: Ask) -> Prompt:
     return chat
 
 
-def _of_openai(message: Any, index: int) -> Message:
-    place = f"messages[{index}]"
+def _of_openai(message: Any, index: int, field: str = "messages") -> Message:
+    place = f"{field}[{index}]"
     if not isinstance(message, dict) or message.get("role") not in ROLES:
         raise wrong(place, f"must be an object with a `content` and a `role` out of {', '.join(ROLES)}", message)
-    kept: Message = {"role": message["role"], "content": _text(message.get("content"), f"{place}.content", message)}
+    if message["role"] == "tool":
+        _refuse_images(message.get("content"), f"{place}.content")
+    kept: Message = {"role": message["role"], "content": _content(message.get("content"), f"{place}.content", message)}
     if message.get("tool_calls"):
         if not isinstance(message["tool_calls"], list):
             raise wrong(f"{place}.tool_calls", "must be a list of calls", message["tool_calls"])
@@ -135,15 +138,44 @@ def _of_openai(message: Any, index: int) -> Message:
     return kept
 
 
-def _text(content: Any, place: str, message: Message) -> str:
+def _content(content: Any, place: str, message: Message) -> str | list[Message]:
+    """A content as text, or where it holds images as a list of parts."""
     if content is None and message.get("role") == "assistant":
         return ""
     parts = content if isinstance(content, list) else [content]
-    for part in parts:
-        if not is_text(part):
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise wrong(place, "must be text, or a list of parts of text, for an expert on this machine", kind)
-    return str(text_of(content))
+    if not any(map(is_image, parts)):
+        return "\n".join(_text(part, place) for part in parts)
+    return [_part(part, f"{place}[{index}]") for index, part in enumerate(parts)]
+
+
+def _part(part: Any, place: str) -> Message:
+    return _image(part, place) if is_image(part) else {"type": "text", "text": _text(part, place)}
+
+
+def _text(part: Any, place: str) -> str:
+    if not is_text(part):
+        kind = part.get("type") if isinstance(part, dict) else part
+        raise wrong(place, "must be text, or a list of parts of text and images, for an expert on this machine", kind)
+    return text_of([part])
+
+
+def _image(part: Message, place: str) -> Message:
+    try:
+        return image_part(picture_of(part, place))
+    except BadImage as error:
+        raise bad_image(error) from None
+
+
+def bad_image(error: BadImage) -> GatewayError:
+    """The refusal of an image that cannot be read."""
+    return GatewayError(400, "invalid_image", str(error), error.place)
+
+
+def _refuse_images(result: Any, place: str) -> None:
+    """Raises GatewayError where a tool's result holds images: chat templates have no place for them there."""
+    if isinstance(result, list) and any(map(is_image, result)):
+        message = f"`{place}` is a tool's result with an image, which no expert on this machine takes:"
+        raise GatewayError(400, "unsupported_value", f"{message} send it in a message of the user.", place)
 
 
 def _call(call: Any, place: str) -> dict[str, Any]:
@@ -170,22 +202,23 @@ def _of_anthropic(fields: dict[str, Any]) -> Iterator[Message]:
             raise wrong(place, "must be an object with a `content` and the `role` user or assistant", message)
         content = message.get("content")
         blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
-        texts: list[str] = []
+        said: list[Message] = []
         calls: list[dict[str, Any]] = []
-        for block in blocks:
+        for number, block in enumerate(blocks):
             kind = block.get("type") if isinstance(block, dict) else None
-            if kind == "text" and isinstance(block.get("text"), str):
-                texts.append(str(block["text"]))
+            if (kind == "text" and isinstance(block.get("text"), str)) or is_image(block):
+                said.append(_part(block, f"{place}.content[{number}]"))
             elif kind == "tool_use":
                 function = {"name": block.get("name"), "arguments": block.get("input")}
                 calls.append(_call({"id": block.get("id"), "function": function}, place))
             elif kind == "tool_result":
                 result = block.get("content") or ""
+                _refuse_images(result, f"{place}.content[{number}].content")
                 yield {"role": "tool", "tool_call_id": block.get("tool_use_id"), "content": text_of(result)}
             elif kind not in ("thinking", "redacted_thinking"):
-                raise wrong(f"{place}.content", "must be text or tools for an expert on this machine", kind)
-        if texts or calls:
-            kept = {"role": message["role"], "content": "\n".join(texts)}
+                raise wrong(f"{place}.content", "must be text, images or tools for an expert on this machine", kind)
+        if said or calls:
+            kept = {"role": message["role"], "content": _content(said, place, message)}
             yield kept | ({"tool_calls": calls} if calls else {})
 
 
@@ -199,12 +232,13 @@ def _of_responses(fields: dict[str, Any]) -> Iterator[Message]:
         place = f"input[{index}]"
         kind = item.get("type", "message") if isinstance(item, dict) else None
         if kind == "message":
-            yield _of_openai({**item, "tool_calls": None}, index)
+            yield _of_openai({**item, "tool_calls": None}, index, "input")
         elif kind == "function_call":
             function = {"name": item.get("name"), "arguments": item.get("arguments")}
             call = _call({"id": item.get("call_id"), "function": function}, place)
             yield {"role": "assistant", "content": "", "tool_calls": [call]}
         elif kind == "function_call_output":
+            _refuse_images(item.get("output"), f"{place}.output")
             yield {"role": "tool", "tool_call_id": item.get("call_id"), "content": text_of(item.get("output"))}
         elif kind != "reasoning":
             raise wrong(place, "must be a message or a call of a function for an expert on this machine", kind)
@@ -220,7 +254,7 @@ def _check_results(chat: list[Message]) -> None:
 
 
 def _check_length(prompt: Prompt, limits: Limits) -> None:
-    size = len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
+    size = len(prompt) if isinstance(prompt, str) else sum(len(text_of(message["content"])) for message in prompt)
     if limits.characters is not None and size > limits.characters:
         message = f"The conversation has {size:,} characters; at most {limits.characters:,} go."
         raise GatewayError(400, "too_long", message, "messages")
@@ -259,7 +293,7 @@ def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
     top_k = _whole(fields, "top_k", 0, 10**6)
     if top_k is not None:
         options["top_k"] = top_k
-    if options.get("temperature", 1) < COLD or options.get("top_p") == 0:
+    if options.get("temperature", 1) < _COLD or options.get("top_p") == 0:
         options = {key: options[key] for key in ("repetition_penalty",) if key in options} | {"do_sample": False}
     elif options.keys() - {"repetition_penalty"}:
         options["do_sample"] = True

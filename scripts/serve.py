@@ -102,6 +102,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         ("max-tokens", "tokens that an expert on this machine may be asked for"),
         ("at-once", "answers made at the same time by experts on this machine"),
         ("waiting", "requests that wait for one of these"),
+        ("images", "images of a conversation for them"),
+        ("pixels", "pixels of all of these together"),
     )
     for name, what in whole:
         default = getattr(limits, name.replace("-", "_"))
@@ -137,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"`--workers` must be at least 1, got {args.workers}.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    limits = ("body", "messages", "tools", "max_tokens", "at_once", "waiting")
+    limits = ("body", "messages", "tools", "max_tokens", "at_once", "waiting", "images", "pixels")
     service = server.Service(
         router=args.router or build(),
         revision=args.revision,

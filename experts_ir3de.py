@@ -21,7 +21,7 @@ from .addresses_ir3de import server_of
 from .configuration_ir3de import IR3DEConfig
 from .local_experts_ir3de import LocalModel
 from .local_sources_ir3de import LocalSource, base_spec
-from .options_ir3de import Options, generation_options, nearest
+from .options_ir3de import Options, check_options, generation_options, nearest
 from .prompts_ir3de import Prompt, Unanswerable
 from .remote_experts_ir3de import RemoteModel, key_of
 from .specs_ir3de import BaseSpec, ExpertSpec, check_strangers_spec, has_source, in_bytes, is_remote
@@ -232,7 +232,7 @@ class ExpertPool:
 
         Raises:
             Unanswerable: an expert has nothing to generate with.
-            ValueError: its `generation` has an unknown option.
+            ValueError: its `generation` has an unknown option, or one that is out of range.
         """
         for name in names:
             if not self.can_answer(name):
@@ -245,6 +245,11 @@ class ExpertPool:
                     raise ValueError(
                         f"`generation` of expert {name!r} has the unknown option {key!r}.{nearest(key, [])}"
                     )
+            self.check_ranges(name)
+
+    def check_ranges(self, name: str) -> None:
+        """Raises ValueError where a default option of an expert's generation is out of range."""
+        check_options(self.spec(name).get("generation", {}), f"expert {name!r}")
 
     def generate(self, name: str, prompts: Sequence[Prompt], batch_size: int | None, **options: Any) -> list[Any]:
         """Answers prompts with one expert.

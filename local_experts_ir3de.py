@@ -26,7 +26,7 @@ from transformers.utils.chat_template_utils import Chat
 from .images_ir3de import has_images
 from .loading_ir3de import loading
 from .local_sources_ir3de import LocalSource, adapter_folder
-from .options_ir3de import Options
+from .options_ir3de import Options, for_transformers
 from .prompts_ir3de import Prompt, with_prompt
 from .specs_ir3de import ExpertSpec
 
@@ -133,7 +133,7 @@ class LocalModel:
             batch_size (`int`, *optional*): prompts that are generated for at once; all of them by default.
             options (`dict`): of a text-generation pipeline, and `seed` and `timeout`.
         """
-        options = dict(options)
+        options = for_transformers(options)
         full, timeout = bool(options.pop("return_full_text", False)), options.pop("timeout", None)
         seed = options.pop("seed", None)
         if "stop_strings" in options:  # which would need the tokenizer beside it

@@ -7,21 +7,66 @@ import inspect
 import math
 from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from numbers import Integral, Real
+from typing import Any, NamedTuple
 
 from transformers import GenerationConfig, TextGenerationPipeline
 
 Options = dict[str, Any]  # of a generation, by name
 
-_RANGES = {  # of numbers that may be none too
-    "temperature": (0, math.inf),
-    "timeout": (0, math.inf),
-    "top_p": (0, 1),
-    "min_p": (0, 1),
-    "repetition_penalty": (0, math.inf),
-    "frequency_penalty": (-2, 2),
-    "presence_penalty": (-2, 2),
+COLD = 1e-4  # a temperature below which the likeliest token is all that is left, and a division may overflow
+
+
+class _Span(NamedTuple):
+    """
+    Which numbers an option takes, that may be none too.
+
+    Args:
+        least, most (`float`): the ends, which are among them.
+        whole (`bool`): whether they are whole numbers.
+        above (`bool`): whether `least` is not among them.
+    """
+
+    least: float
+    most: float = math.inf
+    whole: bool = False
+    above: bool = False
+
+    def holds(self, value: object) -> bool:
+        """Whether a value is one of them; no truth value is, nor infinity or NaN."""
+        if not isinstance(value, Integral if self.whole else Real) or isinstance(value, bool):
+            return False
+        number = float(value)
+        return math.isfinite(number) and self.least <= number <= self.most and not (self.above and number == self.least)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a finite number"
+        if self.least == -math.inf:
+            return kind
+        if self.most == math.inf:
+            return f"{kind} {'above' if self.above else 'of at least'} {self.least:g}"
+        ends = ("above", "and at most") if self.above else ("from", "to")
+        return f"{kind} {ends[0]} {self.least:g} {ends[1]} {self.most:.15g}"
+
+
+_SPANS = {
+    **dict.fromkeys(
+        ("max_new_tokens", "num_return_sequences", "num_beams", "max_length", "prompt_lookup_num_tokens"),
+        _Span(1, whole=True),
+    ),
+    **dict.fromkeys(
+        ("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), _Span(0, whole=True)
+    ),
+    "top_k": _Span(-1, whole=True),  # -1, like 0, is all of them, and older servers of vLLM know -1 alone
+    "seed": _Span(0, 2**32 - 1, whole=True),
+    **dict.fromkeys(("temperature", "timeout", "max_time"), _Span(0)),
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), _Span(0, above=True)),
+    **dict.fromkeys(("top_p", "min_p", "epsilon_cutoff", "eta_cutoff"), _Span(0, 1)),
+    **dict.fromkeys(("typical_p", "top_h"), _Span(0, 1, above=True)),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty"), _Span(-2, 2)),
+    **dict.fromkeys(("length_penalty", "guidance_scale"), _Span(-math.inf)),
 }
+_FLOATS = {name for name, span in _SPANS.items() if not span.whole and name != "timeout"}  # as transformers wants them
 
 
 @cache
@@ -35,22 +80,54 @@ def generation_options() -> frozenset[str]:
     return frozenset(options | named | extra | ours) - {"self", "model_inputs", "generate_kwargs", "kwargs"}
 
 
-def check_options(options: Options) -> None:
-    """Checks the options of a call before anything is loaded.
+def check_options(options: Options, whose: str = "") -> None:
+    """Checks the options of a generation before anything is loaded or asked.
+
+    Args:
+        options (`dict`): of a call, or the defaults of an expert.
+        whose (`str`): they are, for messages; empty for those of a call.
 
     Raises:
-        ValueError: one is out of range.
+        ValueError: one is out of range, or transformers refuses it.
     """
-    for key in ("max_new_tokens", "num_return_sequences"):
-        value = options.get(key, 1)
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"`{key}` must be a whole number of at least 1, got {value!r}.")
-    for key, (least, most) in _RANGES.items():
-        value = options.get(key)
-        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if value is not None and not (is_number and least <= value <= most and math.isfinite(value)):  # no NaN either
-            span = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
-            raise ValueError(f"`{key}` must be a finite number {span}, got {value!r}.")
+    of = f" of {whose}" if whose else ""
+    for name, span in _SPANS.items():
+        value = options.get(name)
+        if value is not None and not span.holds(value):
+            raise ValueError(f"`{name}`{of} must be {span}, got {value!r}.")
+    known = {name: value for name, value in options.items() if value is not None and name in vars(GenerationConfig())}
+    known.pop("num_return_sequences", None)  # servers give several of the likeliest too
+    try:
+        # It checks itself, and would warn of options of sampling where nothing says whether tokens are sampled.
+        GenerationConfig(**{"do_sample": True, **known})
+        _check_tokens(known)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"The options{of or ' of the generation'} do not go: {error}") from error
+
+
+def _check_tokens(options: Options) -> None:
+    """Raises ValueError where what transformers is to do to tokens is not what it takes."""
+    from transformers import NoBadWordsLogitsProcessor, SequenceBiasLogitsProcessor
+
+    if "sequence_bias" in options:
+        SequenceBiasLogitsProcessor(options["sequence_bias"])
+    if "bad_words_ids" in options:
+        NoBadWordsLogitsProcessor(options["bad_words_ids"])
+
+
+def for_transformers(options: Options) -> Options:
+    """The options, in which servers and transformers differ, as transformers takes them.
+
+    Args:
+        options (`dict`): that were checked.
+    """
+    made = {name: float(value) if name in _FLOATS and value is not None else value for name, value in options.items()}
+    if made.get("temperature") is not None and made["temperature"] < COLD:
+        del made["temperature"]
+        made["do_sample"] = False
+    if made.get("top_k") == -1:
+        made["top_k"] = 0
+    return made
 
 
 def nearest(key: str, others: Iterable[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ir3de.images_ir3de import BadImage, image_part, picture_of
+from ir3de.options_ir3de import COLD
 from ir3de.prompts_ir3de import ROLES, Prompt, is_image, is_text, text_of
 from ir3de.specs_ir3de import is_number
 
@@ -19,7 +20,6 @@ Message = dict[str, Any]
 
 _MOST_CHOICES = 8
 _MOST_STOPS = 16
-_COLD = 1e-4  # a temperature below which the likeliest token is all that is left, and a division may overflow
 # What cannot be done here is refused unless it asks for what happens anyway. Other unknown fields are ignored.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -293,7 +293,7 @@ def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
     top_k = _whole(fields, "top_k", 0, 10**6)
     if top_k is not None:
         options["top_k"] = top_k
-    if options.get("temperature", 1) < _COLD or options.get("top_p") == 0:
+    if options.get("temperature", 1) < COLD or options.get("top_p") == 0:
         options = {key: options[key] for key in ("repetition_penalty",) if key in options} | {"do_sample": False}
     elif options.keys() - {"repetition_penalty"}:
         options["do_sample"] = True

@@ -178,13 +178,16 @@ class Service(NamedTuple):
         """Looks at what can be told before the router is loaded.
 
         Raises:
-            ValueError: keys, budget or a number are malformed, or the store is none.
+            ValueError: keys, budget, a number or the variables that ask for spans are malformed, or the store is none.
             OSError: keys or store cannot be read.
+            ImportError: the environment asks for spans, and their packages are missing.
         """
         self.settings()
         self.spending()
         if keeping := self.keeping():
             keeping.store.close()
+        if traced := tracing():
+            traced.close()
         if self.workers > 1 and self.implicit:
             logging.getLogger(__name__).warning(
                 "--implicit with --workers %d: each worker process compares a request with those alone that came to"

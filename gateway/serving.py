@@ -58,12 +58,16 @@ def served(router: Any, revision: str = "") -> Serving:
     Args:
         router ([`IR3DERoutingPipeline`]): that routes.
         revision (`str`): which one it is.
+
+    Raises:
+        ValueError: a default option of an expert's generation is out of range.
     """
     pool: ExpertPool = router.experts
     names = [name for name in router.model.config.expert_names if pool.can_answer(name)]
     experts: dict[str, Expert] = {}
     for name in names:
         spec = pool.spec(name)
+        pool.check_ranges(name)
         speaks_openai = is_remote(spec) and spec.get("task") != "text"
         experts[name] = RemoteExpert(spec) if speaks_openai else LocalExpert(name, pool)
     return Serving(router, experts, revision)

@@ -155,7 +155,7 @@ def _recognised(router: Any, rows: Sequence[Row]) -> float:
 
 
 def try_routes(router: Any) -> None:
-    """Routes a few prompts.
+    """Routes a few prompts, and asks the second opinion of them, if there is one: it loads its encoder when asked.
 
     Args:
         router ([`IR3DERoutingPipeline`]): to try.
@@ -165,6 +165,8 @@ def try_routes(router: Any) -> None:
     """
     for text in _TRIED:
         router(text, generate=False)
+    if router.second_opinion is not None:
+        router.second_opinion.encode(list(_TRIED))
 
 
 def _plain(error: Exception) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import command, need
 
 if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
     import torch
@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
 
     if bool(args.data) == bool(args.outcomes):
         raise ValueError("Give labelled prompts with --data, or judged ones with --outcomes.")
+    if args.outcomes:
+        need("sklearn", "benchmark", "Comparing routers by outcomes needs scikit-learn")
     if args.embeddings:
         tokenizer, embeddings = load_source(args.embeddings, args.revision, args.gguf_file)
     else:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 
 import ir3de
+from ir3de.scripts.command import parsed
 
 COMMANDS = (
     "fit",
@@ -43,16 +44,20 @@ def main(arguments: list[str] | None = None) -> int:
     if not sys.stderr.isatty():  # before any import that brings tqdm, which reads this once
         os.environ.setdefault("TQDM_DISABLE", "1")  # of every library's bars
     arguments = sys.argv[1:] if arguments is None else arguments
+    name = _chosen(arguments[:1])
+    module = _import(name)
+    args = parsed(name, _summary(name), module.add_arguments, arguments[1:])
+    ir3de.register()
+    return _run(name, partial(module.run, args), getattr(args, "router", None))
+
+
+def _chosen(arguments: list[str]) -> str:
+    """The subcommand that is asked for; argparse ends the process where it is none, or lists them all."""
     parser = argparse.ArgumentParser(prog="ir3de", description="A linear router for domain-expert language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        summary = _summary(name)
-        of_command = commands.add_parser(name, help=summary, description=summary)
-        if arguments[:1] == [name]:  # to list the others, their options are not needed
-            _import(name).add_arguments(of_command)
-    args = parser.parse_args(arguments)
-    ir3de.register()
-    return _run(args.command, partial(_import(args.command).run, args), getattr(args, "router", None))
+        commands.add_parser(name, help=_summary(name))  # without its options, which may take seconds to import
+    return str(parser.parse_args(arguments).command)
 
 
 def _run(name: str, command: Callable[[], int], router: str | None) -> int:

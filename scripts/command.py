@@ -21,11 +21,21 @@ def command(
 
     def main(arguments: list[str] | None = None) -> int:
         """Runs the subcommand."""
-        parser = argparse.ArgumentParser(prog=f"ir3de {name}", description=description)
-        add_arguments(parser)
-        return run(parser.parse_args(arguments))
+        return run(parsed(name, description, add_arguments, arguments))
 
     return main
+
+
+def parsed(
+    name: str,
+    description: str | None,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    arguments: list[str] | None = None,
+) -> argparse.Namespace:
+    """The arguments of a subcommand, by default those of the process; options may stand between files and names."""
+    parser = argparse.ArgumentParser(prog=f"ir3de {name}", description=description)
+    add_arguments(parser)
+    return parser.parse_intermixed_args(arguments)
 
 
 def values_of(kind: type[Values], options: Mapping[str, object]) -> Values:

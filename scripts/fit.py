@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING
 from ir3de.scripts.command import command, need, values_of
 from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
-from ir3de.scripts.data.rows import Row, RowSource, add_data_arguments, check_domain_names, read_prompts, read_rows
-from ir3de.scripts.data.validation import Validation
+from ir3de.scripts.data.rows import (
+    Report,
+    Row,
+    RowSource,
+    add_data_arguments,
+    check_domain_names,
+    read_prompts,
+    read_rows,
+)
+from ir3de.scripts.data.validation import Validation, check_apart
 from ir3de.scripts.fitting.options import (
     FEW,
     OFFER_MOST_CHARACTERS,
@@ -84,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.samples_ir3de import read_samples
     from ir3de.scripts.data.experts import read_experts
     from ir3de.scripts.data.sources import gguf_of, load_source, public_name
-    from ir3de.scripts.fitting.fit import fit_rows
+    from ir3de.scripts.fitting.fit import check_before, fit_rows
 
     _check_together(args.data, args.outcomes, args.discover, args.second)
     options, source, duplicates = values_of(FitOptions, vars(args)), RowSource.of(**vars(args)), Duplicates()
@@ -109,6 +117,10 @@ def run(args: argparse.Namespace) -> int:
     domains = check_domain_names(source)  # as far as they are known before all rows are read
     _check_samples(samples, domains)
     outside.check(domains or ())
+    if domains is not None and not args.outcomes:
+        check_before(config, specs, options, domains)
+    if domains is not None and (outside or validation):
+        check_apart(read_rows(replace(source, skip_bad_rows=True), Report()), outside, validation)
     tokenizer, embeddings = load_source(args.embeddings, args.revision, gguf_file)
     opinion = _second(args.second)
     kept: list[Row] = []

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import command, need
 from ir3de.scripts.judging.ways import PERPLEXITY, WAYS
 from ir3de.scripts.metrics.tasks import TaskOptions
 
@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
 
     server = (args.judge_endpoint, args.judge_model, args.rubric)
     _check_together(args.by, args.data, args.at_once, args.budget, server)
+    if args.by not in WAYS:
+        need("lm_eval", "evaluation", f"--by {args.by!r} is none of {', '.join(WAYS)}, and tasks need lm-eval")
     options = JudgeOptions(
         router=args.router,
         by=args.by,

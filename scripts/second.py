@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -46,10 +47,9 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.modeling_ir3de import IR3DEModel
     from ir3de.route_selector_ir3de import probabilities
     from ir3de.scripts.data.selection import of_experts
-    from ir3de.scripts.fitting.second import choose, encoded, labels_of, over_bounds, router_scores, rows_to_fit
-    from ir3de.scripts.reports.second import describe, plot
-    from ir3de.scripts.routers.encoders import MINILM, default_encoder
-    from ir3de.second_opinion_ir3de import SecondOpinion
+    from ir3de.scripts.fitting.second import choose, encoded, labels_of, over_bounds, ready, router_scores, rows_to_fit
+    from ir3de.scripts.reports.second import describe, write
+    from ir3de.scripts.routers.encoders import MINILM
 
     if not Path(args.router, CONFIG).is_file():
         raise ValueError(f"{args.router} is no folder of a router: download the router first, and push it afterwards.")
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--max-train-per-domain must be at least 0, got {args.max_train_per_domain}.")
     model = IR3DEModel.from_pretrained(args.router)
     names = model.config.expert_names
+    opinion = ready(args.encoder, args.encoder_revision)
     source = RowSource.of(**vars(args))
     train = rows_to_fit(read_rows(source), names, args.max_train_per_domain or None)
     rows, notes = train.rows, train.notes()
@@ -69,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
         notes += [f"To measure on: {note}" for note in test.notes("nothing of it is measured")]
     for note in notes:
         print(note, file=sys.stderr)
-    opinion = SecondOpinion(args.encoder or default_encoder(), args.encoder_revision)
     q = choose(opinion, encoded(opinion, [row.text for row in train.rows]), labels_of(train.rows, names), names)
     if other:
         q = probabilities(opinion.logits(encoded(opinion, [row.text for row in rows]), names), **opinion.calibration)
@@ -80,11 +80,10 @@ def run(args: argparse.Namespace) -> int:
     opinion.save_pretrained(place)
     report = describe(figures, len(rows)) + ("" if other else f"\n\n{OPTIMISTIC}")
     print(f"{report}\n\nSaved a second opinion to {place} (lambda {opinion.regularization:g} x mean diagonal).")
-    print(f'Use it: pipeline("ir3de-routing", model="{args.router}", trust_remote_code=True, second_opinion=True)')
+    router = json.dumps(args.router, ensure_ascii=False)
+    print(f'Use it: pipeline("ir3de-routing", model={router}, trust_remote_code=True, second_opinion=True)')
     if args.output:
-        Path(args.output).mkdir(parents=True, exist_ok=True)
-        Path(args.output, "second.md").write_text(f"{report}\n", encoding="utf-8")
-        plot(figures, Path(args.output, "second.png"))
+        write(report, figures, Path(args.output))
     return 0
 
 

@@ -14,6 +14,8 @@ from huggingface_hub import constants
 
 from ir3de.scripts import cli
 from ir3de.scripts.reports import progress
+from ir3de.scripts.routers.base import Options
+from ir3de.scripts.routers.baselines import BASELINES
 
 HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "sklearn", "lm_eval", "datatrove", "ir3de.modeling_ir3de")
 
@@ -69,6 +71,25 @@ def test_a_command_that_is_unknown_is_refused(capsys: pytest.CaptureFixture[str]
         cli.main(["fitt"])
     assert caught.value.code == 2
     assert "'fitt'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "found"),
+    [
+        ("merge R --dry-run a.safetensors b.safetensors", {"source": ["a.safetensors", "b.safetensors"]}),
+        ("outcomes R --remove a.jsonl b.jsonl", {"files": ["a.jsonl", "b.jsonl"], "remove": True}),
+        ("outcomes --remove R a.jsonl --split test b.jsonl", {"files": ["a.jsonl", "b.jsonl"], "split": "test"}),
+        ("route R court --num-votes 2 ship -- --dashed", {"prompt": ["court", "ship", "--dashed"], "num_votes": 2}),
+        ("add R --output made law --statistics law.safetensors", {"name": "law", "output": "made"}),
+        ("inspect a.jsonl --skip-bad-rows b.jsonl", {"sources": ["a.jsonl", "b.jsonl"], "skip_bad_rows": True}),
+    ],
+)
+def test_options_may_stand_between_names(command: str, found: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *options = command.split()
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(cli._import(name), "run", lambda args: given.append(vars(args)) or 0)
+    assert cli.main([name, *options]) == 0
+    assert given[0] == {**given[0], **found}
 
 
 def test_importing_the_package_registers_the_task_and_no_bars_of_weights_are_drawn(
@@ -189,6 +210,9 @@ def test_a_router_that_is_not_there_is_an_error_of_the_command(
     [
         ("sklearn", ["fit", "--outcomes", "no.jsonl", "--discover", "auto", "--embeddings", "no"], "benchmark"),
         ("peft", ["train-experts", "--data", "no.jsonl", "--model", "no"], "adapters"),
+        ("lm_eval", ["tasks", "no-router", "--task", "math=gsm8k"], "evaluation"),
+        ("lm_eval", ["judge", "no-router", "--by", "gsm8k"], "evaluation"),
+        ("sklearn", ["benchmark", "--outcomes", "no.jsonl", "--embeddings", "no"], "benchmark"),
     ],
 )
 def test_a_missing_package_is_told_before_anything_is_read(
@@ -203,3 +227,23 @@ def test_a_missing_package_is_told_before_anything_is_read(
     assert cli.main([*command, "--output", str(tmp_path / "made")]) == 2
     assert f'`pip install "ir3de[{extra}]"`' in capsys.readouterr().err
     assert not (tmp_path / "made").exists()
+
+
+def test_a_package_that_a_later_file_needs_is_told_before_any_is_read(
+    json_lines: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setattr("ir3de.scripts.data.parts.read_records", lambda *_: pytest.fail("read"))
+    late = tmp_path / "late.parquet"
+    late.touch()
+    assert cli.main(["inspect", str(json_lines), str(late)]) == 2
+    assert 'late.parquet needs pyarrow: `pip install "ir3de[data]"`' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tfidf", "bow-mlp", "encoder-lr"])
+def test_a_router_that_needs_a_missing_package_is_refused_as_it_is_made(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(ImportError, match=r"need scikit-learn.*ir3de\[benchmark\]"):
+        BASELINES[name](Options(encoder="no"))

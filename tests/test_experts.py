@@ -34,7 +34,9 @@ from transformers import (
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.experts_ir3de import ExpertError, ExpertPool
+from ir3de.gateway.serving import served
 from ir3de.local_experts_ir3de import LocalModel, _parts
+from ir3de.options_ir3de import Options, check_options
 from ir3de.specs_ir3de import in_bytes
 
 from . import tiny
@@ -503,6 +505,83 @@ def test_options_out_of_range_and_content_that_is_not_text_are_refused_before_an
     misspelt = pipe({"law": {"model": models["law"], "generation": {"max_new_token": 3}}})
     with pytest.raises(ValueError, match=r"unknown option 'max_new_token'. Did you mean 'max_new_tokens'"):
         misspelt(LAW)
+    wrong = pipe({"law": {"model": models["law"], "generation": {"repetition_penalty": 0}}})
+    with pytest.raises(ValueError, match="`repetition_penalty` of expert 'law' must be a finite number above 0, got 0"):
+        wrong(LAW)
+    with pytest.raises(ValueError, match="`repetition_penalty` of expert 'law'"):
+        served(wrong)
+
+
+SAMPLED: Options = {"do_sample": True, "max_new_tokens": 2}
+BEAMS: Options = {"num_beams": 2}
+REFUSED: dict[str, tuple[Options, list[Any]]] = {  # that transformers refuses, and with what beside it
+    "max_new_tokens": ({}, [0, -1]),
+    "num_beams": ({}, [0]),
+    "min_new_tokens": ({}, [1.5]),
+    "no_repeat_ngram_size": ({}, [1.5]),
+    "top_k": ({}, [-2, 1.5]),
+    "seed": ({}, [-1, 2**32]),
+    "temperature": ({}, [-0.5, "0.5"]),
+    "repetition_penalty": ({}, [0, -1, 0.0]),
+    "top_p": ({}, [-0.1]),
+    "min_p": ({}, [-0.1, 1.1]),
+    "typical_p": ({}, [0, -1]),
+    "top_h": ({}, [0, 1.1]),
+    "early_stopping": (BEAMS, ["soon"]),
+    "sequence_bias": ({}, [{}, [[5, 1.0]]]),
+    "bad_words_ids": ({}, [[], [5]]),
+    "cache_implementation": ({}, ["none such"]),
+}
+TAKEN: dict[str, tuple[Options, list[Any]]] = {
+    "max_new_tokens": ({}, [1]),
+    "num_return_sequences": ({}, [1, 2]),
+    "num_beams": ({}, [1, 2]),
+    "min_new_tokens": ({}, [0, 1]),
+    "no_repeat_ngram_size": ({}, [0, 2]),
+    "top_k": ({}, [-1, 0, 3]),
+    "seed": ({}, [0, 2**32 - 1]),
+    "temperature": ({}, [0, 5e-324, 0.5, 2]),
+    "repetition_penalty": ({}, [1, 2, 0.5]),
+    "top_p": ({}, [0, 1, 0.5]),
+    "min_p": ({}, [0, 1, 0.5]),
+    "typical_p": ({}, [1, 0.5]),
+    "top_h": ({}, [0.5, 1]),
+    "epsilon_cutoff": ({}, [0, 1, 0.5]),
+    "eta_cutoff": ({}, [0, 1, 0.5]),
+    "length_penalty": (BEAMS, [-1, 0, 2]),
+    "early_stopping": (BEAMS, [True, "never"]),
+    "sequence_bias": ({}, [[[[5], 1.0]]]),
+    "bad_words_ids": ({}, [[[5]]]),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_transformers_refuses_is_refused_before(name: str, models: dict[str, str]) -> None:
+    direct = pipeline("text-generation", model=models["law"], device="cpu")
+    beside, values = REFUSED[name]
+    for value in values:
+        with pytest.raises(ValueError, match=name):
+            check_options({**SAMPLED, **beside, name: value})
+        with pytest.raises(
+            (ValueError, TypeError, RuntimeError, ZeroDivisionError)
+        ):  # so that no more is refused than must be
+            set_seed(value) if name == "seed" else direct("the court", **{**SAMPLED, **beside, name: value})
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_options_at_the_ends_of_their_range_are_answered(name: str, models: dict[str, str]) -> None:
+    made = of_models(models)
+    beside, values = TAKEN[name]
+    for value in values:
+        found = made(LAW, on_error="raise", **{**SAMPLED, **beside, name: value})["generated_text"]
+        assert isinstance(found, list if (name, value) == ("num_return_sequences", 2) else str)
+
+
+def test_a_temperature_of_none_is_the_likeliest_answer_from_every_expert(models: dict[str, str]) -> None:
+    made = of_models(models)
+    likeliest = made(LAW, **GREEDY)["generated_text"]
+    assert made(LAW, max_new_tokens=GREEDY["max_new_tokens"], temperature=0)["generated_text"] == likeliest
+    assert made(LAW, **{**GREEDY, "do_sample": True}, temperature=0)["generated_text"] == likeliest
 
 
 # Failures.

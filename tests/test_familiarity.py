@@ -16,6 +16,7 @@ from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.batch_ir3de import Prompts
 from ir3de.familiarity_ir3de import LEVELS, PARTS, FamiliarityScale, OutsideShare, familiarity_table, parts_of
 from ir3de.scripts.cli import main
+from ir3de.scripts.data.spool import Spool
 from ir3de.statistics_ir3de import DomainStatistics, count_documents
 
 from . import tiny
@@ -388,14 +389,34 @@ def test_bad_options_are_refused(
     source: str,
     json_lines: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(Spool, "fill", lambda *_: pytest.fail("long work began"))
     texts = [json.loads(line)["text"] for line in json_lines.read_text().splitlines()]
     given = [given_outside(texts, tmp_path) if option == "DATA" else option for option in options]
     fit = ["fit", "--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "router"), *FAST]
     assert main([*fit, *given]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "router").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--discover", "2")])
+def test_judged_prompts_are_no_prompts_from_outside_either(
+    more: tuple[str, ...],
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for late in ("fit.Spool.fill", "outcomes.discover"):
+        monkeypatch.setattr(f"ir3de.scripts.fitting.{late}", lambda *_: pytest.fail("long work began"))
+    judged = tmp_path / "judged.jsonl"
+    lines = [{"text": text, "domain": "law", "scores": {"one": 1.0}} for text in tiny.sentences("law", 12)]
+    judged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    fit = ["fit", "--outcomes", str(judged), "--embeddings", source, "--output", str(tmp_path / "router"), *more]
+    assert main([*fit, "--outside", given_outside([str(line["text"]) for line in lines], tmp_path)]) == 2
+    assert "All texts of --outside are among the training rows" in capsys.readouterr().err
 
 
 def test_a_minimum_needs_prompts_to_measure_on(source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -436,3 +436,14 @@ def test_evaluate_refuses_a_domain_without_an_expert(
     assert "'art'" in failure(capsys, "evaluate", folder, "--data", path)
     path.write_text("")
     assert "There is no row" in failure(capsys, "evaluate", folder, "--data", path)
+
+
+def test_an_expert_without_a_domain_is_refused_before_rows_are_tokenized(
+    json_lines: Path, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Spool, "fill", lambda *_: pytest.fail("long work began"))
+    listed = tmp_path / "experts.yaml"
+    listed.write_text(json.dumps([{"name": name} for name in ("art", *tiny.DOMAINS)]))
+    fit = ["--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "made")]
+    line = failure(capsys, "fit", *fit, "--experts", str(listed))
+    assert "each domain needs one expert of its name" in line

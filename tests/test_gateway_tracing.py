@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from ir3de.gateway.server import tracing
+from ir3de.gateway.server import Service, tracing
 from ir3de.scripts.bench.stand_in import Received
 
 from .gateway_world import HASTY, world
@@ -125,6 +125,8 @@ def test_what_the_environment_asks_for_is_done_or_refused(monkeypatch: pytest.Mo
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(ValueError, match="grpc"):
         tracing()
+    with pytest.raises(ValueError, match="grpc"):
+        Service("a router").check()  # before that is loaded
     monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
     assert tracing() is None
 

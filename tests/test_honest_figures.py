@@ -12,7 +12,7 @@ from ir3de.scripts.cli import main
 from ir3de.scripts.data.groups import Groups
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.spool import Spool
-from ir3de.scripts.fitting.holding_out import source_splits, splits
+from ir3de.scripts.fitting.holding_out import held_out_prompts, source_splits, splits
 
 from . import tiny
 
@@ -79,6 +79,17 @@ def test_a_group_is_held_out_as_a_whole(tmp_path: Path) -> None:
         assert number % 10 == 0
         held += number
     assert held == 70, "every group has been held out once"
+
+
+def test_what_is_held_out_is_the_same_without_the_sample(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.fill((Row(text, name) for name in tiny.DOMAINS for text in tiny.sentences(name, 70)), tiny.tokenizer(), 100)
+    alone = list(held_out_prompts(spool))
+    assert len(alone) == 5
+    for split, held in zip(splits(spool), alone, strict=True):
+        for name in tiny.DOMAINS:
+            assert torch.equal(split.held_out[name].token_ids, held[name].token_ids)
+            assert torch.equal(split.held_out[name].lengths, held[name].lengths)
 
 
 def test_rows_that_are_all_different_are_held_out_as_before(tmp_path: Path) -> None:
@@ -152,8 +163,14 @@ def test_validation_is_measured_and_told(
     ],
 )
 def test_a_validation_file_that_fits_not_is_refused(
-    rows: Any, message: str, fit: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    rows: Any,
+    message: str,
+    fit: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(Spool, "fill", lambda *_: pytest.fail("long work began"))
     train = labelled(10)
     path = write(tmp_path / "other.jsonl", train[:3] if rows == "training" else rows)
     assert fit(train, "--validation", path) == 2

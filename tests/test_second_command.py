@@ -1,6 +1,8 @@
 """`ir3de second`: chooses on prompts left out in turn, fits on all, measures on others, and saves beside the router."""
 
+import ast
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import torch
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline, SecondOpinion
 from ir3de.app import load
+from ir3de.gateway.server import Service, make_application
 from ir3de.route_selector_ir3de import probabilities
 from ir3de.scripts.cli import main
 from ir3de.scripts.data.rows import read_file
@@ -17,6 +20,7 @@ from ir3de.scripts.fitting import second as fitting
 from ir3de.scripts.reports.second import describe_offer
 from ir3de.scripts.routers.encoders import MINILM
 from ir3de.scripts.second import OPTIMISTIC
+from ir3de.second_opinion_ir3de import PROBE
 from ir3de.second_opinion_ir3de import SecondOpinion as Class
 from ir3de.space import views
 from ir3de.space.palette import Palette
@@ -35,8 +39,9 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> WordEncoder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    tiny.router(variant="prompt", calibration={"temperature": 0.3, "spread": 0.0}).save_pretrained(tmp_path / "router")
-    return tmp_path / "router"
+    place = tmp_path / 'a "router"'  # as its path may be, and is to be printed
+    tiny.router(variant="prompt", calibration={"temperature": 0.3, "spread": 0.0}).save_pretrained(place)
+    return place
 
 
 def run(*arguments: Any) -> int:
@@ -120,8 +125,10 @@ def test_without_other_rows_it_says_that_they_are_the_routers_own(
     printed = capsys.readouterr().out
     assert "On 30 prompts" in printed
     assert OPTIMISTIC in printed
+    pasted = printed[printed.index("pipeline(") :].splitlines()[0]
+    assert ast.literal_eval(ast.parse(pasted, mode="eval").body.keywords[0].value) == str(folder)
     assert SecondOpinion.from_pretrained(folder, "second").encoder == "org/words"
-    assert len(encoder.texts) == 30 + 2  # and the probe, to take it down and to compare
+    assert len(encoder.texts) == 30 + 3  # and the probe, to take it down and to compare, and one to see that it works
 
 
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(
@@ -138,8 +145,33 @@ def test_what_cannot_be_done_is_refused_and_nothing_is_written(
     for message, arguments in refused.items():
         assert run(*arguments) == 2
         assert message in capsys.readouterr().err
-    assert encoder.texts == []
+    assert set(encoder.texts) <= {PROBE, "a prompt"}
     assert not (folder / "second").exists()
+
+
+def test_a_missing_encoder_is_said_before_anything_is_read(
+    folder: Path, json_lines: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("ir3de.second_opinion_ir3de._load_encoder", _missing)
+    monkeypatch.setattr("ir3de.scripts.second.read_rows", lambda _: pytest.fail("read"))
+    assert run(folder, "--data", json_lines) == 2
+    assert "no sentence-transformers" in capsys.readouterr().err
+
+
+def test_without_matplotlib_there_is_a_report_and_no_plot(
+    folder: Path,
+    json_lines: Path,
+    encoder: WordEncoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delitem(sys.modules, "ir3de.scripts.reports.second_plots", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert run(folder, "--data", json_lines, "--output", tmp_path / "out") == 0
+    assert "No plots: they need matplotlib" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["second.md"]
 
 
 # `ir3de add` and `remove` where there is one.
@@ -188,6 +220,17 @@ def test_the_commands_ask_where_they_are_told_to(
     assert "second opinion" not in views.route(
         router(UNSURE[0], generate=False, second_below=0), Palette().having(NAMES)
     )
+
+
+def test_a_server_that_is_to_ask_it_starts_only_with_its_encoder(
+    folder: Path, json_lines: Path, encoder: WordEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(folder, "--data", json_lines) == 0
+    assert make_application(Service(str(folder), second_opinion=True, log=False))
+    monkeypatch.setattr("ir3de.second_opinion_ir3de._load_encoder", _missing)
+    assert make_application(Service(str(folder), log=False))
+    with pytest.raises(ImportError, match="no sentence-transformers"):
+        make_application(Service(str(folder), second_opinion=True, log=False))
 
 
 def _missing(name: str, revision: str | None) -> Any:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import sqlite3
 import subprocess
@@ -138,8 +139,9 @@ def test_the_ledger_is_that_of_the_same_outcomes_as_rows(store: Store) -> None:
 
 @pytest.mark.parametrize("rows", [50_000, 1])
 def test_scores_that_are_too_much_to_count_are_named_and_can_be_taken_back(
-    rows: int, store: Store, monkeypatch: pytest.MonkeyPatch
+    rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    store = Store(str(tmp_path / "store.db"), replica="the shop's till")
     monkeypatch.setattr("ir3de.traffic.remade._ROWS", rows)
     sure = {"recognised": {"code": ONE, "law": 0, "math": 0}, "expert": "law"}
     keep(store, answer(1, time=NOW - DAY), *(answer(number, **sure) for number in (2, 3)))
@@ -147,11 +149,14 @@ def test_scores_that_are_too_much_to_count_are_named_and_can_be_taken_back(
         score(store, f"request-{number}", 1.0, cost=None if number == 1 else 1e9)
     with pytest.raises(OverflowError, match=r"2026-03-01.*'law'.*--take-back") as found:
         remade(store)
-    which = re.search("--take-back ([^`]+)`", str(found.value))
-    assert which is not None
+    command = re.search("`(ir3de outcomes [^`]+)`", str(found.value))
+    assert command is not None
+    *_, option, which = shlex.split(command[1])
+    assert option == "--take-back"
     with store.writing() as connection:
-        assert len(take_back(connection, Which.read(which[1]))) == 2
+        assert len(take_back(connection, Which.read(which))) == 2
     assert remade(store).outcomes == 1
+    store.close()
 
 
 def test_the_same_scores_have_the_same_names_in_any_order(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date, timedelta
@@ -115,9 +116,10 @@ def remade(store: Store, replica: str | None = None) -> Remade:
 def _too_much(group: _Group, error: OverflowError) -> OverflowError:
     """The error with whose answers they are, and how to be rid of them."""
     until = date.fromisoformat(group.day) + timedelta(days=1)
+    which = shlex.quote(f"replica={group.replica},since={group.day},until={until}")
     return OverflowError(
         f"Of the server {group.replica!r} on {group.day}: {error} Or take that day's answers back, with `ir3de outcomes"
-        f" ROUTER --from-store STORE --take-back replica={group.replica},since={group.day},until={until}`."
+        f" ROUTER --from-store STORE --take-back {which}`."
     )
 
 

@@ -349,7 +349,7 @@ def main() -> int:
     parser.add_argument(
         "--part", action="append", choices=("exploring", "forgetting", "judging", "budgets"), help="default: all"
     )
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()
     args.output.mkdir(parents=True, exist_ok=True)
     replays = [prepare(path, args.output) for path in args.files]
     priced = [each for each in replays if each.data.train.has_costs and each.data.test.has_costs]

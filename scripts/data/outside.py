@@ -35,6 +35,10 @@ class Outside:
             raise ValueError("All texts of --outside are among the training rows: give prompts of none of the domains.")
         check_labels(self._rows.values(), domains)
 
+    def __bool__(self) -> bool:
+        """Whether any were given."""
+        return bool(self._given)
+
     @property
     def texts(self) -> list[str]:
         """Those that no row was equal to so far, each once."""

@@ -10,7 +10,17 @@ from typing import Any, Protocol
 
 import fsspec
 
-from ir3de.scripts.data.records import FORMATS, Record, Wanted, label_names, named_labels, read_records, split_name
+from ir3de.scripts.command import need
+from ir3de.scripts.data.records import (
+    FORMATS,
+    Record,
+    Wanted,
+    check_package,
+    label_names,
+    named_labels,
+    read_records,
+    split_name,
+)
 
 
 class Part(Protocol):
@@ -51,11 +61,17 @@ class FilePart:
         name (`str`): its path or address.
         domain (`str`, *optional*): by its place in a folder.
         whole (`bool`, *optional*): a text file is one prompt; else each of its lines is.
+
+    Raises:
+        ImportError: what reads it is not installed.
     """
 
     name: str
     domain: str | None = None
     whole: bool = False
+
+    def __post_init__(self) -> None:
+        check_package(self.name)
 
     @property
     def size(self) -> int | None:
@@ -204,6 +220,7 @@ def _of_folder(source: str) -> list[Part]:
     """Its files, at any depth; a row that names no domain has that of the first folder below, or else of the file."""
     fs, root = fsspec.url_to_fs(source)
     if fs.isfile(f"{root}/dataset_info.json") and fs.isfile(f"{root}/state.json"):
+        need("datasets", "data", f"Reading {source} needs datasets")
         from datasets import load_from_disk
 
         return [TablePart(load_from_disk(source))]

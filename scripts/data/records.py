@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from ir3de.scripts.command import need
+
 FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 _MOST_FIELD = 1 << 30  # characters of a field of CSV
@@ -52,6 +54,12 @@ def split_name(path: str) -> tuple[str, str, str | None]:
         name = stem
     stem, dot, ending = name.rpartition(".")
     return (stem, f".{ending.lower()}", compression) if dot and stem else (name, "", compression)
+
+
+def check_package(path: str) -> None:
+    """Raises ImportError where what reads a file is not installed."""
+    if split_name(path)[1] == ".parquet":
+        need("pyarrow", "data", f"Reading {path} needs pyarrow")
 
 
 def read_records(path: str, wanted: Wanted, whole: bool = False) -> Iterator[Record]:
@@ -219,11 +227,10 @@ def _chained(first: str, lines: Iterator[str]) -> Iterator[str]:
 
 def _parquet(path: str, wanted: Wanted) -> Iterator[Record]:
     """Rows of Parquet, part by part and only the columns that are wanted."""
-    try:
-        import pyarrow.parquet as pq
-        from pyarrow import ArrowException
-    except ImportError as error:
-        raise ImportError(f'Reading {path} needs pyarrow: `pip install "ir3de[data]"`.') from error
+    check_package(path)
+    import pyarrow.parquet as pq
+    from pyarrow import ArrowException
+
     try:
         with fsspec.open(path, "rb") as file, pq.ParquetFile(file) as table:
             columns = table.schema_arrow.names

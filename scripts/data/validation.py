@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ir3de.scripts.data.columns import Row
 from ir3de.scripts.data.duplicates import digest
+from ir3de.scripts.data.outside import Outside
 
 
 class Validation:
@@ -21,6 +22,10 @@ class Validation:
         for row in rows:
             self._rows.setdefault(digest(row.text), []).append(row)
         self._given = len(rows)
+
+    def __bool__(self) -> bool:
+        """Whether any were given."""
+        return bool(self._given)
 
     @property
     def rows(self) -> list[Row]:
@@ -49,3 +54,19 @@ class Validation:
         """What a person should know, in words."""
         met = self._given - len(self.rows)
         return [f"{met:,} rows of --validation are among the training rows, and are left out of it."] if met else []
+
+
+def check_apart(rows: Iterable[Row], outside: Outside, validation: Validation) -> None:
+    """Checks against training rows what is only measured on, before long work with these.
+
+    Args:
+        rows (`Iterable[Row]`): the training rows, all of them.
+        outside ([`Outside`]): prompts of none of their domains; what is among the rows leaves it.
+        validation ([`Validation`]): labelled prompts; likewise.
+
+    Raises:
+        ValueError: nothing is left of either, or their labels are not what they are given as.
+    """
+    domains = {row.domain for row in validation.watch(outside.watch(rows))}
+    outside.check(domains)
+    validation.check(sorted(domains))

@@ -13,7 +13,6 @@ from ir3de.batch_ir3de import Prompts
 from ir3de.familiarity_ir3de import Array, FamiliarityScale, familiarity_table, parts_of
 from ir3de.scripts.data.notices import FEW
 from ir3de.scripts.data.spool import Spool
-from ir3de.scripts.fitting.search import Split
 from ir3de.scripts.metrics.measures import auroc
 from ir3de.scripts.reports.words import to_left
 from ir3de.statistics_ir3de import count_documents
@@ -140,13 +139,13 @@ class FamiliarityFigures:
 
 
 def held_out_parts(
-    spool: Spool, splits: Iterable[Split], logits: Mapping[str, torch.Tensor], vocab_size: int
+    spool: Spool, held_out: Iterable[Mapping[str, Prompts]], logits: Mapping[str, torch.Tensor], vocab_size: int
 ) -> dict[str, Array]:
     """The five parts of each held-out prompt's familiarity, by tables of all prompts but those held out with it.
 
     Args:
         spool ([`Spool`]): all prompts.
-        splits (`Iterable[Split]`): what was held out in turn.
+        held_out (`Iterable[Mapping[str, Prompts]]`): by domain the prompts that were held out in turn.
         logits (`Mapping[str, torch.Tensor]`): by domain, of the held-out prompts of all splits, `(prompts, D)`.
         vocab_size (`int`): V.
 
@@ -157,11 +156,11 @@ def held_out_parts(
     prompts = sum(len(spool.lengths(domain)) for domain in spool.domains)
     parts: dict[str, list[Array]] = {domain: [] for domain in spool.domains}
     rest = dict(logits)
-    for split in splits:
-        others = [documents[name] - count_documents(split.held_out[name], vocab_size) for name in spool.domains]
-        held = sum(len(each.lengths) for each in split.held_out.values())
-        table = familiarity_table(others, prompts - held).double().numpy()
-        for name, each in split.held_out.items():
+    for held in held_out:
+        others = [documents[name] - count_documents(held[name], vocab_size) for name in spool.domains]
+        number_held = sum(len(each.lengths) for each in held.values())
+        table = familiarity_table(others, prompts - number_held).double().numpy()
+        for name, each in held.items():
             number = len(each.lengths)
             parts[name].append(parts_of(table, each, rest[name][:number]))
             rest[name] = rest[name][number:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from ir3de.scripts.data.validation import Validation
 from ir3de.scripts.fitting.calibration import calibration_error, fit_calibration
 from ir3de.scripts.fitting.elsewhere import ElsewhereFigures, TooMuch, measure_elsewhere
 from ir3de.scripts.fitting.familiarity import FamiliarityFigures, figures, held_out_parts
-from ir3de.scripts.fitting.holding_out import HELD_OUT_LEAST, held_out_rows, splits
+from ir3de.scripts.fitting.holding_out import HELD_OUT_LEAST, held_out_prompts, held_out_rows, splits
 from ir3de.scripts.fitting.options import AUTO, FitOptions
 from ir3de.scripts.fitting.outside import Outsiders, learn_outside
 from ir3de.scripts.fitting.search import Candidate, Grids, best_of, describe, search
@@ -165,7 +165,7 @@ def fit_router(
     elsewhere = measure_elsewhere(config, embeddings, spool, best)
     if isinstance(elsewhere, ElsewhereFigures):
         config.evaluation["elsewhere"] = elsewhere.as_config()
-    parts = held_out_parts(spool, splits(spool), best.logits, len(embeddings))
+    parts = held_out_parts(spool, held_out_prompts(spool), best.logits, len(embeddings))
     _set_familiarity(config, np.concatenate(list(parts.values())), options)
     model = IR3DEModel.from_embeddings(config, embeddings, tokenizer)
     model.fit(collect(model, spool))
@@ -196,7 +196,7 @@ def _familiarity(
     outsiders = Outsiders.of(model, outside)
     if not len(outsiders.folds):
         return figures(FamiliarityScale.read(model.config.familiarity), parts)
-    told, lesson = learn_outside(model, parts, [split.held_out for split in splits(spool)], outsiders)
+    told, lesson = learn_outside(model, parts, list(held_out_prompts(spool)), outsiders)
     return figures(FamiliarityScale.read(model.config.familiarity), told.inside, told.outside, lesson)
 
 
@@ -303,8 +303,31 @@ def _match_experts(config: IR3DEConfig, domains: list[str], specs: Sequence[Expe
     elif not config.experts:
         config.set_experts([{"name": domain} for domain in domains])
     elif set(config.expert_names) != set(domains):
-        raise ValueError(
-            f"The data have the domains {domains} and the experts are {config.expert_names}: each domain needs one"
-            " expert of its name, or experts that say in their specs which `domains` they serve. Leave rows out with"
-            " --where, or mend the list of experts."
-        )
+        raise _mismatch(domains, config.expert_names)
+
+
+def check_before(
+    config: IR3DEConfig, specs: Sequence[ExpertSpec], options: FitOptions, domains: Collection[str]
+) -> None:
+    """Checks what can be told of a fit before its rows are tokenized, which may show that a domain has none.
+
+    Args:
+        config ([`IR3DEConfig`]): of the router.
+        specs (`Sequence[ExpertSpec]`): of its experts; empty where each domain has one that only routes.
+        options ([`FitOptions`]): how it is fitted.
+        domains (`Collection[str]`): of the rows.
+
+    Raises:
+        ValueError: an expert has no domain of its name, or the fallback is no expert.
+    """
+    options.check_fallback([spec["name"] for spec in specs] or sorted(domains))
+    if config.experts and not set(config.expert_names) <= set(domains):
+        raise _mismatch(sorted(domains), config.expert_names)
+
+
+def _mismatch(domains: list[str], experts: list[str]) -> ValueError:
+    return ValueError(
+        f"The data have the domains {domains} and the experts are {experts}: each domain needs one expert of its name,"
+        " or experts that say in their specs which `domains` they serve. Leave rows out with --where, or mend the list"
+        " of experts."
+    )

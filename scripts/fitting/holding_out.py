@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from ir3de.batch_ir3de import Prompts
 from ir3de.scripts.data.spool import Spool
 from ir3de.scripts.fitting.search import Split
 
@@ -22,6 +23,12 @@ def splits(spool: Spool) -> Iterator[Split]:
     out once.
     """
     yield from (_split(spool, fold) for fold in range(_number_of_folds(spool)))
+
+
+def held_out_prompts(spool: Spool) -> Iterator[dict[str, Prompts]]:
+    """Those that are held out in each of the splits, by domain."""
+    for fold in range(_number_of_folds(spool)):
+        yield {domain: spool.take(domain, _rows_of(spool, domain, fold)[1]) for domain in spool.domains}
 
 
 def held_out_rows(spool: Spool) -> dict[str, torch.Tensor]:

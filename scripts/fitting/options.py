@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +98,14 @@ class FitOptions:
         """
         if self.min_score is not None:
             config.min_score = self.min_score
-        if self.fallback is None:
-            return
-        if self.fallback not in config.expert_names:
-            raise ValueError(f"--fallback {self.fallback!r} is none of the experts {config.expert_names}.")
-        config.fallback_expert = self.fallback
+        self.check_fallback(config.expert_names)
+        if self.fallback is not None:
+            config.fallback_expert = self.fallback
+
+    def check_fallback(self, experts: Sequence[str]) -> None:
+        """Raises ValueError where the fallback is none of these experts."""
+        if self.fallback is not None and self.fallback not in experts:
+            raise ValueError(f"--fallback {self.fallback!r} is none of the experts {list(experts)}.")
 
 
 def add_minimum_arguments(parser: argparse.ArgumentParser, default: str = "0: every prompt has an expert") -> None:

@@ -16,7 +16,7 @@ from ir3de.outcome_rows_ir3de import Outcome, read_rows
 from ir3de.scripts.data.judged import Judged, domain_name
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.data.validation import Validation
+from ir3de.scripts.data.validation import Validation, check_apart
 from ir3de.scripts.fitting.discovery import Tried, discover
 from ir3de.scripts.fitting.fit import Fitted, fit_rows
 from ir3de.scripts.fitting.options import FitOptions
@@ -113,13 +113,17 @@ def fit_with_outcomes(
     judged = sorted({expert for file in files for expert in file.experts})
     _check_specs(judged, specs)
     tried: list[Tried] = []
+    outside, validation = outside or Outside(), validation or Validation()
     if is_discovering:
         table = _table([row for file in files for row in file.rows()], judged)
+        check_apart([Row(text, "") for text in table.texts], outside, Validation())
         labels, tried = discover(table, tokenizer, embeddings, number, config.max_length)
         rows: Iterable[Row] = [Row(text, label) for text, label in zip(table.texts, labels, strict=True)]
         files = [replace(file, tells_domains=False) for file in files]
     else:
         rows = data if data is not None else _labelled(files)
+        if data is None and (outside or validation):
+            check_apart(_labelled(files), outside, validation)
     experts: Sequence[ExpertSpec] = specs or [{"name": name, "domains": []} for name in judged]
     fitted = fit_rows(config, tokenizer, embeddings, rows, options, outside, validation, experts)
     known = set(fitted.model.config.domain_names)

@@ -173,13 +173,18 @@ def introduce(opinion: SecondOpinion, name: str, texts: Sequence[str]) -> None:
         print(f"Not added to the second opinion: {error}", file=sys.stderr)
 
 
-def ready() -> SecondOpinion:
+def ready(encoder: str | None = None, revision: str | None = None) -> SecondOpinion:
     """A second opinion whose encoder is at hand, before long work.
 
+    Args:
+        encoder (`str`, *optional*): Hub id or folder of the encoder; by default all-MiniLM-L6-v2.
+        revision (`str`, *optional*): of the encoder.
+
     Raises:
-        OSError: it cannot be loaded.
+        ImportError: sentence-transformers is not installed.
+        OSError: the encoder cannot be loaded.
     """
-    opinion = SecondOpinion(default_encoder())
+    opinion = SecondOpinion(encoder or default_encoder(), revision)
     opinion.encode(["a prompt"])
     return opinion
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ir3de.card_ir3de import markdown_table
 from ir3de.scripts.fitting.second import AtBound
-from ir3de.scripts.reports.drawing import save_plot
+from ir3de.scripts.reports.drawing import draw
 
 
 def describe(figures: Sequence[AtBound], prompts: int) -> str:
@@ -37,22 +37,8 @@ def describe_offer(without: AtBound, with_it: AtBound, prompts: int, error: floa
     return f"Try `ir3de second {shlex.quote(router)} --data ...`, or --second here, which does both: {figures}."
 
 
-def plot(figures: Sequence[AtBound], path: Path) -> None:
-    """Draws accuracy over the share of prompts that pay, a point a bound, as PNG."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(layout="constrained", figsize=(5, 3.5))
-    axes = canvas.subplots()
-    x = [100 * row.share for row in figures]
-    y = [100 * row.accuracy for row in figures]
-    axes.plot(x, y, marker=".", color="tab:blue", label="by second_below")
-    places: dict[tuple[float, float], list[str]] = {}
-    for share, accuracy, row in zip(x, y, figures, strict=True):
-        places.setdefault((share, accuracy), []).append(f"{row.bound:g}")
-    for place, bounds in places.items():
-        axes.annotate(", ".join(bounds), place, xytext=(0, -12), textcoords="offset points", fontsize=8, ha="center")
-    axes.margins(0.15)
-    axes.legend(fontsize=8, loc="lower right")
-    axes.set_xlabel("prompts that the encoder reads (%)")
-    axes.set_ylabel("macro accuracy (%)")
-    save_plot(canvas, path, dpi=150)
+def write(report: str, figures: Sequence[AtBound], folder: Path) -> None:
+    """Writes the report as `second.md`, and the figures as a plot beside it, where matplotlib is installed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "second.md").write_text(f"{report}\n", encoding="utf-8")
+    draw("second_plots", {"figures": figures}, folder)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from ir3de.route_selector_ir3de import probabilities
+from ir3de.scripts.command import need
 from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.fitting.calibration import best_calibration
 from ir3de.scripts.metrics.measures import Array, Integers, macro_accuracy
@@ -47,13 +48,19 @@ class Baseline:
 
     Args:
         options ([`Options`]): of the run.
+
+    Raises:
+        ImportError: scikit-learn is not installed, and is needed.
     """
 
+    on_sklearn = False  # whether it is made with scikit-learn
     grid: tuple[int, ...] = (0,)  # values of the one hyper-parameter that is chosen; where there is none, a single one
     max_train: int | None = None
     refit = True
 
     def __init__(self, options: Options) -> None:
+        if self.on_sklearn:
+            need("sklearn", "benchmark", "Routers such as tfidf need scikit-learn, or leave them out of --routers")
         self.options = options
         self.domains: list[str] = []
         self.choice = ""
@@ -139,6 +146,7 @@ class RandomRouter(Baseline):
 class TfidfRegression(Baseline):
     """Logistic regression on TF-IDF of words and pairs of words."""
 
+    on_sklearn = True
     grid = (1, 10, 100)
 
     def estimator(self, value: int) -> Estimator:
@@ -154,6 +162,7 @@ class TfidfRegression(Baseline):
 class BagOfWordsMLP(Baseline):
     """PolyRouter's classifier: a network with one hidden layer on the counts of words."""
 
+    on_sklearn = True
     grid = (64, 256)
 
     def estimator(self, value: int) -> Estimator:
@@ -190,6 +199,7 @@ class EncoderBaseline(Baseline):
 class EncoderRegression(EncoderBaseline):
     """Logistic regression on a sentence encoder."""
 
+    on_sklearn = True
     grid = (1, 10, 100, 1000)
 
     def estimator(self, value: int) -> Estimator:

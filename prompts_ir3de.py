@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import chain
 from typing import Any
 
@@ -13,6 +14,7 @@ Message = dict[str, Any]  # `role`, `content`, and for tools more
 Prompt = str | list[Message]
 
 IMAGE_TYPES = ("image_url", "input_image", "image")  # of a part: OpenAI's two, and Anthropic's and transformers'
+_OF_TEMPLATE = re.compile(r"(?i)jinja|chat.?template|raise_exception|system (role|message)|roles must alternate")
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -104,6 +106,17 @@ def with_system_folded(chat: list[Message]) -> list[Message]:
             content = _joined(*said, message["content"])
             return [*rest[:place], {**message, "content": content}, *rest[place + 1 :]]
     return [{"role": "user", "content": _joined(*said)}, *rest]
+
+
+def may_refuse_system(status: int, said: str) -> bool:
+    """Whether a server's answer may be that of a chat template which takes no system message: most say that the request
+    is wrong, and llama.cpp that the server is, in the template's words.
+
+    Args:
+        status (`int`): of HTTP.
+        said (`str`): what the server says; may be empty where the status is not 500.
+    """
+    return status in (400, 422) or (status == 500 and _OF_TEMPLATE.search(said) is not None)
 
 
 def with_turns_merged(chat: list[Message]) -> list[Message]:

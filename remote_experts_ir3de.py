@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
 from .addresses_ir3de import hub_token, token_for
 from .options_ir3de import Options
-from .prompts_ir3de import Message, Prompt, as_chat, as_text, with_prompt, with_system_folded
+from .prompts_ir3de import Message, Prompt, as_chat, as_text, may_refuse_system, with_prompt, with_system_folded
 from .specs_ir3de import ExpertSpec
 from .transport_ir3de import BoundedClient, most_bytes
 
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 TIMEOUT = 60.0  # seconds, where neither spec nor caller says
 _AT_ONCE = 8  # requests to one expert, where the caller gives no batch_size
 _MOST_TOKENS = 1 << 30  # that a server may claim to have read or written
-_REFUSED = (400, 422)  # what servers answer where a chat template takes no system message
 _LONGEST_WAIT = 20.0  # seconds between two attempts, whatever Retry-After says
 
 # Names of `generate` -> names of chat and of text requests. What is in neither goes as it is to servers that know it.
@@ -150,7 +149,7 @@ class RemoteModel:
         try:
             return send(chat)
         except HfHubHTTPError as error:
-            if error.response.status_code not in _REFUSED:
+            if not may_refuse_system(error.response.status_code, str(error)):
                 raise
         answer = send(folded)
         name = self._spec["name"]

@@ -9,10 +9,12 @@ import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ir3de.prompts_ir3de import may_refuse_system
+
 from .breaker import Breaker, BreakerOptions
 from .choice import Choice
 from .exchange import Exchange
-from .forward import ExpertFailed, Forwarder, unavailable
+from .forward import ExpertFailed, Forwarder, Upstream, unavailable
 from .local import LocalExpert, Workshop
 from .metrics import Metrics
 from .relay import Reply
@@ -20,8 +22,6 @@ from .requests import Ask
 from .serving import Expert, Serving
 
 logger = logging.getLogger(__name__)
-
-_REFUSED = (400, 422)  # what servers answer where a chat template takes no system message
 
 
 class Patience(NamedTuple):
@@ -173,12 +173,21 @@ class Attempts:
         if ask.details:
             sent["accept-encoding"] = "identity"  # or the route could not be put into the answer
         body = expert.body(ask, conversation, expert.no_system)
-        reply = await self._forwarder.open(expert, ask.api.path, body, sent)
-        folded = expert.body(ask, conversation, no_system=True) if reply.status in _REFUSED else body
-        if folded == body:
-            return reply
+        first: Upstream | ExpertFailed
+        try:
+            first = await self._forwarder.open(expert, ask.api.path, body, sent)
+        except ExpertFailed as failure:
+            first = failure
+        is_refusal = may_refuse_system(first.status, first.said)
+        folded = expert.body(ask, conversation, no_system=True) if is_refusal else body
+        if isinstance(first, ExpertFailed):
+            if folded == body:
+                raise first
+        elif folded == body:
+            return first
+        else:
+            first.close()
         # What the spec adds may be what the server refuses: once more, with that in the first message of the user.
-        reply.close()
         reply = await self._forwarder.open(expert, ask.api.path, folded, sent)
         if reply.status < 400:
             logger.warning(

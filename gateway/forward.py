@@ -8,6 +8,7 @@ import logging
 import socket
 from asyncio import timeout
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import quote
 
@@ -40,6 +41,7 @@ _NOT_PASSED_BACK = frozenset(
 # What a server says of its own state, or of how it was set up, and not of the request: another one may do better.
 _FAILURES = frozenset((401, 402, 403, 404, 405, 407, 408, 421, 425, 429))
 _ASK_AGAIN = frozenset((425, 429, 500, 502, 503, 504, 529))
+_SAID = 1.0  # seconds that the words of a failure are waited for
 _WHOLE = 16 << 20  # bytes of an answer in one piece that are held until it is complete
 
 
@@ -53,10 +55,17 @@ class ExpertFailed(Exception):
         broken (`bool`): whether it counts for the circuit breaker.
         status (`int`): of its answer, if there was one.
         retry_after (`float`, *optional*): seconds that it asks to be left alone for.
+        said (`str`): the beginning of what the server said of a fault of its own, which nobody is shown.
     """
 
     def __init__(
-        self, why: str, again: bool = False, broken: bool = True, status: int = 0, retry_after: float | None = None
+        self,
+        why: str,
+        again: bool = False,
+        broken: bool = True,
+        status: int = 0,
+        retry_after: float | None = None,
+        said: str = "",
     ) -> None:
         super().__init__(why)
         self.why = why
@@ -64,6 +73,7 @@ class ExpertFailed(Exception):
         self.broken = broken
         self.status = status
         self.retry_after = retry_after
+        self.said = said
 
 
 class RemoteExpert:
@@ -153,6 +163,7 @@ class Upstream:
 
     is_here = False
     counted = (0, 0)
+    said = ""  # of a fault of its own, of which no answer begins
 
     def __init__(self, response: aiohttp.ClientResponse, idle: float, end: float) -> None:
         self._response = response
@@ -262,7 +273,7 @@ class Forwarder:
                     method, f"{expert.base}/{path}", data=body, headers=headers, allow_redirects=False
                 )
                 if _is_failure(response.status):
-                    raise _refused(response)
+                    raise _refused(response, await _said(response) if response.status == 500 else "")
                 upstream = Upstream(response, self._timeouts.idle, end)
                 await upstream.begin()
             return upstream
@@ -301,7 +312,15 @@ def _is_failure(status: int) -> bool:
     return status in _FAILURES or status >= 500 or 300 <= status < 400
 
 
-def _refused(response: aiohttp.ClientResponse) -> ExpertFailed:
+async def _said(response: aiohttp.ClientResponse) -> str:
+    """The beginning of what a server says; nothing where that does not come soon."""
+    with suppress(aiohttp.ClientError, OSError, TimeoutError):
+        async with timeout(_SAID):
+            return (await response.content.readany()).decode(errors="replace")
+    return ""
+
+
+def _refused(response: aiohttp.ClientResponse, said: str) -> ExpertFailed:
     status = response.status
     after = response.headers.get("retry-after", "")
     return ExpertFailed(
@@ -310,6 +329,7 @@ def _refused(response: aiohttp.ClientResponse) -> ExpertFailed:
         broken=status >= 500,
         status=status,
         retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
+        said=said,
     )
 
 

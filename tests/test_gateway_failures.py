@@ -271,6 +271,13 @@ def test_what_is_wrong_with_a_request_does_not_open_a_breaker() -> None:
 SAID = {"role": "user", "content": [{"type": "text", "text": "the court and a judge"}]}
 
 
+LLAMA_CPP = (
+    "\n------------\nWhile executing CallExpression at line 1, column 70 in source:\n... raise_exception('System role n"
+    "...\nError: Jinja Exception: System role not supported"
+)
+
+
+@pytest.mark.parametrize(("status", "message"), [(400, "System role not supported"), (500, LLAMA_CPP)])
 @pytest.mark.parametrize(
     ("api", "asked", "field", "folded"),
     [
@@ -285,12 +292,12 @@ SAID = {"role": "user", "content": [{"type": "text", "text": "the court and a ju
     ],
 )
 def test_a_system_prompt_of_the_spec_is_not_what_a_client_is_refused_for(
-    api: str, asked: Any, field: str, folded: Any, caplog: pytest.LogCaptureFixture
+    status: int, message: str, api: str, asked: Any, field: str, folded: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def without_system(request: web.Request, got: Received) -> web.StreamResponse:
         conversation = got.json.get("messages", [])
         if "instructions" in got.json or any(message["role"] == "system" for message in conversation):
-            return web.json_response({"error": {"message": "System role not supported"}}, status=400)
+            return web.json_response({"error": {"code": status, "message": message}}, status=status)
         return await respond(request, got)
 
     spec = {"law": {"system_prompt": "Be brief."}}
@@ -302,8 +309,23 @@ def test_a_system_prompt_of_the_spec_is_not_what_a_client_is_refused_for(
             assert made.last("law").json[field] == folded
         assert len(made.behind["law"].received) == 3  # the second request was not refused first
         assert "refuses system messages" in caplog.text
+        assert not made.gateway.attempts.breaker("law", made.gateway.serving).is_open
         own = [{"role": "system", "content": "Be long."}, *LAW]  # what the client says is the client's
-        assert (made.ask(messages=own).status, made.last("law").json["messages"]) == (400, own)
+        assert (made.ask(model="law", messages=own).status, made.last("law").json["messages"]) == (
+            {400: 400, 500: 502}[status],
+            own,
+        )
+
+
+def test_a_server_that_is_broken_is_not_taken_for_one_without_system_messages() -> None:
+    async def broken(request: web.Request, got: Received) -> web.StreamResponse:
+        said = "CUDA error: out of memory while the system prompt was read"
+        return web.json_response({"error": {"code": 500, "message": said}}, status=500)
+
+    with world({"law": {"system_prompt": "Be brief."}}, settings=QUICK, responds={"law": broken}) as made:
+        assert made.ask(model="law").status == 502
+        assert {received.json["messages"][0]["role"] for received in made.behind["law"].received} == {"system"}
+        assert not made.gateway.serving.experts["law"].no_system
 
 
 # Clients that leave.

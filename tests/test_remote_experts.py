@@ -485,14 +485,16 @@ def test_an_expert_that_fails_when_asked_raises() -> None:
 # A server whose chat template takes no system message.
 
 
-def without_system(got: list[Any], **parts: Any) -> Callable[[BaseHTTPRequestHandler, bytes], None]:
+def without_system(
+    got: list[Any], status: int = 400, said: str = "System role not supported"
+) -> Callable[[BaseHTTPRequestHandler, bytes], None]:
     """A server that refuses chats with a system message, and streams or answers the others; it notes what it got."""
 
     def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
         asked = json.loads(body)
         got.append(asked["messages"])
         if any(message["role"] == "system" for message in asked["messages"]):
-            send(handler, 400, json.dumps(parts or {"error": {"message": "System role not supported"}}).encode())
+            send(handler, status, json.dumps({"error": {"code": status, "message": said}}).encode())
         elif asked.get("stream"):
             send(handler, 200, chunk("a jury", "stop") + b"data: [DONE]\n\n", content_type="text/event-stream")
         else:
@@ -505,11 +507,14 @@ FOLDED = [{"role": "user", "content": f"Be brief.\n\n{LAW}"}]
 REFUSED = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": LAW}]
 
 
+@pytest.mark.parametrize(
+    ("status", "said"), [(400, "System role not supported"), (500, "Error: Jinja Exception: System role not supported")]
+)
 def test_a_server_without_system_messages_gets_their_text_with_the_users_and_this_is_remembered(
-    caplog: pytest.LogCaptureFixture,
+    status: int, said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     got: list[Any] = []
-    with serve(without_system(got)) as server:
+    with serve(without_system(got, status, said)) as server:
         made = pipe({"endpoint": server.url, "model": "m", "system_prompt": "Be brief."})
         assert made(LAW, on_error="raise")["generated_text"] == "a jury"
         assert got == [REFUSED, FOLDED]
@@ -521,6 +526,15 @@ def test_a_server_without_system_messages_gets_their_text_with_the_users_and_thi
         another = pipe({"endpoint": server.url, "model": "m", "system_prompt": "Be brief."})
         assert list(another.stream(LAW, on_error="raise"))[-1]["expert"] == "law"
         assert got == [REFUSED, FOLDED]
+
+
+def test_a_server_that_is_broken_gets_what_it_got_again() -> None:
+    got: list[Any] = []
+    with serve(without_system(got, 500, "out of memory")) as server:
+        made = pipe({"endpoint": server.url, "model": "m", "system_prompt": "Be brief."}, expert_kwargs={"retries": 1})
+        with pytest.raises(ExpertError, match="out of memory"):
+            made(LAW, on_error="raise")
+    assert got == [REFUSED, REFUSED]
 
 
 TOLD = "The court\n is closed, \u001b[31mtoken-of-law"

@@ -9,6 +9,7 @@ however it was put together.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -164,6 +165,12 @@ class StatisticsCollector:
         self.documents = torch.zeros_like(self.counts)
         width = features.shape[1] + 1
         self._upper = torch.zeros(width, width, dtype=torch.float64, device=device)
+
+    def of_another(self) -> Self:
+        """An empty collector of this kind, for another domain: the two share the features, and nothing else."""
+        made = copy.copy(self)
+        made.counts, made.documents, made._upper = map(torch.zeros_like, (self.counts, self.documents, self._upper))
+        return made
 
     @property
     def prompts(self) -> torch.Tensor:

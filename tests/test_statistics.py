@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from ir3de import DomainStatistics
 from ir3de.batch_ir3de import Prompts, batches, prompt_weights
 from ir3de.modeling_ir3de import feature_space
+from ir3de.scripts.fitting.private import PrivateCollector
 from ir3de.statistics_ir3de import (
     FORMAT,
     KINDS,
@@ -114,6 +115,21 @@ def test_documents_are_told_where_every_contribution_tells_them() -> None:
     assert silent.documents is None
     assert (told | silent).documents is None
     assert told.contributions.keys() != silent.contributions.keys(), "what is told is part of the name"
+
+
+@pytest.mark.parametrize("kind", [StatisticsCollector, PrivateCollector])
+def test_a_collector_of_another_domain_begins_empty_and_shares_the_features(kind: type[StatisticsCollector]) -> None:
+    E = tiny.embeddings() / 10
+    first = kind(E, SPACE)
+    first.add(Prompts.of(PROMPTS[:10]))
+    before = first.statistics
+    other, alone = first.of_another(), kind(E, SPACE)
+    assert type(other) is kind
+    assert other.features is first.features
+    for each in (other, alone):
+        each.add(Prompts.of(PROMPTS[10:]))
+    assert same(other.statistics, alone.statistics)
+    assert same(first.statistics, before)
 
 
 def test_a_refused_prompt_leaves_the_collector_as_it_was() -> None:

@@ -102,8 +102,8 @@ class Collecting:
 
     def __init__(self, model: IR3DEModel, device: str = "cpu", private: bool = False) -> None:
         self.model = model
-        self.private = private
-        self._first = model.collector(device)
+        first = model.collector(device)
+        self._first = PrivateCollector(first.features, first.fingerprint, device) if private else first
         self._domains: dict[str, _Domain] = {}
 
     def add(self, domains: Iterable[str], texts: Iterable[str]) -> None:
@@ -116,10 +116,7 @@ class Collecting:
 
     def _of(self, domain: str) -> _Domain:
         if domain not in self._domains:
-            kind = PrivateCollector if self.private else StatisticsCollector
-            made = kind(self._first.features, self._first.fingerprint, "cpu")
-            made._placed, made._upper = self._first._placed, torch.zeros_like(self._first._upper)
-            self._domains[domain] = _Domain(made)
+            self._domains[domain] = _Domain(self._first.of_another())
         return self._domains[domain]
 
     def sums(self) -> dict[str, Sums]:

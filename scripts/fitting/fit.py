@@ -34,7 +34,7 @@ from ir3de.scripts.fitting.search import Candidate, Grids, best_of, describe, se
 from ir3de.scripts.fitting.validation import ValidationFigures, measure
 from ir3de.scripts.reports.progress import progress
 from ir3de.specs_ir3de import ExpertSpec
-from ir3de.statistics_ir3de import DomainStatistics, StatisticsCollector
+from ir3de.statistics_ir3de import DomainStatistics
 
 Number = TypeVar("Number", int, float)
 
@@ -217,7 +217,7 @@ def collect(model: IR3DEModel, spool: Spool) -> dict[str, DomainStatistics]:
     empty = model.collector()
     statistics = {}
     for domain in progress(spool.domains, "Summing", "domains"):
-        collector = StatisticsCollector(empty.features, empty.fingerprint)
+        collector = empty.of_another()
         for prompts in spool.parts(domain):
             collector.add(prompts)
         statistics[domain] = collector.statistics

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 import re
 from collections.abc import Iterator, Sequence
 from io import BytesIO
@@ -45,16 +46,21 @@ class Picture:
     Args:
         file (`bytes` or `PIL.Image.Image`): the file, or an image of Pillow.
         place (`str`): where it is in the conversation, for messages.
-
-    Raises:
-        BadImage: the file's head is not that of an image, or Pillow is missing.
     """
 
     def __init__(self, file: bytes | Image, place: str) -> None:
         self._file = file
         self.place = place
+
+    @property
+    def pixels(self) -> int:
+        """How many it has, as the head of the file says.
+
+        Raises:
+            BadImage: that is not the head of an image, or Pillow is missing.
+        """
         width, height = self._read().size
-        self.pixels: int = width * height
+        return int(width * height)
 
     def opened(self) -> Image:
         """The image upright, in colours without transparency, as processors take it; of several frames the first.
@@ -62,9 +68,9 @@ class Picture:
         Raises:
             BadImage: it is broken.
         """
+        image = self._read()
         from PIL import ImageOps
 
-        image = self._read()
         try:
             return ImageOps.exif_transpose(image).convert("RGB")
         except Exception as error:  # of whichever kind its decoder raises
@@ -95,7 +101,7 @@ def picture_of(part: Message, place: str) -> Picture:
         place (`str`): where it is in the conversation, for messages.
 
     Raises:
-        BadImage: the image is not in it, or is broken from the beginning.
+        BadImage: the image is not in it, or not in base64.
     """
     given = next((part[key] for key in _HOLDERS if part.get(key) is not None), None)
     if isinstance(given, dict):
@@ -130,7 +136,7 @@ def with_pictures(prompt: Prompt, name: str = "messages") -> Prompt:
         name (`str`): of its messages, for the places of images.
 
     Raises:
-        BadImage: one of them cannot be read.
+        BadImage: one of them is not there, or not in base64.
     """
     if isinstance(prompt, str) or not has_images(prompt):
         return prompt
@@ -186,21 +192,25 @@ def check_pictures(pictures: Sequence[Picture], most: int | None = None, pixels:
     Raises:
         BadImage: the first that is too many, too large or broken.
     """
-    if not pictures:
-        return
-    from PIL import Image
-
     if most is not None and len(pictures) > most:
         raise BadImage(pictures[most].place, f"is one too many: at most {most} go")
     total = 0
     for picture in pictures:
-        total += picture.pixels
+        own = picture.pixels
+        total += own
         if pixels is not None and total > pixels:
             raise BadImage(picture.place, f"makes it {total:,} pixels in all; at most {pixels:,} go: make it smaller")
-        if Image.MAX_IMAGE_PIXELS is not None and picture.pixels > Image.MAX_IMAGE_PIXELS:
-            raise BadImage(picture.place, f"has {picture.pixels:,} pixels, too many to decode: make it smaller")
+        if own > _most_pixels():
+            raise BadImage(picture.place, f"has {own:,} pixels, too many to decode: make it smaller")
     for picture in pictures:
         picture.opened()
+
+
+def _most_pixels() -> float:
+    """Of one image: what Pillow warns of is an error here."""
+    from PIL import Image
+
+    return Image.MAX_IMAGE_PIXELS or math.inf
 
 
 def _parts(prompt: Sequence[Message]) -> Iterator[Message]:

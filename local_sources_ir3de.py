@@ -159,6 +159,8 @@ class LocalSource:
         else:
             self.tokenizer = self.processor.tokenizer
             self.tokenizer.padding_side, self.tokenizer.chat_template = "left", self.processor.chat_template
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).values() if self.sees else ()
+        self._control_tokens = [token.content for token in added if token.special]
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         window = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
@@ -342,9 +344,8 @@ class LocalSource:
         processor can read it so; some cannot, and refuse what would stand for an image that is not there.
         """
         read: Any = self.processor
-        names = [str(token) for token in self.tokenizer.added_tokens_decoder.values()]
         written = "\n".join(text_of(message["content"]) for message in chat)
-        if any(name in written for name in names):
+        if any(name in written for name in self._control_tokens):
             try:
                 return cast(BatchFeature, read.apply_chat_template(chat, sanitize_control_tokens=True, **how))
             except ValueError:

@@ -254,15 +254,15 @@ def _room(expert: LocalExpert, order: Order, limits: Limits) -> int:
     """
     spec = expert.pool.spec(expert.name)
     usual = spec.get("generation", {}).get("max_new_tokens", limits.default_tokens)
-    if is_remote(spec):
+    source = None if is_remote(spec) else expert.pool.source(expert.name)
+    if has_images(order.prompt) and not (source and source.sees):
+        message = f"Expert {expert.name!r} reads no images: its model is one of text."
+        raise GatewayError(400, "unsupported_value", message, "messages")
+    if source is None:
         return order.max_tokens or usual
-    source = expert.pool.source(expert.name)
     if order.tools and not can_call_tools(source):
         message = f"Expert {expert.name!r} calls no tools: its tokenizer has no template for them."
         raise GatewayError(400, "unsupported_value", message, "tools")
-    if has_images(order.prompt) and not source.sees:
-        message = f"Expert {expert.name!r} reads no images: its model is one of text."
-        raise GatewayError(400, "unsupported_value", message, "messages")
     length = _length(source, spec, order)
     asked = order.max_tokens
     if length + (asked or 1) > source.window:

@@ -16,6 +16,7 @@ from ir3de import IR3DERoutingPipeline
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.serving import prepare_in_background
 from ir3de.gateway.settings import Settings
+from ir3de.images_ir3de import Picture
 
 from . import tiny
 from .gateway_world import CODE, World, world
@@ -182,10 +183,13 @@ def test_the_list_of_models_says_who_sees_and_images_go_there(here: World) -> No
 
 
 def test_what_is_not_known_yet_is_refused_by_the_expert_itself(specs: dict[str, dict[str, Any]]) -> None:
-    with world({**specs, "law": {"model": specs["math"]["model"], "images": False}}, names=()) as made:
-        refused = made.ask(messages=chat(TEXT, part_of(FIRST)), model="code")
-        assert (refused.status, refused.code) == (400, "unsupported_value")
-        assert "'code' reads no images" in refused.json["error"]["message"]
+    server = {"endpoint": "http://127.0.0.1:9", "task": "text", "images": True}
+    unseeing = {"model": specs["math"]["model"], "images": False}
+    with world({**specs, "law": unseeing, "math": server}, names=()) as made:
+        for model in ("code", "math"):
+            refused = made.ask(messages=chat(TEXT, part_of(FIRST)), model=model)
+            assert (refused.status, refused.code) == (400, "unsupported_value")
+            assert f"'{model}' reads no images" in refused.json["error"]["message"]
         assert made.ask(messages=chat(TEXT, part_of(FIRST)), model="law").status == 400, "its spec says so"
         assert made.ask(model="law", max_tokens=1).status == 200
 
@@ -200,6 +204,9 @@ def test_an_image_in_a_tools_result_goes_to_a_server_and_is_refused_here(specs: 
         {"type": "function_call", "call_id": "c1", "name": "look", "arguments": "{}"},
         {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_image", "image_url": "data:"}]},
     ]
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    answered = {"role": "tool", "tool_call_id": "c1", "content": [part_of(FIRST)]}
+    called = [*CODE, {"role": "assistant", "content": None, "tool_calls": [call]}, answered]
     with world(
         {"math": specs["math"], "law": {"images": True}, "code": {"images": False}}, names=("law", "code")
     ) as made:
@@ -207,6 +214,7 @@ def test_an_image_in_a_tools_result_goes_to_a_server_and_is_refused_here(specs: 
             asked = made.ask("messages", messages=talk, model=model, max_tokens=4)
             assert asked.status == status
             assert made.ask("responses", input=items, messages=None, model=model).status == status
+            assert made.ask(messages=called, model=model).status == status
         assert "is a tool's result with an image" in asked.json["error"]["message"]
 
 
@@ -251,8 +259,9 @@ def test_a_bad_image_is_refused_by_its_place_and_takes_no_turn(
         assert made.gateway.attempts._workshop._inside == 0
 
 
-def test_more_images_than_go_are_refused(here: World) -> None:
+def test_more_images_than_go_are_refused_before_any_is_looked_at(here: World, monkeypatch: pytest.MonkeyPatch) -> None:
     assert here.ask(messages=chat(TEXT, *[part_of(FIRST)] * 3), max_tokens=1).status == 200
+    monkeypatch.setattr(Picture, "_read", pytest.fail)
     for messages in (chat(TEXT, *[part_of(FIRST)] * 4), [*chat(TEXT, part_of(FIRST))] * 4):
         refused = here.ask(messages=messages, max_tokens=1)
         assert (refused.status, refused.code) == (400, "invalid_image")

@@ -10,6 +10,7 @@ from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.configuration_ir3de import FEATURE_MAPS, VARIANTS
 
 from . import tiny
+from .pictures import FIRST, chat, part_of
 from .test_second_opinion import second
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -82,3 +83,10 @@ def test_a_second_opinion_is_asked_beside_a_router_there() -> None:
     records = there(TEXTS, generate=False)
     assert any("second_opinion" in record for record in records)
     same(records, here(TEXTS, generate=False))
+
+
+def test_an_expert_that_sees_answers_there_as_here(seeing: str) -> None:
+    prompt = chat("debug my python loop", part_of(FIRST))
+    options: dict[str, Any] = {"max_new_tokens": 8, "do_sample": False}
+    here, there = (made(prompt, **options)["generated_text"] for made in pair({"code": {"model": seeing}}))
+    assert there == here

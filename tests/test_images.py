@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import shutil
+import sys
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -411,13 +412,21 @@ def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(monkeypat
         small, large = Picture(PNG, "a"), Picture(file_of(Image.new("1", (9_000, 9_990))), "b")
     monkeypatch.setattr(Picture, "opened", pytest.fail)
     with pytest.raises(BadImage, match="has more pixels than are decoded"):
-        Picture(bomb, "here")
+        check_pictures([Picture(bomb, "here")])
     with pytest.raises(BadImage, match=r"at b has 89,910,000 pixels, too many to decode"):
         check_pictures([small, large])
     with pytest.raises(BadImage, match=r"at b makes it 480 pixels in all; at most 479 go"):
         check_pictures([small, Picture(PNG, "b")], pixels=479)
     with pytest.raises(BadImage, match=r"at b is one too many: at most 1 go"):
         check_pictures([small, Picture(PNG, "b")], most=1)
+
+
+def test_without_pillow_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Picture(PNG, "here")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    for look in (seen.opened, lambda: check_pictures([seen])):
+        with pytest.raises(BadImage, match=r'needs the package Pillow here: `pip install "ir3de\[images\]"`'):
+            look()
 
 
 def test_a_picture_is_read_once(alone: IR3DERoutingPipeline) -> None:

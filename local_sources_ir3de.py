@@ -166,7 +166,7 @@ class LocalSource:
         window = getattr(self.config.get_text_config(decoder=True), "max_position_embeddings", None)
         if window:
             self.tokenizer.model_max_length = min(self.tokenizer.model_max_length, window)
-        self._reads = _reading(self.processor or self.tokenizer, self.sees)
+        self._reads = _reading(self.processor or self.tokenizer)
         if changes := self._reads.changes:
             logger.warning("The chat template of %s refuses or drops %s.", base["model"], " and ".join(changes))
         self._fitting: set[tuple[str, ...]] = set()  # adapters that were compared with this base
@@ -405,19 +405,20 @@ class _Reading(NamedTuple):
         return [*system, *([] if self.repeats else ["two messages of one role in a row, which become one"])]
 
 
-def _reading(reader: Any, sees: bool) -> _Reading:
+def _reading(reader: Any) -> _Reading:
     """Tries the chat template of a tokenizer or processor, since some, as Gemma's, refuse system messages, and others
-    drop them. Of models that see some drop contents that are no lists of parts."""
+    drop them; and some, of models that see, drop contents that are no lists of parts.
+    """
     if getattr(reader, "chat_template", None) is None:
         return _Reading()
     user: Message = {"role": "user", "content": "ir3de-first"}
     system: Message = {"role": "system", "content": "ir3de-system"}
     again: Message = {"role": "user", "content": "ir3de-second"}
     strings = _takes(reader, [user])
-    if not strings and sees:
+    if not strings:
         user, system, again = in_parts(user), in_parts(system), in_parts(again)
-    if not strings and not (sees and _takes(reader, [user])):
-        return _Reading()  # refuses whatever is tried: nothing is learned from that
+        if not _takes(reader, [user]):  # refuses whatever is tried: nothing is learned from that
+            return _Reading()
     return _Reading(_takes(reader, [system, user]), _takes(reader, [user, again]), strings)
 
 

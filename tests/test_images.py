@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
 from ir3de import IR3DERoutingPipeline
 from ir3de.experts_ir3de import ExpertPool
@@ -230,6 +230,32 @@ def test_of_a_model_with_both_kinds_the_type_of_its_config_and_the_spec_decide(
     assert (text.sees, bare.sees) == (False, False)
     assert text.auto_class.__name__ == bare.auto_class.__name__ == "AutoModelForCausalLM"
     assert "bare reads text alone: its processor cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize(("kind", "loaded"), [("both", 2), ("sees", 1)])
+def test_an_expert_with_an_adapter_reads_text_alone(kind: str, loaded: int, seeing: str, tmp_path: Path) -> None:
+    """On the causal LM that adapters are of, where there is one; a model that only sees is there once for all."""
+    peft = pytest.importorskip("peft", reason="the package peft is not installed")
+    base = both_kinds(tmp_path / "base") if kind == "both" else seeing
+    auto = AutoModelForCausalLM if kind == "both" else AutoModelForImageTextToText
+    torch.manual_seed(1)
+    config = peft.LoraConfig(
+        r=2, target_modules=r".*language_model.*v_proj|model\.layers.*v_proj", init_lora_weights=False
+    )
+    adapted = peft.get_peft_model(auto.from_pretrained(base), config)
+    adapted.save_pretrained(tmp_path / "adapter")
+    specs = {"code": {"model": base}, "law": {"model": base, "adapter": str(tmp_path / "adapter")}}
+    made = IR3DERoutingPipeline(tiny.router(specs), device="cpu")
+    assert (made.experts.sees("code"), made.experts.sees("law")) == (True, False)
+    assert made(chat(LAW, part_of(FIRST)), **GREEDY)["expert"] == "code"
+    bare = made(LAW, experts=["code"], **GREEDY)["generated_text"]
+    words = AutoProcessor.from_pretrained(base)
+    how: dict[str, Any] = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = words.apply_chat_template(chat(LAW), **how)
+    ids = adapted.generate(**inputs, **GREEDY)[0, inputs["input_ids"].shape[1] :]
+    answer = made(LAW, **GREEDY)["generated_text"]
+    assert answer == words.tokenizer.decode(ids, skip_special_tokens=True) != bare
+    assert len(made.loaded_experts) == loaded
 
 
 def test_of_a_model_that_has_no_class_of_text_there_is_one_copy(seeing: str) -> None:

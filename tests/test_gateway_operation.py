@@ -1,6 +1,7 @@
 """Running the gateway: keys and their limits, logs, worker processes, stops, swaps, and clients that mean harm."""
 
 import asyncio
+import gc
 import hashlib
 import json
 import logging
@@ -12,6 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -353,6 +355,19 @@ def test_a_changed_router_takes_over_between_two_requests_and_can_be_taken_back(
         text = made.send("GET", "/metrics").body.decode()
         assert 'ir3de_router_swaps_total{outcome="taken"} 1.0' in text
         assert 'ir3de_router_swaps_total{outcome="taken_back"} 1.0' in text
+
+
+def test_a_router_that_has_left_its_place_needs_no_search_to_be_freed(tmp_path: Path) -> None:
+    tiny.router().save_pretrained(tmp_path)
+    gc.disable()  # as it is out of the search for garbage once it serves
+    try:
+        serving = served(Origin(str(tmp_path)).load(), "first")
+        serving.router(LAW, generate=False)
+        left = weakref.ref(serving.router), weakref.ref(serving.router.model.embed_tokens.weight)
+        del serving
+        assert [each() for each in left] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_what_one_worker_takes_back_the_others_leave_too(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from .capabilities import capable
 from .errors import GatewayError
 from .requests import ROUTER, Ask
 from .serving import Serving
+from .together import Together
 from .words import Words
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Chooser:
         self._recognises = recognises
         self._purse = purse
         self.conversations = Conversations()
+        self._together = Together()
 
     async def choose(self, ask: Ask, serving: Serving) -> Choice:
         """The experts that may answer, best first.
@@ -178,7 +180,7 @@ class Chooser:
             options = {**options, "recognised": True}
         try:
             if router.second_opinion is None:
-                record: dict[str, Any] = router(prompt, generate=False, **options)
+                record = await self._together.route(router, prompt, options)
             else:  # a sentence encoder takes too long for the loop
                 record = await asyncio.to_thread(lambda: router(prompt, generate=False, **options))
         except (ValueError, TypeError, OverflowError) as error:

@@ -553,3 +553,35 @@ def test_a_router_in_which_nobody_can_answer_says_so_as_it_starts(
         caplog.clear()
         assert make_application(Service(str(tmp_path / name), log=False)), "it serves routes all the same"
         assert ("ir3de experts ROUTER --set" in caplog.text) == (name == "mute")
+
+
+def test_the_head_of_an_answer_goes_out_with_its_body_and_never_waits_for_it() -> None:
+    sent: list[bytes] = []
+
+    class Transport:
+        """What is written, and in how many pieces."""
+
+        def write(self, data: bytes) -> None:
+            sent.append(data)
+
+        def close(self) -> None:
+            sent.append(b"closed")
+
+        def is_closing(self) -> bool:
+            return False
+
+    async def answer() -> None:
+        held: Any = guard._HeadWithBody(Transport(), asyncio.get_running_loop())  # type: ignore[arg-type]
+        assert not held.is_closing(), "all else is the transport's own"
+        held.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        held.write(b"body")
+        held.write(b"more")
+        held.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await asyncio.sleep(0.01)
+        held.write(b"late")
+        held.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        held.close()
+
+    asyncio.run(answer())
+    ok = b"HTTP/1.1 200 OK\r\n\r\n"
+    assert sent == [ok + b"body", b"more", ok, b"late", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"closed"]

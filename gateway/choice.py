@@ -7,6 +7,8 @@ from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ir3de.policy_ir3de import Record
+
 from .capabilities import capable
 from .errors import GatewayError
 from .requests import ROUTER, Ask
@@ -32,7 +34,7 @@ class Choice(NamedTuple):
         costs (`dict[str, float]`): that are expected of all experts, where there is a budget.
     """
 
-    record: dict[str, Any]
+    record: Record
     candidates: list[str]
     before: str | None = None
     said: str = ""
@@ -165,7 +167,7 @@ class Chooser:
             raise GatewayError(400, code, f"No expert has what this request needs ({lacking}).{hint}")
         return able
 
-    async def _route(self, ask: Ask, serving: Serving, options: dict[str, Any]) -> dict[str, Any]:
+    async def _route(self, ask: Ask, serving: Serving, options: dict[str, Any]) -> Record:
         """The pipeline's record.
 
         Raises:
@@ -200,7 +202,7 @@ class Chooser:
             text = next((said for said in order if said.strip()), None)
         return None if text is None else _clean(text, most)
 
-    def _kept(self, ask: Ask, record: dict[str, Any], candidates: list[str], unable: set[str]) -> Choice:
+    def _kept(self, ask: Ask, record: Record, candidates: list[str], unable: set[str]) -> Choice:
         """The choice, with the expert first that an agent's conversation has had, where it may still answer."""
         before = self.conversations.expert(ask.conversation) if ask.agent else None
         if "stickiness" in ask.options or before not in candidates or before in unable:
@@ -222,7 +224,7 @@ def _only(name: str) -> Choice:
     return Choice({"expert": name, "score": 1.0, "ranking": [{"expert": name, "score": 1.0}]}, [name])
 
 
-def _candidates(record: dict[str, Any], able: set[str], ask: Ask, serving: Serving) -> list[str]:
+def _candidates(record: Record, able: set[str], ask: Ask, serving: Serving) -> list[str]:
     """The chosen expert, and after it those of `able` that may answer where it fails.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ir3de.policy_ir3de import Panel
+from ir3de.policy_ir3de import Panel, Record
 from ir3de.specs_ir3de import ExpertSpec, is_number
 from ir3de.traffic.budget import Spending
 
@@ -42,7 +42,7 @@ class Purse:
             return options
         return {**options, "cost_weight": max(asked, self.spending.price)}
 
-    def saw(self, record: dict[str, Any], panel: Panel) -> None:
+    def saw(self, record: Record, panel: Panel) -> None:
         """Counts a request that was routed."""
         if not panel.unpriced:
             entries, costs = record["ranking"], expected_costs(record, panel)
@@ -112,7 +112,7 @@ class Purse:
         self.spending.settle(exchange.reserved, cost)
 
 
-def expected_costs(record: dict[str, Any], panel: Panel) -> dict[str, float]:
+def expected_costs(record: Record, panel: Panel) -> dict[str, float]:
     """What each expert is expected to cost: as the record says, else in the mean of all domains."""
     table = panel.costs if panel.costs.ndim == 1 else panel.costs.mean(dim=0)
     costs = dict(zip(panel.experts, np.nan_to_num(table.numpy()).tolist(), strict=True))

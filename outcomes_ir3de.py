@@ -572,7 +572,7 @@ def expected(sums: Any, serves: Any, strength: float = STRENGTH) -> Pairs:
     claimed = (strength * serves + in_domain * prior) / (strength + in_domain)
     prior = np.where(serves.any(axis=1, keepdims=True), claimed, prior)
     places = [COLUMNS.index(name) for name in ("cost", "seconds")]
-    cost, seconds = (_relative(values[..., at - 1], values[..., at], strength) for at in places)
+    cost, seconds = (_relative(values[..., at - 1], values[..., at], strength, 1 / _UNITS[at]) for at in places)
     error = np.where(n.sum(axis=0) > 0, np.sqrt(variance / (n + strength)), np.nan)
     return Pairs((score + strength * prior) / (n + strength), error, cost, seconds, n)
 
@@ -611,15 +611,18 @@ def _prior(n: Any, score: Any, squared: Any, strength: float) -> tuple[Any, Any]
     return np.clip(prior - np.sqrt(variance / (compared + strength)), 0, 1), variance
 
 
-def _relative(n: Any, total: Any, strength: float) -> Any:
+def _relative(n: Any, total: Any, strength: float, unit: float) -> Any:
     """The expected cost, or seconds, of each pair: `(D, E)`, NaN for experts without any measured.
 
-    Where few are measured: the expert's mean, times how much dearer the domain is for all.
+    Where few are measured: the expert's mean, times how much dearer the domain is for all. What the rounding of sums to
+    a unit may have made, at most half of one for each outcome, is no difference between domains.
     """
     count = n.sum(axis=0)
     with np.errstate(invalid="ignore", divide="ignore"):
         level = total.sum(axis=0) / count
-        relative = np.where(level > 0, total / level, 0)
+        relative = total / level
+        relative = np.where(np.abs(relative - n) <= count * unit / 2 / level, n, relative)
+        relative = np.where(level > 0, relative, 0)
     priced = np.where(level > 0, n, 0)
     factor = (relative.sum(axis=1) + strength) / (priced.sum(axis=1) + strength)
     return (total + strength * factor[:, None] * level) / (n + strength)

@@ -174,6 +174,39 @@ class Record(_Choice, total=False):
     generated_text: Any
 
 
+class Measured(NamedTuple):
+    """
+    What records tell of costs and seconds, as measured by domain: those in the first domain, and how much more they are
+    in each. So what is the same in all domains is told as it is, though probabilities add up to 1 but for rounding.
+
+    Args:
+        first (`np.ndarray` of shape `(2 E,)`): the costs in the first domain, then the seconds; NaN where they were not
+            measured.
+        more (`np.ndarray` of shape `(D, 2 E)`): what there is to add to them in each.
+    """
+
+    first: Any
+    more: Any
+
+    @classmethod
+    def of(cls, costs: Any, seconds: Any) -> Measured:
+        """What these tables, `(D, E)` each, say."""
+        table = np.concatenate([costs, seconds], axis=1)
+        return cls(table[0], table - table[0])
+
+    def among(self, experts: Any) -> Measured:
+        """The same of some experts, as indices."""
+        columns = np.concatenate([experts, experts + len(self.first) // 2])
+        return Measured(self.first[columns], np.ascontiguousarray(self.more[:, columns]))
+
+    def expected(self, p: Any) -> Any:
+        """Costs and seconds of prompts by their probabilities of the domains, `(N, D)`: of shape `(N, 2, E)`."""
+        # Each row by itself: one product of all would add up in another order than that of a single prompt. NumPy takes
+        # a third of torch's time for so few numbers.
+        more = (p[:, None] @ self.more)[:, 0]
+        return (more + self.first).reshape(len(p), 2, -1)
+
+
 class Panel(NamedTuple):
     """
     What a router knows of its D domains and E experts when it chooses.
@@ -194,8 +227,7 @@ class Panel(NamedTuple):
         mute (`frozenset[str]`): experts that only route, where others answer.
         unpriced (`frozenset[str]`): experts without a cost.
         untimed (`frozenset[str]`): experts whose seconds were not measured.
-        told (`np.ndarray` of shape `(D, 2, E)`, *optional*): costs and seconds as measured by domain, which records
-            tell; NaN where they were not. None without any.
+        told ([`Measured`], *optional*): costs and seconds as measured, which records tell. None without outcomes.
     """
 
     domains: Sequence[str]
@@ -209,7 +241,7 @@ class Panel(NamedTuple):
     mute: frozenset[str] = frozenset()
     unpriced: frozenset[str] = frozenset()
     untimed: frozenset[str] = frozenset()
-    told: Any = None
+    told: Measured | None = None
 
     @classmethod
     def of(
@@ -232,7 +264,9 @@ class Panel(NamedTuple):
             tables = torch.from_numpy(serves), torch.from_numpy(costs)
             return cls(domains, experts, *tables, unpriced=unpriced, untimed=frozenset(experts))
         pairs = expected(sums, serves)
+        told = to_six_digits(pairs.cost)
         if not np.isnan(pairs.cost).all():
+            told = np.where(np.isnan(pairs.cost), costs, told)
             costs = np.where(np.isnan(pairs.cost), costs, pairs.cost)
         # Of equal ones the cheaper is taken, then the one whose name comes first.
         mean = costs if costs.ndim == 1 else costs.mean(axis=0)
@@ -243,7 +277,6 @@ class Panel(NamedTuple):
             return torch.from_numpy(np.ascontiguousarray(values[..., order]))
 
         timed = not np.isnan(pairs.seconds).all()
-        priced = costs if costs.ndim == 2 else np.full_like(pairs.cost, np.nan)
         mute = frozenset(spec["name"] for spec in specs if not has_source(spec))
         return cls(
             domains=domains,
@@ -257,7 +290,7 @@ class Panel(NamedTuple):
             mute=mute if len(mute) < len(experts) else frozenset(),
             unpriced=_without(experts, costs),
             untimed=_without(experts, pairs.seconds),
-            told=np.ascontiguousarray(np.stack([priced, pairs.seconds], axis=1)[..., order]) if sums.any() else None,
+            told=Measured.of(told[:, order], to_six_digits(pairs.seconds)[:, order]) if sums.any() else None,
         )
 
     def among(self, names: Collection[str] | None) -> tuple[Panel, torch.Tensor | None]:
@@ -287,9 +320,22 @@ class Panel(NamedTuple):
             scores=part(self.scores),
             outcomes=part(self.outcomes),
             errors=part(self.errors),
-            told=None if self.told is None else self.told[rows.numpy()][..., columns.numpy()],
+            told=None if self.told is None else self.told.among(columns.numpy()),
         )
         return panel, rows
+
+
+def to_six_digits(values: Any) -> Any:
+    """Numbers to six digits, which is more than measuring gives: sums are of rounded numbers, so that what is measured
+    as 1 for all answers comes out of them as 0.9999999998.
+
+    Args:
+        values (`np.ndarray`): of at least 0, or NaN.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        places = np.minimum(5 - np.floor(np.log10(values)), 300)  # beyond, powers of ten overflow
+        rounded = np.where(places >= 0, np.rint(values * 10**places) / 10**places, np.rint(values))
+    return np.where(values > 0, rounded, values)
 
 
 def _without(experts: Sequence[str], table: Any) -> frozenset[str]:
@@ -414,7 +460,7 @@ class Policy(NamedTuple):
             fields = of_best.tolist(), order.tolist(), _in_order(scores.numpy(), order)
             records = [self._record(panel.experts, *row) for row in zip(best, *fields, strict=True)]
         if panel.told is not None:
-            _add_measured(records, p.numpy(), panel, order)
+            _add_measured(records, panel.told.expected(p.numpy()), order)
         if panel.scores is not None or explain:
             _add_domains(records, p.numpy(), panel, None if explain else _DOMAINS_TOLD)
         if explain and panel.scores is not None:
@@ -524,14 +570,15 @@ def _by_domain(p: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return table if table.ndim == 1 else p @ table
 
 
-def _add_measured(records: list[Record], p: Any, panel: Panel, order: Any) -> None:
+def _add_measured(records: list[Record], told: Any, order: Any) -> None:
     """Adds to each entry of the rankings what its expert is expected to cost and to take, where that was measured.
 
-    NumPy takes a third of torch's time for so few numbers, and a single prompt's are few.
+    Args:
+        records (`list[Record]`): N of them.
+        told (`np.ndarray` of shape `(N, 2, E)`): of [`Measured.expected`].
+        order (`np.ndarray` of shape `(N, top_n)`): the experts of each ranking.
     """
-    number, experts = len(p), len(panel.experts)
-    told = (p @ panel.told.reshape(len(panel.domains), -1)).reshape(number, -1, experts)
-    rows = told[np.arange(number)[:, None], :, order].tolist()
+    rows = told[np.arange(len(told))[:, None], :, order].tolist()
     for record, row in zip(records, rows, strict=True):
         for entry, (cost, seconds) in zip(record["ranking"], row, strict=True):
             if not math.isnan(cost):

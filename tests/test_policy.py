@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ir3de.outcome_rows_ir3de import Outcome
-from ir3de.outcomes_ir3de import Ledger, OutcomesCollector, whole
-from ir3de.policy_ir3de import Panel, Policy
+from ir3de.outcomes_ir3de import Ledger, OutcomesCollector, shared, whole
+from ir3de.policy_ir3de import Measured, Panel, Policy, to_six_digits
 
 DOMAINS = ["code", "law", "math"]
 
@@ -126,6 +126,44 @@ def test_the_best_expert_of_the_recognised_domain_answers_for_what_it_costs() ->
     law, math = Policy(latency_weight=0.1).decide(p, made, [1, 1])
     assert (law["expert"], math["expert"]) == ("big", "small")
     assert Policy(cost_weight=1).decide(p, made, [1, 1])[0]["expert"] == "small"
+
+
+def test_what_was_measured_as_one_reads_one() -> None:
+    draw = np.random.default_rng(0)
+    weights = shared(draw.dirichlet([0.3] * 3, 400))
+    costs = {"always one": 1.0, "a tenth": 0.1, "small": 3e-6, "free": 0.0}  # some, in units of a sum, are others
+    rows = [Outcome(f"{i}", name, 0.5, cost, cost) for i, (name, cost) in enumerate(list(costs.items()) * 100)]
+    collector = OutcomesCollector(DOMAINS)
+    collector.add(rows, weights)
+    made = Panel.of([{"name": name, "domains": []} for name in costs], DOMAINS, collector.ledger)
+    for record in Policy().decide(torch.from_numpy(draw.dirichlet([0.3] * 3, 50)), made, [1] * 50):
+        found = {entry["expert"]: entry for entry in record["ranking"]}
+        assert found["always one"]["cost"] == found["always one"]["seconds"] == 1
+        assert found["a tenth"]["cost"] == 0.1
+        assert found["small"]["cost"] == pytest.approx(3e-6, rel=0.02)
+        assert found["free"]["cost"] == 0
+
+
+@pytest.mark.parametrize(("domains", "experts"), [(3, 2), (17, 9), (60, 12)])
+def test_a_prompt_alone_and_among_others_has_the_same_costs_and_seconds(domains: int, experts: int) -> None:
+    draw = np.random.default_rng(0)
+    tables = [draw.random((domains, experts)) for _ in range(2)]
+    tables[0][:, 0] = np.nan
+    told = Measured.of(*tables)
+    p = draw.dirichlet([0.3] * domains, 200)
+    found = told.expected(p)
+    assert np.isnan(found[:, 0, 0]).all()
+    np.testing.assert_allclose(found, np.stack([p @ table for table in tables], axis=1), rtol=1e-12)
+    for row, of_many in zip(p, found, strict=True):
+        np.testing.assert_array_equal(told.expected(row.copy()[None])[0], of_many)
+    some = told.among(np.array([1, 0]))
+    np.testing.assert_allclose(some.expected(p), found[..., [1, 0]], rtol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.999999999998, 0.1 + 1.6e-11, 123456.7, 2.5e-7, 1e300, 0.0])
+def test_numbers_to_six_digits_are_those_that_are_printed(value: float) -> None:
+    assert to_six_digits(np.array([value, np.nan]))[0] == float(f"{value:.6g}")
+    assert np.isnan(to_six_digits(np.array([value, np.nan]))[1])
 
 
 def test_expected_scores_are_means_over_the_domains() -> None:

@@ -61,10 +61,12 @@ class Load(NamedTuple):
 async def load(url: str, clients: int, requests: int, stream: bool = False, model: str = "ir3de") -> Load:
     """Sends requests from so many clients at once, each one after the other.
 
+    The clock begins once every client has had a first answer: how fast connections are opened is another question.
+
     Args:
         url (`str`): up to `/v1`.
         clients (`int`): at once.
-        requests (`int`): of all clients together.
+        requests (`int`): of all clients together, but for the first of each.
         stream (`bool`): ask for streams.
         model (`str`): that is asked for.
     """
@@ -74,27 +76,34 @@ async def load(url: str, clients: int, requests: int, stream: bool = False, mode
     left = iter(range(requests))
 
     async def client(session: aiohttp.ClientSession) -> None:
-        """Asks while requests are left, and times each."""
-        nonlocal failed
+        """Asks while requests are left."""
         for number in left:
-            said = f"Find the roots of x^2 - {number % _ROUTES}x + 6, and say how many there are."
-            body = {**_ASKED, "model": model, "messages": [{"role": "user", "content": said}], "stream": stream}
-            began = time.perf_counter()
-            try:
-                async with session.post(f"{url}/chat/completions", json=body) as response:
-                    await response.content.readany()
-                    first = time.perf_counter()
-                    await response.read()
-                    good = response.status == 200
-            except (aiohttp.ClientError, OSError):
-                good = False
-            if good:
-                ms.append(1000 * (time.perf_counter() - began))
-                first_ms.append(1000 * (first - began))
-            else:
-                failed += 1
+            await ask(session, number)
+
+    async def ask(session: aiohttp.ClientSession, number: int) -> None:
+        """One request, timed."""
+        nonlocal failed
+        said = f"Find the roots of x^2 - {number % _ROUTES}x + 6, and say how many there are."
+        body = {**_ASKED, "model": model, "messages": [{"role": "user", "content": said}], "stream": stream}
+        began = time.perf_counter()
+        try:
+            async with session.post(f"{url}/chat/completions", json=body) as response:
+                await response.content.readany()
+                first = time.perf_counter()
+                await response.read()
+                good = response.status == 200
+        except (aiohttp.ClientError, OSError):
+            good = False
+        if good:
+            ms.append(1000 * (time.perf_counter() - began))
+            first_ms.append(1000 * (first - began))
+        else:
+            failed += 1
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=_KEY) as session:
+        await asyncio.gather(*(ask(session, 0) for _ in range(clients)))  # opens a connection for each
+        ms.clear()
+        first_ms.clear()
         began = time.perf_counter()
         await asyncio.gather(*(client(session) for _ in range(clients)))
         return Load(clients, ms, first_ms, time.perf_counter() - began, failed)
@@ -210,7 +219,7 @@ def measure(servers: list[Server], clients: int, requests: int, rounds: int, str
         whole = Load(clients, ms, first, len(ms) / rate if rate else 1.0, sum(each.failed for each in loads))
         result[name] = whole
         label = f"{name}, streams" if stream else name
-        print(f"{whole.line(label)} {1000 * cpu[name] / (rounds * requests):.2f} |", flush=True)
+        print(f"{whole.line(label)} {1000 * cpu[name] / (rounds * (requests + clients)):.2f} |", flush=True)
     return result
 
 
@@ -275,7 +284,7 @@ def _compare(servers: list[Server], requests: int, rounds: int) -> None:
     alone = measure(servers, 1, requests // 2, rounds, False)
     after = _routing(servers[1].url)
     for clients in (16, 100, 500):
-        several = max(requests, 4 * clients)  # or it would be measured how fast connections are opened
+        several = max(requests, 4 * clients)
         measure([server for server in servers if clients <= server.most], clients, several, rounds, False)
     streams = measure(servers, 1, requests // 4, rounds, True)
     straight, gateway = (alone[server.name] for server in servers[:2])

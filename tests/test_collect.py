@@ -1,5 +1,6 @@
 """Collecting on datatrove: any number of tasks, workers and kills give the same file."""
 
+import contextlib
 import gzip
 import json
 import os
@@ -181,6 +182,54 @@ def test_a_killed_collection_resumes_to_the_identical_file(
     run(router, data, output)
     assert times == [path.stat().st_mtime_ns for path in made], "what was done is not done again"
     assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
+WAITING = """
+import sys, time
+from pathlib import Path
+from datatrove.pipeline.base import PipelineStep
+from ir3de.scripts.collecting.engines import Engine
+
+class Wait(PipelineStep):
+    name, type = "wait", "wait"
+
+    def run(self, data=None, rank=0, world_size=1):
+        print("begun", flush=True)
+        time.sleep(60)
+        yield from ()
+
+if __name__ == "__main__":
+    Engine("local", 1, 1, Path(sys.argv[1])).run([Wait()], Wait())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_what_a_collection_started_ends_with_it_however_it_ends(tmp_path: Path) -> None:
+    program = tmp_path / "waiting.py"
+    program.write_text(WAITING)
+    command = [sys.executable, str(program), str(tmp_path / "tasks")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"begun\n"
+        assert len(in_session(process.pid)) > 1
+        process.kill()
+    end = time.monotonic() + 10
+    while left := in_session(process.pid):
+        if time.monotonic() > end:
+            os.killpg(process.pid, signal.SIGKILL)
+            pytest.fail(f"{len(left)} processes outlive the collection")
+        time.sleep(0.1)
+
+
+def in_session(leader: int) -> list[int]:
+    """The processes of a session, without those that have ended."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            if int(session) == leader and state != "Z":
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_collections_killed_at_random_instants_resume_to_the_identical_file(

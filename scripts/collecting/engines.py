@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import os
 import shutil
+import signal
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +25,7 @@ from ir3de.scripts.reports.progress import Steps
 
 ENGINES = ("local", "slurm", "ray")
 _LOOK_EVERY = 1.0  # seconds
+_PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when the one that forked it ends
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Engine:
     def _run_here(self, steps: Sequence[PipelineStep]) -> None:
         logger.remove()  # what datatrove says goes to the files of the tasks
         executor = _Here(list(steps), self.tasks, self.workers, str(self.folder), **self.options)
-        with cores_for(self.workers), _progress(executor):
+        with cores_for(self.workers), _progress(executor), _ending_together():
             executor.run()
 
     def _run_on_ray(self, steps: Sequence[PipelineStep]) -> None:
@@ -126,6 +130,30 @@ class _Here(LocalPipelineExecutor):  # type: ignore[misc]
     def _run_for_rank(self, rank: int, local_rank: int = 0, node_rank: int = -1) -> PipelineStats:
         with contextlib.redirect_stderr(io.StringIO()):
             return super()._run_for_rank(rank, local_rank, node_rank)
+
+
+_ends_with_us = threading.Event()
+
+
+@contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+    """Has processes that are forked meanwhile end with this one, however it ends. The one in which datatrove counts
+    tasks would wait for a killed one's word for ever; those that do the tasks end once theirs is done.
+    """
+    _ends_with_us.set()
+    try:
+        yield
+    finally:
+        _ends_with_us.clear()
+
+
+def _after_fork() -> None:
+    if _ends_with_us.is_set() and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 @contextlib.contextmanager

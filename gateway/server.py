@@ -204,9 +204,22 @@ def run(service: Service) -> None:
         service ([`Service`]): what is served, and was checked.
 
     Raises:
-        ValueError: the router is malformed.
+        ValueError: the router is malformed, or a copy of the store is served already.
         OSError: it cannot be read.
     """
+    keeping = service.keeping()
+    if keeping is None:
+        _listen(service)
+        return
+    from ir3de.traffic.marks import marked
+
+    keeping.store.close()
+    with marked(keeping.store):
+        _listen(service)
+
+
+def _listen(service: Service) -> None:
+    """Answers requests, in this process or in workers."""
     listening: dict[str, Any] = {"host": service.host, "port": service.port, "log_level": "warning"}
     listening |= {"http": GuardedProtocol, "limit_concurrency": room_for_connections(), "access_log": False}
     listening |= {"timeout_keep_alive": _KEEP_ALIVE}

@@ -23,12 +23,14 @@ from hypothesis import given as for_each
 from hypothesis import settings, strategies
 
 from ir3de import IR3DEModel
+from ir3de.gateway.server import Service, run
 from ir3de.outcome_rows_ir3de import Outcome
 from ir3de.outcomes_ir3de import ONE, Ledger, OutcomesCollector, shared
 from ir3de.scripts import cli
 from ir3de.traffic import apart
 from ir3de.traffic.apart import remade_apart
 from ir3de.traffic.errors import Conflict, Expired, NoAnswer, StoreUnavailable, Unknown, WrongStore
+from ir3de.traffic.marks import marked
 from ir3de.traffic.remade import parts_of, remade, tag_of
 from ir3de.traffic.removal import Which, moment, take_back
 from ir3de.traffic.signals import REGENERATED, REPEATED, TOOL_FAILED, Seen, Turns, Watcher
@@ -774,3 +776,37 @@ def test_a_process_that_ends_badly_is_told_of(store: Store, monkeypatch: pytest.
     monkeypatch.setattr(apart, "_CODE", "import sys; sys.exit('it broke')")
     with pytest.raises(RuntimeError, match="ended with 1: it broke"):
         remade_apart(store)
+
+
+# Served twice
+
+
+def test_a_store_that_is_served_is_told_from_its_copy_and_a_second_server_is_told_of_the_first(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    served: list[Service] = []
+    monkeypatch.setattr("ir3de.gateway.server._listen", served.append)
+    with sqlite3.connect(store.place) as connection:
+        connection.execute("VACUUM INTO ?", [str(tmp_path / "copy.sqlite")])
+    one, again, copied = Service("r", store=store.place), Service("r", store=f"sqlite:///{store.place}"), Service("r")
+    copied = copied._replace(store=str(tmp_path / "copy.sqlite"))
+    run(one)
+    run(copied)  # when the first has stopped
+    assert served == [one, copied]
+    with marked(store):
+        with pytest.raises(WrongStore, match=r"copy\.sqlite is served already as .*store\.sqlite: one is a copy"):
+            run(copied)
+        assert not caplog.records
+        run(again)
+        assert "Another server keeps its answers in" in caplog.text
+    run(copied)
+    assert served == [one, copied, again, copied]
+
+
+def test_a_mark_that_cannot_be_made_keeps_nobody_from_serving(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
+    with marked(store):
+        assert store.counts["answers"] == 0

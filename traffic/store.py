@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -162,6 +163,12 @@ class Store:
         self.replica = replica or str(drawn)
         self.identity = self._identity()
         self._panels: set[str] = set()
+
+    @property
+    def file(self) -> Path | None:
+        """Its file; None of a database that several servers share."""
+        url = self._engine.url
+        return Path(url.database) if url.get_backend_name() == "sqlite" and url.database else None
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:

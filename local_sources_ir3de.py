@@ -306,7 +306,9 @@ class LocalSource:
         if isinstance(text, list) and self.sees:
             return int(self.encode(text, tools)["input_ids"].shape[-1])
         if isinstance(text, list):
-            text = self.tokenizer.apply_chat_template(text, tools=tools, add_generation_prompt=True, tokenize=False)
+            goes_on = text[-1]["role"] == "assistant"  # as the pipeline has it
+            how: dict[str, Any] = {"add_generation_prompt": not goes_on, "continue_final_message": goes_on}
+            text = self.tokenizer.apply_chat_template(text, tools=tools, tokenize=False, **how)
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def encode(

@@ -13,6 +13,7 @@ from ir3de.prompts_ir3de import may_refuse_system
 
 from .breaker import Breaker, BreakerOptions
 from .choice import Choice
+from .errors import GatewayError
 from .exchange import Exchange
 from .forward import ExpertFailed, Forwarder, Upstream, unavailable
 from .local import LocalExpert, Workshop
@@ -85,6 +86,7 @@ class Attempts:
         """
         failures: dict[str, str] = {}
         waits: list[float] = []
+        refused: GatewayError | None = None  # by an expert that cannot do it
         busy = True
         tried = 0
         for name in choice.candidates:
@@ -112,8 +114,15 @@ class Attempts:
                 if failure.status in (429, 503) and failure.retry_after is not None:
                     waits.append(failure.retry_after)
                 continue
+            except GatewayError as refusal:
+                if not refusal.elsewhere:
+                    raise
+                refused = refused or refusal
+                continue
             exchange.expert = name
             return reply
+        if refused is not None:
+            raise refused
         complete = len(waits) == len(failures)
         raise unavailable(failures, min(waits) if complete else None, busy)
 

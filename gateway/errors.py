@@ -20,6 +20,7 @@ class GatewayError(Exception):
         param (`str`, *optional*): the field at fault.
         retry_after (`float`, *optional*): seconds after which another try makes sense.
         details (`dict`, *optional*): the route, where there was one.
+        elsewhere (`bool`): whether it is what one expert cannot do, so that another may be asked.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class GatewayError(Exception):
         param: str | None = None,
         retry_after: float | None = None,
         details: Mapping[str, Any] | None = None,
+        elsewhere: bool = False,
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -38,6 +40,7 @@ class GatewayError(Exception):
         self.param = param
         self.retry_after = retry_after
         self.details = details
+        self.elsewhere = elsewhere
 
     @property
     def headers(self) -> dict[str, str]:

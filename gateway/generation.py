@@ -112,7 +112,7 @@ def _generate(
     reader = _Reader(source, order, choice, put, probabilities)
     options: dict[str, Any] = {**order.options, "max_new_tokens": max_tokens, "timeout": seconds, "streamer": reader}
     if "seed" in options:
-        options["seed"] += choice
+        options["seed"] = (options["seed"] + choice) % 2**32
     if order.tools:
         options["tools"] = order.tools
     processors: list[Any] = []

@@ -43,7 +43,12 @@ class Guided(LogitsProcessor):
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(wanted))
         except ValueError as error:
             raise _bad(str(error)) from None
-        self._matcher = LLMatcher(_vocabulary(tokenizer), grammar)
+        try:
+            vocabulary = _vocabulary(tokenizer)
+        except ValueError as error:
+            message = f"The expert's tokenizer cannot be held to JSON ({str(error)[:100]})."
+            raise GatewayError(400, "unsupported_value", message, "response_format", elsewhere=True) from None
+        self._matcher = LLMatcher(vocabulary, grammar)
         if self._matcher.is_error():
             raise _bad(self._matcher.get_error())
         self._read = -1  # tokens of the answer, and before the first of the prompt, that the matcher knows

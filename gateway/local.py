@@ -13,12 +13,12 @@ from typing import Any
 
 from ir3de.experts_ir3de import ExpertPool
 from ir3de.images_ir3de import BadImage, Picture, check_pictures, has_images, pictures_in
-from ir3de.local_sources_ir3de import LocalSource, TooLong
+from ir3de.local_sources_ir3de import LocalSource
 from ir3de.specs_ir3de import ExpertSpec, is_remote
 
 from . import guided
 from .capabilities import Capabilities
-from .errors import GatewayError
+from .errors import GatewayError, wrong
 from .forward import ExpertFailed, Headers
 from .generation import Piece, can_call_tools
 from .limits import Limits
@@ -103,7 +103,7 @@ class LocalReply:
         try:
             if not self._closed.is_set():
                 pool, name = self._expert.pool, self._expert.name
-                most = _room(self._expert, order, limits)
+                most = _checked(self._expert, order, limits)
                 with closing(generate(pool, name, order, most, limits.seconds)) as made:  # type: ignore[type-var]
                     for piece in made:
                         self._count(piece)
@@ -142,10 +142,17 @@ class LocalReply:
         self.complete = True
 
     async def read(self) -> bytes:
-        """The events of the next piece; empty at the end."""
+        """The events of the next piece; empty at the end.
+
+        Raises:
+            ExpertFailed: the answer breaks off.
+        """
         if self.complete:
             return b""
-        piece = await self._next()
+        try:
+            piece = await self._next()
+        except GatewayError as error:  # too late to refuse
+            raise ExpertFailed(error.code, broken=False) from None
         if piece is not None:
             return b"".join(map(self._shape.text, self._shape.event(piece)))
         self.complete = True
@@ -157,8 +164,6 @@ class LocalReply:
             return piece
         if isinstance(piece, GatewayError):
             raise piece
-        if isinstance(piece, TooLong):
-            raise GatewayError(400, "context_length_exceeded", f"{piece}.", "messages")
         # What it says may name folders of this machine, or more.
         logger.error("Expert %s failed: %s", self._expert.name, type(piece).__name__)
         raise ExpertFailed("no answer in time" if isinstance(piece, TimeoutError) else "it could not generate")
@@ -246,40 +251,76 @@ class Workshop:
         self._metrics.inside_here(self._inside)
 
 
-def _room(expert: LocalExpert, order: Order, limits: Limits) -> int:
-    """Tokens that the answer may have: those that are asked for, or as many as usual and fit.
+def _checked(expert: LocalExpert, order: Order, limits: Limits) -> int:
+    """Checks what of a request only its expert knows, before it generates. What is raised here of the request is the
+    client's fault; what is raised later is the expert's, and counts as its failure.
+
+    Returns:
+        `int`: tokens that the answer may have: those that are asked for, or as many as usual and fit.
 
     Raises:
-        TooLong: the prompt leaves no room for them.
+        GatewayError: the expert cannot answer this request.
+        Exception: whatever keeps the expert from being read.
     """
     spec = expert.pool.spec(expert.name)
     usual = spec.get("generation", {}).get("max_new_tokens", limits.default_tokens)
     source = None if is_remote(spec) else expert.pool.source(expert.name)
     if has_images(order.prompt) and not (source and source.sees):
-        message = f"Expert {expert.name!r} reads no images: its model is one of text."
-        raise GatewayError(400, "unsupported_value", message, "messages")
+        raise _cannot(order, f"Expert {expert.name!r} reads no images: its model is one of text.")
     if source is None:
         return order.max_tokens or usual
     if order.tools and not can_call_tools(source):
-        message = f"Expert {expert.name!r} calls no tools: its tokenizer has no template for them."
-        raise GatewayError(400, "unsupported_value", message, "tools")
+        raise _cannot(order, f"Expert {expert.name!r} calls no tools: its tokenizer has no template for them.", "tools")
+    _check_bias(source, order)
     length = _length(source, spec, order)
     asked = order.max_tokens
     if length + (asked or 1) > source.window:
-        raise source.too_long(length, asked or 1)
+        message = f"The conversation has {length:,} tokens for expert {expert.name!r}"
+        message += f", and {asked:,} new ones are asked for" if asked else ""
+        message += f"; its window holds {source.window:,}: shorten it{' or ask for less' if asked else ''}."
+        raise _cannot(order, message, code="context_length_exceeded")
     return asked if asked is not None else min(usual, source.window - length)
+
+
+def _cannot(order: Order, message: str, field: str | None = None, code: str = "unsupported_value") -> GatewayError:
+    """The refusal of what one expert cannot do; by default it is about the conversation."""
+    return GatewayError(400, code, message, field or order.field, elsewhere=True)
+
+
+def _check_bias(source: LocalSource, order: Order) -> None:
+    """Raises GatewayError where a bias is that of a token which the model does not have."""
+    vocabulary = getattr(source.config.get_text_config(decoder=True), "vocab_size", None)
+    for [token], _ in order.options.get("sequence_bias", ()):
+        if vocabulary is not None and token >= vocabulary:
+            raise wrong("logit_bias", f"may hold the ids of the expert's {vocabulary:,} tokens", token)
 
 
 def _length(source: LocalSource, spec: ExpertSpec, order: Order) -> int:
     """Tokens of the prompt, those of its images included.
 
     Raises:
-        GatewayError: the processor of an expert that sees refuses the chat, as some do with very narrow images.
+        GatewayError: template, tokenizer or processor refuse it, as some processors do with very narrow images.
+        Exception: they refuse whatever is said.
     """
     try:
         return source.length(spec, order.prompt, order.tools)
-    except (ValueError, IndexError) as error:
-        if not source.sees:
-            raise
+    except Exception as error:
+        try:
+            source.length(spec, [{"role": "user", "content": "Hello"}])
+        except Exception:
+            raise error from None
+        raise _refused(order, error) from error
+
+
+def _refused(order: Order, error: Exception) -> GatewayError:
+    """What to say of a conversation that the expert's files refuse, though they read others."""
+    try:
+        json.dumps([order.prompt, order.tools], default=str, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        message = "There is half a character in it, such as one of the pair \\ud83d\\ude00: send whole ones."
+        return GatewayError(400, "invalid_value", message, order.field)
+    if has_images(order.prompt):
         message = f"The expert's processor refuses this conversation or its images ({type(error).__name__})."
-        raise GatewayError(400, "invalid_image", message, "messages") from error
+        return _cannot(order, message, code="invalid_image")
+    said = f": {str(error)[:200]}" if type(error).__name__ == "TemplateError" else f" ({type(error).__name__})"
+    return _cannot(order, f"The expert's chat template or tokenizer refuses this conversation{said}.")

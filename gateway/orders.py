@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ Message = dict[str, Any]
 
 _MOST_CHOICES = 8
 _MOST_STOPS = 16
+_MOST_BIAS = 100
+_TOKEN = re.compile(r"[0-9]{1,9}")
 # What cannot be done here is refused unless it asks for what happens anyway. Other unknown fields are ignored.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "audio": (),
@@ -55,6 +58,7 @@ class Order(NamedTuple):
         logprobs (`int`, *optional*): alternatives to each token whose log probabilities are told, beside its own.
         frequency_penalty, presence_penalty (`float`): of OpenAI's API.
         schema (`Any`): a JSON schema that the answer must follow; true for any object; None for text.
+        field (`str`): of the request that the prompt was in.
     """
 
     prompt: Prompt
@@ -67,6 +71,7 @@ class Order(NamedTuple):
     frequency_penalty: float
     presence_penalty: float
     schema: Any
+    field: str
 
 
 def read_order(ask: Ask, limits: Limits) -> Order:
@@ -99,6 +104,7 @@ def read_order(ask: Ask, limits: Limits) -> Order:
         frequency_penalty=penalties[0],
         presence_penalty=penalties[1],
         schema=_schema(ask),
+        field=ask.api.conversation,
     )
 
 
@@ -305,8 +311,11 @@ def _sampling(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bias(bias: Any) -> list[list[Any]]:
-    if not isinstance(bias, dict) or not all(str(key).isdecimal() and is_number(v) for key, v in bias.items()):
-        raise wrong("logit_bias", "must map token ids to numbers", bias)
+    if not isinstance(bias, dict) or not all(map(_TOKEN.fullmatch, bias)):
+        raise wrong("logit_bias", "must map ids of tokens to numbers", bias)
+    for value in bias.values():
+        if not is_number(value) or not -_MOST_BIAS <= value <= _MOST_BIAS:
+            raise wrong("logit_bias", f"must map ids of tokens to numbers from -{_MOST_BIAS} to {_MOST_BIAS}", value)
     return [[[int(token)], float(value)] for token, value in bias.items()]
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,8 +17,10 @@ from ir3de import IR3DERoutingPipeline
 from ir3de.gateway.generation import Piece, Stops
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.settings import Settings
+from ir3de.gateway.shapes import MessageShape
 from ir3de.scripts.bench.stand_in import Received
 
+from . import tiny
 from .gateway_world import LAW, World, world
 
 LIMITS = Limits(
@@ -296,6 +299,10 @@ HOSTILE: dict[str, Any] = {
     "a negative seed": {"seed": -1},
     "sound": {"modalities": ["audio"]},
     "a bias of words": {"logit_bias": {"court": 1}},
+    "a bias of a token that there is not": {"logit_bias": {"999999": 1}},
+    "a bias of a number without end": {"logit_bias": {"9" * 5000: 1}},
+    "a bias that is infinite to a model": {"logit_bias": {"1": 1e300}},
+    "half a character": {"messages": [{"role": "user", "content": "the court \ud83d"}]},
 }
 
 
@@ -304,11 +311,95 @@ def test_what_an_expert_here_cannot_do_is_refused_at_once(
     here: World, request_: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.DEBUG):
-        answered = here.ask(**request_)
-    assert answered.status == 400
+        for _ in range(6):  # more than failures that have an expert left alone
+            answered = here.ask(**request_)
+            assert answered.status == 400
     assert answered.json["error"]["type"] == "invalid_request_error"
     assert "Traceback" not in caplog.text
     assert here.ask(max_tokens=1).status == 200
+
+
+@pytest.fixture(scope="module")
+def strict(expert_specs: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A gateway whose expert for law has a template that takes no jury, and window and tokenizer of its own."""
+    folder = tmp_path_factory.mktemp("strict")
+    tiny.expert(folder, seed=3, chat=True)
+    tokenizer = tiny.tokenizer(chat=True)
+    refuses = "{% if 'jury' in message['content'] %}{{ raise_exception('No jury here') }}{% endif %}"
+    tokenizer.chat_template = tiny.TEMPLATE.replace("%}<eos>", f"%}}{refuses}<eos>", 1)
+    tokenizer.model_max_length = 64
+    tokenizer.save_pretrained(folder)
+    with world({**expert_specs, "law": {"model": str(folder)}}, Settings(limits=LIMITS), names=()) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "words"),
+    [
+        ("the court and a jury", "unsupported_value", "No jury here"),
+        ("court " * 70, "context_length_exceeded", "its window holds 64: shorten it"),
+    ],
+)
+def test_what_one_expert_refuses_another_may_take(strict: World, said: str, code: str, words: str) -> None:
+    chat = [{"role": "user", "content": said}]
+    for _ in range(6):
+        alone = strict.ask(model="law", messages=chat)
+        assert (alone.status, alone.code) == (400, code)
+        assert words in alone.json["error"]["message"]
+        answered = strict.ask(messages=chat, max_tokens=1)
+        assert (answered.status, answered.expert != "law") == (200, True)
+    assert strict.ask(max_tokens=1).expert == "law"
+
+
+def test_a_template_that_takes_nothing_is_the_experts_fault(
+    expert_specs: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    tiny.expert(tmp_path, seed=3, chat=True)
+    tokenizer = tiny.tokenizer(chat=True)
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    tokenizer.save_pretrained(tmp_path)
+    with world({**expert_specs, "law": {"model": str(tmp_path)}}, Settings(limits=LIMITS), names=()) as made:
+        assert made.ask(model="law").status == 502
+        answered = made.ask(max_tokens=1)
+        assert answered.json["ir3de"]["failures"] == [{"expert": "law", "error": "it could not generate"}]
+
+
+def test_json_of_a_tokenizer_that_cannot_be_held_to_it_is_refused(here: World) -> None:
+    pytest.importorskip("llguidance")
+    for _ in range(6):
+        refused = here.ask(response_format={"type": "json_object"})
+        assert (refused.status, refused.code) == (400, "unsupported_value")
+        assert "tokenizer" in refused.json["error"]["message"]
+    assert here.ask(max_tokens=1).expert == "law"
+
+
+def test_the_last_of_several_seeds_begins_anew(here: World) -> None:
+    answer = here.ask(seed=2**32 - 1, n=2, temperature=1.5, max_tokens=8).json
+    first = here.ask(seed=0, temperature=1.5, max_tokens=8).json
+    assert answer["choices"][1]["message"] == first["choices"][0]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_gateways_own_is_told_in_the_form_of_its_api(
+    here: World, stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "".join(("sec", "ret"))
+
+    def fails(*_: Any) -> None:
+        raise KeyError(said)
+
+    monkeypatch.setattr(MessageShape, "end" if stream else "whole", fails)
+    with caplog.at_level(logging.INFO):
+        answered = here.ask("messages", max_tokens=2, stream=stream, headers={"x-request-id": "r1"})
+        caplog_line = json.loads(next(each.message for each in caplog.records if each.name == "ir3de.requests"))
+    told = answered.json if not stream else json.loads(answered.body.decode().rsplit("data: ", 1)[1])
+    assert (told["type"], told["error"]["type"]) == ("error", "api_error")
+    assert "r1" in told["error"]["message"]
+    assert answered.headers["x-request-id"] == "r1"
+    assert answered.status == (200 if stream else 500)
+    assert (caplog_line["id"], caplog_line["outcome"]) == ("r1", "error")
+    assert "test_gateway_local" in caplog.text, "where it was"
+    assert said not in caplog.text + answered.body.decode()
 
 
 def test_a_prompt_beyond_the_window_is_refused_as_openai_does(here: World) -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import time
+import traceback
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -166,8 +167,25 @@ class Answer:
         except ExpertFailed as failure:  # in the middle of an answer in one piece: the connection is closed
             exchange.outcome = "broken"
             exchange.failures.append((exchange.expert, f"{failure.why} in the middle of its answer"))
+        except Exception as error:
+            await self._failed(error, exchange, scope, receive, send)
         finally:
             self._gateway.went_out(exchange)
+
+    async def _failed(self, error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        """Tells the client of a fault of the gateway's own, and the log where it was; what it says may hold what was
+        said, and goes nowhere.
+        """
+        exchange.outcome = "error"
+        lines = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("Request %s: the gateway failed with %s\n%s", exchange.id, type(error).__name__, lines)
+        told = GatewayError(500, "internal_error", f"The gateway failed; its log says more of request {exchange.id}.")
+        if exchange.first_byte_seconds is None:
+            exchange.status = told.status
+            await refusal(told, self._api, exchange.id)(scope, receive, send)
+        elif exchange.reply is not None and exchange.reply.is_events and not exchange.reply.is_coded:
+            await send({"type": "http.response.body", "body": self._api.error_event(told), "more_body": False})
+        # Else half of an answer in one piece is with the client, which sees the connection close.
 
     async def _answer(self, request: Request, headers: dict[str, str], send: Send, exchange: Exchange) -> None:
         gateway = self._gateway

@@ -51,7 +51,8 @@ def read_keys(text: str, where: str) -> list[Key]:
         where (`str`): the text is from, for messages.
 
     Raises:
-        ValueError: a line is malformed; the message names it, and not what it holds.
+        ValueError: a line is malformed; the message names it, and not what it holds. Or there is no key at all: who
+            names keys means that not everybody may come.
     """
     keys: list[Key] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -61,6 +62,11 @@ def read_keys(text: str, where: str) -> list[Key]:
             except ValueError as error:
                 why = "it is not JSON" if isinstance(error, json.JSONDecodeError) else str(error)
                 raise ValueError(f"{where}, line {number}: {why}.") from None
+    if not keys:
+        raise ValueError(
+            f"{where} holds no key, and without keys everybody may come. Add one with `ir3de serve --new-key NAME`, or"
+            " leave out the option or the variable that names it, to let everybody in."
+        )
     names = [key.name for key in keys]
     if len(set(names)) < len(names):
         raise ValueError(f"{where}: two keys have one name; give each its own.")

@@ -26,7 +26,7 @@ from .app import application
 from .forward import RemoteExpert
 from .gateway import Gateway
 from .guard import GuardedProtocol, room_for_connections
-from .keys import read_keys
+from .keys import Key, read_keys
 from .limits import Limits, Timeouts
 from .loading import Origin
 from .serving import prepare_in_background, served
@@ -116,23 +116,27 @@ class Service(NamedTuple):
         """The settings of its gateway.
 
         Raises:
-            ValueError: the keys are malformed.
+            ValueError: the keys are malformed, or where they should be there is none.
             OSError: their file cannot be read.
         """
-        text, where = os.environ.get(_KEYS_VARIABLE, ""), _KEYS_VARIABLE
-        if self.keys is not None:
-            text, where = Path(self.keys).read_text(encoding="utf-8"), self.keys
         return Settings(
             limits=Limits(**self.limits),
             timeouts=Timeouts(**self.timeouts),
             details=self.details,
             default_expert=self.default_expert,
             preload=self.preload,
-            keys=tuple(read_keys(text, where)),
+            keys=tuple(self._read_keys()),
             shared_limits=Path(self.shared) / "limits" if self.shared else None,
             cors=tuple(self.cors),
             more_wrappers=tuple(self.wrappers),
         )
+
+    def _read_keys(self) -> list[Key]:
+        if self.keys is not None:
+            return read_keys(Path(self.keys).read_text(encoding="utf-8"), self.keys)
+        if _KEYS_VARIABLE in os.environ:
+            return read_keys(os.environ[_KEYS_VARIABLE], f"The variable {_KEYS_VARIABLE}")
+        return []
 
     def spending(self, keeping: Keeping | None = None, of_router: Mapping[str, Any] | None = None) -> Spending | None:
         """What holds its gateway to a budget, if it has one.

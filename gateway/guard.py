@@ -1,4 +1,4 @@
-"""Connections that would hold the server up: heads that never end, and more of them than there is room for."""
+"""Connections that would hold the server up: heads and trailers without end, answers that nobody reads, too many."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 _HEAD_BYTES = 64 << 10
 _HEAD_SECONDS = 20.0
+_READING_SECONDS = 120.0
 _SPARE_DESCRIPTORS = 64  # of the process itself: its files, its log
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
@@ -51,11 +52,14 @@ class _HeadWithBody:
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol on httptools, with limits on the head of a request, for which that has none."""
+    """uvicorn's protocol on httptools, with limits that it lacks: on what a request says beside its body (its head, the
+    sizes and trailers of a body that comes in chunks), and on how long a client may read nothing of its answer.
+    """
 
-    _head_bytes = 0
+    _beside_body = 0  # bytes, since the request began or since the last of its body
     _in_head = True
     _timer: asyncio.TimerHandle | None = None
+    _reading_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Waits for a first request, not for ever."""
@@ -65,19 +69,19 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Waits no more."""
         self._stop_waiting()
+        self._stop_waiting_for_reading()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Counts what belongs to a head."""
-        if self._in_head:
-            self._head_bytes += len(data)
+        """Counts what belongs to no body."""
+        self._beside_body += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > _HEAD_BYTES:
+        if self._beside_body > _HEAD_BYTES:
             self._refuse(_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         """A request begins."""
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._beside_body = True, 0
         self._wait()
         super().on_message_begin()
 
@@ -86,6 +90,28 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._stop_waiting()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body; what comes beside it is counted anew."""
+        self._beside_body = 0
+        super().on_body(body)
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than its answer comes. Once it has read nothing for long it is cut, which frees
+        its expert as where a client leaves.
+        """
+        super().pause_writing()
+        self._reading_timer = self.loop.call_later(_READING_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        self._stop_waiting_for_reading()
+        super().resume_writing()
+
+    def _stop_waiting_for_reading(self) -> None:
+        if self._reading_timer is not None:
+            self._reading_timer.cancel()
+            self._reading_timer = None
 
     def _wait(self) -> None:
         self._stop_waiting()
@@ -97,9 +123,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _refuse(self, answer: bytes) -> None:
-        if not self.transport.is_closing():
+        """Closes the connection, with an answer where none has begun that it would be mixed up with."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle  # of the request whose head is complete; in the next one's head the one before
+        if cycle is None or (cycle.response_complete if self._in_head else not cycle.response_started):
             self.transport.write(answer)
-            self.transport.close()
+        self.transport.close()
 
 
 def room_for_connections() -> int | None:

@@ -175,10 +175,23 @@ def test_keys_are_read_from_lines_and_a_key_itself_is_refused() -> None:
         (line + "\n" + line, "two keys have one name"),
         (json.dumps({**json.loads(line), "tokens_per_minute": 0}), "`tokens_per_minute`"),
         (json.dumps({**json.loads(line), "admin": "yes"}), "`admin`"),
+        ("", "keys.jsonl holds no key"),
+        (" \n\n", "keys.jsonl holds no key"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)) as refused:
             read_keys(bad, "keys.jsonl")
         assert "secret" not in str(refused.value)
+
+
+def test_keys_that_are_named_and_not_there_let_nobody_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty secret, mounted or in the environment, must not open the gateway to everybody."""
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    with pytest.raises(ValueError, match=r"empty\.jsonl holds no key"):
+        serve.main([str(tmp_path), "--keys", str(empty)])
+    monkeypatch.setenv("IR3DE_KEYS", "")
+    with pytest.raises(ValueError, match="IR3DE_KEYS holds no key"):
+        serve.main([str(tmp_path)])
 
 
 # Pages of others, and admins.
@@ -240,6 +253,72 @@ def test_a_head_without_end_is_cut(guarded: World) -> None:
     assert answered == b"" or answered.startswith(b"HTTP/1.1 431")
     large = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx: " + b"a" * 20_000 + b"\r\n\r\n"
     assert raw(guarded.port, large).startswith(b"HTTP/1.1 200")
+
+
+CHUNKED = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def chunks(body: bytes, size: int) -> bytes:
+    """A body in chunks, without the last one's trailers."""
+    parts = [body[place : place + size] for place in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n"
+
+
+@pytest.mark.parametrize("trailers", [b"x: %s\r\n" % (b"a" * 1000), b"a" * 1000], ids=["many", "one"])
+@pytest.mark.parametrize("key", ["of-ann", "wrong"], ids=["awaited", "answered"])
+def test_trailers_without_end_are_cut(key: str, trailers: bytes) -> None:
+    """Whether the request waits for its body or was answered before it came."""
+    head = CHUNKED.replace(b"\r\n\r\n", f"\r\nauthorization: Bearer {key}\r\n\r\n".encode())
+    begun = head + chunks(b"{}", 1) + (b"" if trailers.endswith(b"\n") else b"x: ")
+    with world(settings=HASTY._replace(keys=KEYS), http=guard.GuardedProtocol) as made:
+        with socket.create_connection(("127.0.0.1", made.port), timeout=5) as connection:
+            connection.sendall(begun)
+            with pytest.raises(ConnectionError):
+                connection.sendall(20_000 * trailers)
+        with socket.create_connection(("127.0.0.1", made.port), timeout=5) as connection:
+            connection.sendall(begun + 60 * trailers)
+            time.sleep(0.1)
+            connection.sendall(70 * trailers)
+            answered = b"".join(iter(lambda: connection.recv(65536), b""))
+        assert answered[9:12] == (b"401" if key == "wrong" else b"431")
+        assert answered.count(b"HTTP/1.1") == 1
+
+
+def test_a_body_in_tiny_chunks_with_trailers_is_read(guarded: World) -> None:
+    body = json.dumps({"model": "ir3de", "messages": [{"role": "user", "content": "court " * 5000}]}).encode()
+    request = CHUNKED + chunks(body, 1) + b"x-sum: 1\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", guarded.port), timeout=30) as connection:
+        for place in range(0, len(request), 9000):
+            connection.sendall(request[place : place + 9000])
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_stops_reading_frees_its_expert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that reads slowly keeps it."""
+
+    async def endless(request: web.Request, received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        event = b'data: {"x": "' + 100_000 * b"a" + b'"}\n\n'
+        while True:
+            await response.write(event)
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(guard, "_READING_SECONDS", 1.0)
+    body = json.dumps({"model": "ir3de", "messages": LAW, "stream": True}).encode()
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    with world(responds={"law": endless}, http=guard.GuardedProtocol) as made:
+        server = made.behind["law"]
+        with socket.create_connection(("127.0.0.1", made.port), timeout=5) as connection:
+            connection.sendall(request)
+            for _ in range(30):
+                assert connection.recv(1 << 20)
+                time.sleep(0.05)
+            assert server.open == 1
+            made.wait(lambda: server.open == 0, "its expert is held")
+        text = made.send("GET", "/metrics").body.decode()
+        assert "ir3de_requests_inside 0.0" in text
+        assert 'expert="law",outcome="left"} 1.0' in text
 
 
 @pytest.mark.parametrize("length", ["-1", "1e3", "99999999999999999999", "5, 6"])

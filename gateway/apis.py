@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
 
-from ir3de.prompts_ir3de import is_image, text_of
+from ir3de.prompts_ir3de import is_image
 
 from .body import Body
 from .errors import GatewayError, anthropic_error, openai_error
 
 Turn = tuple[str, Any]  # a role, "user" among them, and what was said: text, or a list of parts
+
+_LOGPROBS = "message.output_text.logprobs"  # of `include`
+# Fields of a conversation that its window holds nothing of, or nothing that is text.
+_NAMES = frozenset(("call_id", "file_id", "id", "image_url", "role", "tool_call_id", "tool_use_id", "type", "url"))
+_BYTES = frozenset(("data", "encrypted_content", "file_data", "result", "signature"))
+_THOUGHTS = frozenset(("reasoning", "reasoning_content", "reasoning_details", "summary", "thinking", "thinking_blocks"))
+_NO_TEXT = _NAMES | _BYTES | _THOUGHTS
+_ESTIMATE = 8  # characters and UTF-8 bytes for a token: 4 characters of English, 2.7 of Russian, 2 of Chinese
+
+
+class Contents(NamedTuple):
+    """
+    What is in a conversation.
+
+    Args:
+        characters (`int`): of its text and of its tools, without images and files.
+        tokens (`int`): that these are about, and rather too few; of several prompts the longest counts.
+        images (`bool`): whether there is something to see in it, or in what a tool of it gave.
+    """
+
+    characters: int
+    tokens: int
+    images: bool
 
 
 class Api:
@@ -21,8 +43,10 @@ class Api:
     path = "chat/completions"
     text_part = "text"  # the type of a part that is text
     conversation = "messages"  # the field that holds it
+    kinds: tuple[type, ...] = (list,)  # that this field may be
+    read: tuple[str, ...] = ("messages",)  # the fields that the window must hold, beside tools
     length_fields: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
-    names: ClassVar[dict[str, str]] = {
+    names: ClassVar[dict[str, str | None]] = {  # of transformers' options here; None where there is no such field
         "max_new_tokens": "max_tokens",
         "num_return_sequences": "n",
         "stop_strings": "stop",
@@ -40,6 +64,12 @@ class Api:
         """The conversation, as far as it is of the expected kind."""
         for message in _dicts(fields.get("messages")):
             yield str(message.get("role")), message.get("content")
+
+    def contents(self, body: Body) -> Contents:
+        """What is in the conversation."""
+        characters, size, images = _measured([body.fields.get(name) for name in self.read])
+        tools = len(body.raw("tools")) if body.fields.get("tools") else 0
+        return Contents(characters + tools, (characters + size + 2 * tools) // _ESTIMATE, images)
 
     def wants_json(self, fields: dict[str, Any]) -> bool:
         """Whether the answer must be JSON, perhaps of a schema."""
@@ -94,7 +124,7 @@ class Api:
         given = body.fields
         if any(given.get(field) is not None for field in self.length_fields):
             options.pop(self.names["max_new_tokens"], None)
-        return {key: json.dumps(value) for key, value in options.items() if given.get(key) is None}
+        return {key: json.dumps(value) for key, value in options.items() if key is not None and given.get(key) is None}
 
 
 class Completions(Api):
@@ -102,6 +132,7 @@ class Completions(Api):
 
     path = "completions"
     conversation = "prompt"
+    kinds = (str, list)
     length_fields = ("max_tokens",)
 
     def turns(self, fields: dict[str, Any]) -> Iterator[Turn]:
@@ -110,6 +141,21 @@ class Completions(Api):
         texts = [prompt] if isinstance(prompt, str) else prompt
         if isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts):
             yield "user", "\n".join(texts)
+
+    def contents(self, body: Body) -> Contents:
+        """What is in the prompts, each of which has the window for itself; they may be lists of token ids."""
+        given = body.fields.get("prompt")
+        prompts = [each for each in given if isinstance(each, (str, list))] if isinstance(given, list) else []
+        longest = max(prompts, key=len) if prompts else given
+        characters, size, _ = _measured([longest])
+        ids = len(longest) if isinstance(longest, list) else 0
+        tokens = ids + (characters + size) // _ESTIMATE
+        return Contents(sum(map(len, prompts)) if prompts else characters, tokens, False)
+
+    def wants_logprobs(self, fields: dict[str, Any]) -> bool:
+        """Whether the answer must come with log probabilities; 0 of others are those of the tokens themselves."""
+        asked = fields.get("logprobs")
+        return asked is not None and asked is not False
 
     def with_system_prompt(self, body: Body, prompt: str) -> dict[str, str | None]:
         """Plain text has none."""
@@ -122,8 +168,14 @@ class Responses(Api):
     path = "responses"
     text_part = "input_text"
     conversation = "input"
+    kinds = (str, list)
+    read = ("input", "instructions")
     length_fields = ("max_output_tokens",)
-    names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_output_tokens"}
+    names: ClassVar[dict[str, str | None]] = {
+        "max_new_tokens": "max_output_tokens",
+        "num_return_sequences": None,
+        "stop_strings": None,
+    }
 
     def error_event(self, error: GatewayError) -> bytes:
         """An event of the type that these streams have."""
@@ -149,7 +201,8 @@ class Responses(Api):
 
     def wants_logprobs(self, fields: dict[str, Any]) -> bool:
         """Whether the answer must come with log probabilities."""
-        return bool(fields.get("top_logprobs"))
+        included = fields.get("include")
+        return bool(fields.get("top_logprobs")) or (isinstance(included, list) and _LOGPROBS in included)
 
     def without_thoughts(self, fields: dict[str, Any]) -> tuple[Any, int]:
         """The input without the items of reasoning."""
@@ -168,8 +221,13 @@ class Messages(Api):
     """Anthropic's messages."""
 
     path = "messages"
+    read = ("messages", "system")
     length_fields = ("max_tokens",)
-    names: ClassVar[dict[str, str]] = {"max_new_tokens": "max_tokens", "stop_strings": "stop_sequences"}
+    names: ClassVar[dict[str, str | None]] = {
+        "max_new_tokens": "max_tokens",
+        "num_return_sequences": None,
+        "stop_strings": "stop_sequences",
+    }
 
     def error(self, error: GatewayError) -> dict[str, Any]:
         """An error in Anthropic's form."""
@@ -202,11 +260,23 @@ class Messages(Api):
 
     def wants_json(self, fields: dict[str, Any]) -> bool:
         """Whether the answer must be JSON of a schema."""
-        return isinstance(fields.get("output_format"), dict)
+        return self.format(fields) is not None
+
+    def format(self, fields: dict[str, Any]) -> dict[str, Any] | None:
+        """The format that the answer must have: within `output_config`, or in the older field of its own."""
+        config = fields.get("output_config")
+        formats = config.get("format") if isinstance(config, dict) else None, fields.get("output_format")
+        return next(_dicts(list(formats)), None)
 
     def wants_logprobs(self, fields: dict[str, Any]) -> bool:
         """Never: this API has none."""
         return False
+
+    def with_defaults(self, body: Body, generation: dict[str, Any]) -> dict[str, str | None]:
+        """The changes that add an expert's generation defaults; the texts that end an answer are a list here."""
+        if isinstance(generation.get("stop_strings"), str):
+            generation = {**generation, "stop_strings": [generation["stop_strings"]]}
+        return super().with_defaults(body, generation)
 
     def with_system_prompt(self, body: Body, prompt: str) -> dict[str, str | None]:
         """The change that gives a system prompt where there is none."""
@@ -216,17 +286,30 @@ class Messages(Api):
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = Api(), Completions(), Responses(), Messages()
 
 
-def has_images(turns: Iterable[Turn]) -> bool:
-    """Whether there is something to see in a conversation, or in what a tool of it gave."""
-    parts = [part for _, content in turns for part in _dicts(content)]
-    within = (inner for part in parts if _type_of(part) == "tool_result" for inner in _dicts(part.get("content")))
-    return any(map(is_image, chain(parts, within)))
-
-
-def characters(turns: Iterable[Turn], body: Body) -> int:
-    """The size of a conversation and of its tools as text, without its images."""
-    size = sum(len(text_of(content)) for _, content in turns)
-    return size + (len(body.raw("tools")) if body.fields.get("tools") else 0)
+def _measured(said: list[Any]) -> tuple[int, int, bool]:
+    """Characters of all text in some contents, its bytes in UTF-8, and whether there is something to see."""
+    characters = size = 0
+    images = False
+    given: list[Any] = []  # to tools, in which no part is one of a message
+    for contents in (said, given):
+        while contents:
+            value = contents.pop()
+            if isinstance(value, str):
+                characters += len(value)
+                size += len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+            elif isinstance(value, list):
+                contents.extend(value)
+            elif isinstance(value, dict) and contents is given:
+                contents.extend(value.values())
+            elif isinstance(value, dict):
+                kind = value.get("type")
+                images = images or is_image(value) or kind == "computer_screenshot"
+                for key, inner in value.items():
+                    if key == "input":
+                        given.append(inner)
+                    elif key not in _NO_TEXT or (key == "data" and kind == "text"):
+                        contents.append(inner)
+    return characters, size, images
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,6 @@ from .requests import Needs
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 _ABILITIES = ("tools", "tool_choice", "images", "json", "logprobs")  # the first fields of `Needs`
-_CHARACTERS_A_TOKEN = 4  # of English; a window is refused only where even this estimate is beyond it
 
 
 class Capabilities(NamedTuple):
@@ -47,9 +46,8 @@ class Capabilities(NamedTuple):
         lacks: list[str] = []
         if any(needs[: len(_ABILITIES)]):  # as few requests do
             lacks = [name for name in _ABILITIES if getattr(needs, name) and getattr(self, name) is False]
-        tokens = needs.characters // _CHARACTERS_A_TOKEN + needs.new_tokens
-        if self.context is not None and tokens > self.context:
-            lacks.append(f"a context of about {tokens:,} tokens")
+        if self.context is not None and needs.tokens > self.context:
+            lacks.append(f"a context of about {needs.tokens:,} tokens")
         return lacks
 
     def described(self) -> dict[str, Any]:

@@ -11,8 +11,6 @@ import math
 import re
 from typing import TYPE_CHECKING, Any
 
-from ir3de.prompts_ir3de import text_of
-
 from .apis import COMPLETIONS
 
 if TYPE_CHECKING:
@@ -58,8 +56,7 @@ def prompt_tokens(ask: Ask, tokenizer: Any) -> int:
     if ask.api is COMPLETIONS and not ask.said:  # token ids: one list, or several
         prompt = fields["prompt"]
         return sum(len(each) if isinstance(each, list) else 1 for each in prompt) if isinstance(prompt, list) else 0
-    system = sum(len(text_of(fields.get(name) or "")) for name in ("system", "instructions"))
-    return _tokens(tokenizer, ask.said[-1] if ask.said else "", ask.needs.characters + system)
+    return _tokens(tokenizer, ask.said[-1] if ask.said else "", ask.characters)
 
 
 def _tokens(tokenizer: Any, beginning: str, characters: int) -> int:

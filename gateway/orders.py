@@ -357,7 +357,7 @@ def _schema(ask: Ask) -> Any:
         given = fields["text"]["format"]
         schema = given.get("schema")
     elif ask.api is MESSAGES:
-        given = fields["output_format"]
+        given = MESSAGES.format(fields) or {}
         schema = given.get("schema")
     else:
         given = fields["response_format"]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ir3de.pipeline_ir3de import ROUTING_OPTIONS
 from ir3de.prompts_ir3de import text_of
 
-from .apis import Api, characters, has_images
+from .apis import Api
 from .body import Body
 from .errors import GatewayError, no_model, short, wrong
 from .limits import Limits
@@ -26,8 +26,7 @@ class Needs(NamedTuple):
     Args:
         tools, tool_choice, images, json, logprobs (`bool`): whether it must; `tool_choice` that the answer is sure to
             call a tool.
-        characters (`int`): of the conversation that its window must hold.
-        new_tokens (`int`): of the answer, which its window must hold too.
+        tokens (`int`): that its window must hold, those of the answer included where the request says how many.
     """
 
     tools: bool = False
@@ -35,8 +34,7 @@ class Needs(NamedTuple):
     images: bool = False
     json: bool = False
     logprobs: bool = False
-    characters: int = 0
-    new_tokens: int = 0
+    tokens: int = 0
 
 
 class Ask(NamedTuple):
@@ -53,6 +51,7 @@ class Ask(NamedTuple):
         generate (`bool`): whether an expert is asked; else the route is the answer.
         stream (`bool`): whether the answer shall come in pieces.
         needs ([`Needs`]): of an expert.
+        characters (`int`): of the conversation and of its tools, as text.
         agent (`bool`): whether tools are part of the conversation.
         conversation (`str`): a name of an agent's conversation, the same at each of its turns.
         previous (`str`, *optional*): a name of the response that it goes on from.
@@ -67,6 +66,7 @@ class Ask(NamedTuple):
     generate: bool
     stream: bool
     needs: Needs
+    characters: int
     agent: bool
     conversation: str
     previous: str | None
@@ -101,6 +101,7 @@ def read_ask(
     if not isinstance(generate, bool):
         raise wrong("ir3de", "has a `generate` that must be true or false", generate)
     turns = list(api.turns(fields))
+    contents = api.contents(body)
     tools = bool(fields.get("tools")) or bool(fields.get("functions"))
     agent = tools or any(role == "tool" for role, _ in turns)
     return Ask(
@@ -115,12 +116,12 @@ def read_ask(
         needs=Needs(
             tools=tools,
             tool_choice=tools and api.must_call(fields),
-            images=has_images(turns),
+            images=contents.images,
             json=api.wants_json(fields),
             logprobs=api.wants_logprobs(fields),
-            characters=characters(turns, body),
-            new_tokens=api.new_tokens(fields),
+            tokens=contents.tokens + api.new_tokens(fields),
         ),
+        characters=contents.characters,
         agent=agent,
         conversation=_conversation(fields, headers, turns, caller) if agent else "",
         previous=response_key(caller, fields["previous_response_id"]) if fields.get("previous_response_id") else None,
@@ -136,6 +137,8 @@ def _check_sizes(api: Api, fields: dict[str, Any], limits: Limits) -> None:
     given = fields.get(api.conversation)
     if given is None or given in ([], ""):
         raise wrong(api.conversation, "is missing or empty: it holds what is asked", given)
+    if not isinstance(given, api.kinds):
+        raise wrong(api.conversation, "must be a list" if str not in api.kinds else "must be a text or a list", given)
     if isinstance(given, list) and len(given) > limits.messages:
         message = f"`{api.conversation}` has {len(given):,} entries; at most {limits.messages:,} go."
         raise GatewayError(400, "too_long", message, api.conversation)

@@ -211,6 +211,18 @@ def test_the_spec_adds_where_the_request_is_silent() -> None:
         assert made.last("law").json["max_output_tokens"] == 5
 
 
+def test_what_the_spec_adds_has_the_names_that_each_api_knows() -> None:
+    generation = {"num_return_sequences": 2, "stop_strings": "END", "max_new_tokens": 5}
+    with world({"law": {"generation": generation}}) as made:
+        added = {}
+        for api, fields in APIS.items():
+            made.ask(api, **{**fields, "max_tokens": None})
+            added[api] = {key: made.last("law").json[key] for key in made.last("law").json.keys() - {"model", *fields}}
+    assert added["chat/completions"] == added["completions"] == {"n": 2, "stop": "END", "max_tokens": 5}
+    assert added["responses"] == {"max_output_tokens": 5}, "which has neither"
+    assert {**added["messages"], "max_tokens": 5} == {"stop_sequences": ["END"], "max_tokens": 5}
+
+
 def test_routing_options_count_and_wrong_ones_are_refused(three: World) -> None:
     assert three.ask(ir3de={"experts": ["code", "math"]}).expert in ("code", "math")
     assert "tokens" in three.ask(ir3de={"explain": True}).json["ir3de"]
@@ -324,6 +336,8 @@ HOSTILE: dict[str, Any] = {
     "a long number": b'{"model":"ir3de","x":' + b"9" * 100_000 + b"}",
     "no messages": {"messages": []},
     "messages that are none": {"messages": "court", "model": "ir3de"},
+    "messages that are none for an expert by name": {"messages": "court", "model": "law"},
+    "an object of messages": {"messages": LAW[0], "model": "law"},
     "messages in messages": {"messages": [[LAW]]},
     "nothing but space": {"messages": [{"role": "user", "content": "  \n"}]},
     "a number as content": {"messages": [{"role": "user", "content": 1}]},

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from ir3de.gateway.apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from ir3de.gateway.capabilities import Capabilities
-from ir3de.gateway.limits import Timeouts
-from ir3de.gateway.requests import Needs
+from ir3de.gateway.limits import Limits, Timeouts
+from ir3de.gateway.requests import Needs, read_ask
 from ir3de.gateway.serving import prepare_in_background
 from ir3de.gateway.settings import Settings
 from ir3de.gateway.words import Words
@@ -228,13 +229,96 @@ def test_a_request_goes_to_an_expert_that_can(need: str, capability: str, fields
 
 
 def test_what_is_unknown_is_tried() -> None:
-    needs = Needs(tools=True, images=True, json=True, logprobs=True, characters=10**9, new_tokens=5)
+    needs = Needs(tools=True, images=True, json=True, logprobs=True, tokens=10**9)
     assert Capabilities().missing(needs) == []
-    assert Capabilities(tools=False, context=10).missing(Needs(characters=37)) == []
-    assert Capabilities(tools=False, context=10).missing(Needs(tools=True, characters=44)) == [
+    assert Capabilities(tools=False, context=10).missing(Needs(tokens=10)) == []
+    assert Capabilities(tools=False, context=10).missing(Needs(tools=True, tokens=11)) == [
         "tools",
         "a context of about 11 tokens",
     ]
+
+
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 90_000}}
+USED = {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "look", "input": {"type": "image"}}]}
+LONG = "x " * 2000
+SAID: dict[str, Any] = {"role": "user", "content": "the court and a judge"}
+CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": LONG}}
+
+
+def result(content: Any) -> dict[str, Any]:
+    """A message of Anthropic's with what a tool gave."""
+    return in_parts({"type": "tool_result", "tool_use_id": "t1", "content": content})
+
+
+def in_parts(part: dict[str, Any]) -> dict[str, Any]:
+    """A message of one part."""
+    return {"role": "user", "content": [part]}
+
+
+@pytest.mark.parametrize(
+    ("api", "fields", "needed"),
+    [
+        ("messages", {"messages": [SAID, USED, result([IMAGE])]}, {"images"}),
+        ("messages", {"messages": [SAID, USED, result("ok")]}, set()),
+        (
+            "responses",
+            {"input": [{"type": "computer_call_output", "output": {"type": "computer_screenshot"}}]},
+            {"images"},
+        ),
+        ("responses", {"input": [{"type": "function_call_output", "output": [{"type": "input_image"}]}]}, {"images"}),
+        ("chat/completions", {"messages": [SAID, {"role": "tool", "content": [{"type": "image_url"}]}]}, {"images"}),
+        ("messages", {"output_config": {"format": {"type": "json_schema", "schema": {}}}}, {"json"}),
+        ("messages", {"output_format": {"type": "json_schema", "schema": {}}}, {"json"}),
+        ("messages", {"output_config": {"effort": "low"}}, set()),
+        ("responses", {"input": "court", "include": ["message.output_text.logprobs"]}, {"logprobs"}),
+        ("responses", {"input": "court", "include": ["reasoning.encrypted_content"]}, set()),
+        ("completions", {"prompt": "court", "logprobs": 0}, {"logprobs"}),
+        ("completions", {"prompt": "court", "logprobs": None}, set()),
+        ("chat/completions", {"logprobs": False, "top_logprobs": 0}, set()),
+    ],
+)
+def test_what_a_request_needs_is_seen_wherever_it_stands(api: str, fields: dict[str, Any], needed: set[str]) -> None:
+    needs = needs_of(api, fields)
+    assert {name for name in ("images", "json", "logprobs") if getattr(needs, name)} == needed
+
+
+def needs_of(api: str, fields: dict[str, Any]) -> Needs:
+    """What a request needs, as it is read."""
+    apis = {each.path: each for each in (CHAT, COMPLETIONS, RESPONSES, MESSAGES)}
+    asked = {"model": "ir3de", "messages": [SAID], **fields}
+    return read_ask(apis[api], json.dumps(asked).encode(), {}, Limits(), ["ir3de"], "").needs
+
+
+@pytest.mark.parametrize(
+    ("api", "fields", "least"),
+    [
+        ("chat/completions", {"messages": [SAID, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, 1000),
+        ("chat/completions", {"messages": [SAID, {"role": "tool", "content": LONG}]}, 1000),
+        ("chat/completions", {"messages": [{"role": "user", "content": "法" * 3500}]}, 1750),
+        ("chat/completions", {"messages": [{"role": "user", "content": "суд " * 1000}]}, 1300),
+        ("chat/completions", {"tools": [{"type": "function", "function": {"name": LONG}}]}, 1000),
+        ("messages", {"messages": [SAID, USED, result(LONG)]}, 1000),
+        ("messages", {"messages": [SAID, USED, result([{"type": "text", "text": LONG}])]}, 1000),
+        ("messages", {"messages": [in_parts({"type": "tool_use", "input": {"url": LONG}})]}, 1000),
+        ("messages", {"system": [{"type": "text", "text": LONG}]}, 1000),
+        ("messages", {"messages": [in_parts({"type": "document", "source": {"type": "text", "data": LONG}})]}, 1000),
+        ("responses", {"input": "court", "instructions": LONG}, 1000),
+        ("responses", {"input": [SAID, {"type": "function_call", "name": "look", "arguments": LONG}]}, 1000),
+        ("responses", {"input": [SAID, {"type": "custom_tool_call", "name": "look", "input": LONG}]}, 1000),
+        ("completions", {"prompt": [LONG, LONG, "court"]}, 1000),
+        ("completions", {"prompt": [1] * 1000}, 1000),
+        ("completions", {"prompt": [[1] * 1000, [2] * 9]}, 1000),
+        ("messages", {"messages": [SAID, USED, result([IMAGE])]}, 5),
+    ],
+)  # fmt: skip
+def test_what_the_window_must_hold_is_counted_wherever_it_stands(api: str, fields: dict[str, Any], least: int) -> None:
+    assert least <= needs_of(api, fields).tokens <= 1.2 * least + 5
+
+
+def test_a_long_text_that_is_no_message_goes_to_the_expert_with_the_window() -> None:
+    with world({"law": {"context": 900}, "code": {"context": 900}, "math": {"context": 100_000}}) as made:
+        assert made.ask("messages", max_tokens=5).expert == "law"
+        assert made.ask("messages", max_tokens=5, system=LONG).expert == "math"
 
 
 def test_a_spec_says_what_an_expert_can_do_and_nothing_else() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -328,6 +329,16 @@ def test_an_expert_that_cannot_be_loaded_is_marked(
     assert f"**{NAMES[0]} failed" in text
     marked = [line for line in text.splitlines() if line.startswith((f"| only {NAMES[0]} |", f"| {AVERAGE} |"))]
     assert [line.split(" | ")[-1].split(":")[0] for line in marked[:2]] == ["failed", "failed"]
+
+
+def test_a_package_that_another_router_needs_is_told_before_anything_is_read(
+    world: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setattr("ir3de.scripts.measuring.evaluation.read_rows", lambda _: pytest.fail("read"))
+    more = ["--train", world[1], "--routers", "tfidf,random", "--output", str(tmp_path / "out")]
+    assert main(["evaluate", str(world[0]), "--data", world[1], *more]) == 2
+    assert "need scikit-learn, or leave them out of --routers" in capsys.readouterr().err
 
 
 def test_a_router_that_cannot_be_had_is_marked(world: tuple[Path, str], tmp_path: Path) -> None:

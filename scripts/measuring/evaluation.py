@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -176,14 +177,15 @@ def prepare(asked: Evaluation) -> Prepared:
 
     Raises:
         ValueError: the options do not go together, with each other or with the router.
+        ImportError: another router needs a package that is not installed.
     """
     asked.check()
     started = time.monotonic()
     model = IR3DEModel.from_pretrained(asked.router)
     pipe = IR3DERoutingPipeline(model, device="cpu")
     specs = _specs(asked, model.config)
-    selection, train, notes = _select(asked, model)
     routers = _routers(asked.training, model) if asked.training else {}
+    selection, train, notes = _select(asked, model)
     outside = _outside(asked.outside, model) if asked.outside else []
     outcomes = None
     if asked.outcomes:  # what is malformed shows before anything is read
@@ -288,8 +290,13 @@ def _select(asked: Evaluation, model: IR3DEModel) -> tuple[Selection, Selection 
 
 
 def _routers(training: Training, model: IR3DEModel) -> dict[str, Factory]:
+    """The routers to fit; one whose encoder cannot be had is marked in its row, and the others go on."""
     known: dict[str, Factory] = {**ours(model.tokenizer, model.embed_tokens.weight.detach()), **BASELINES}
-    return choose_routers(known, training.routers)
+    chosen = choose_routers(known, training.routers)
+    for make in chosen.values():
+        with suppress(OSError):
+            make(training.options)
+    return chosen
 
 
 def _losses(

@@ -27,7 +27,7 @@ from transformers.quantizers.auto import AutoHfQuantizer, AutoQuantizationConfig
 from transformers.utils.hub import cached_file
 
 from .images_ir3de import Picture, has_images, pictures_in, with_pictures, with_pictures_opened
-from .options_ir3de import Options
+from .options_ir3de import Options, for_transformers
 from .prompts_ir3de import (
     Message,
     Prompt,
@@ -270,11 +270,14 @@ class LocalSource:
         return self._reads.changes
 
     def reject(self, spec: ExpertSpec, prompts: Sequence[Prompt], options: Options) -> list[Any]:
-        """What keeps each prompt from being generated for: its template refuses it, or it is too long; else None."""
+        """What keeps each prompt from being generated for: its template refuses it, it is too long, or an option of its
+        generation is not for experts on this machine; else None.
+        """
         return [self._reject(spec, prompt, options) for prompt in prompts]
 
     def _reject(self, spec: ExpertSpec, prompt: Prompt, options: Options) -> Exception | None:
         try:
+            for_transformers(options)
             length = self.length(spec, prompt, options.get("tools"))
         except Exception as error:
             return error

@@ -17,6 +17,9 @@ Options = dict[str, Any]  # of a generation, by name
 COLD = 1e-4  # a temperature below which the likeliest token is all that is left, and a division may overflow
 
 
+_OF_SERVERS = ("frequency_penalty", "presence_penalty")
+
+
 class _Span(NamedTuple):
     """
     Which numbers an option takes, that may be none too.
@@ -63,7 +66,7 @@ _SPANS = {
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), _Span(0, above=True)),
     **dict.fromkeys(("top_p", "min_p", "epsilon_cutoff", "eta_cutoff"), _Span(0, 1)),
     **dict.fromkeys(("typical_p", "top_h"), _Span(0, 1, above=True)),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty"), _Span(-2, 2)),
+    **dict.fromkeys(_OF_SERVERS, _Span(-2, 2)),
     **dict.fromkeys(("length_penalty", "guidance_scale"), _Span(-math.inf)),
 }
 _FLOATS = {name for name, span in _SPANS.items() if not span.whole and name != "timeout"}  # as transformers wants them
@@ -76,8 +79,12 @@ def generation_options() -> frozenset[str]:
     named = {name for stage in stages for name in inspect.signature(stage).parameters}
     extra = {"streamer", "stopping_criteria", "logits_processor", "assistant_model", "prefix_allowed_tokens_fn"}
     options = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    ours = {"seed", "timeout", "frequency_penalty", "presence_penalty"}
-    return frozenset(options | named | extra | ours) - {"self", "model_inputs", "generate_kwargs", "kwargs"}
+    return frozenset(options | named | extra | {"seed", "timeout", *_OF_SERVERS}) - {
+        "self",
+        "model_inputs",
+        "generate_kwargs",
+        "kwargs",
+    }
 
 
 def check_options(options: Options, whose: str = "") -> None:
@@ -120,6 +127,9 @@ def for_transformers(options: Options) -> Options:
 
     Args:
         options (`dict`): that were checked.
+
+    Raises:
+        ValueError: one is for servers alone, or several answers are asked for where only one is the likeliest.
     """
     made = {name: float(value) if name in _FLOATS and value is not None else value for name, value in options.items()}
     if made.get("temperature") is not None and made["temperature"] < COLD:
@@ -127,6 +137,17 @@ def for_transformers(options: Options) -> Options:
         made["do_sample"] = False
     if made.get("top_k") == -1:
         made["top_k"] = 0
+    for name in _OF_SERVERS:
+        if made.pop(name, None):
+            raise ValueError(
+                f"`{name}` is for experts behind servers; those on this machine take `repetition_penalty`."
+            )
+    number, beams = made.get("num_return_sequences") or 1, made.get("num_beams") or 1
+    if made.get("do_sample") is False and number > beams:
+        raise ValueError(
+            f"`num_return_sequences` is {number}, and without sampling there is one likeliest answer: give"
+            " `do_sample=True`, or as many `num_beams`."
+        )
     return made
 
 

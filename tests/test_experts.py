@@ -577,6 +577,24 @@ def test_options_at_the_ends_of_their_range_are_answered(name: str, models: dict
         assert isinstance(found, list if (name, value) == ("num_return_sequences", 2) else str)
 
 
+def test_options_that_no_expert_on_this_machine_takes_are_refused_before_it_is_loaded(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = of_models(models)
+    assert made(LAW, **GREEDY, frequency_penalty=0)["generated_text"] == made(LAW, **GREEDY)["generated_text"]
+    monkeypatch.setattr(ExpertPool, "_use", pytest.fail)
+    refused = {
+        "is for experts behind servers": {"frequency_penalty": 0.5},
+        "there is one likeliest answer": {"do_sample": False, "num_return_sequences": 2},
+        "without sampling there is one": {"temperature": 0, "num_beams": 2, "num_return_sequences": 3},
+    }
+    for message, options in refused.items():
+        with pytest.raises(ExpertError, match=message):
+            made(LAW, on_error="raise", **options)
+        with pytest.raises(ExpertError, match=message):
+            list(made.stream(LAW, on_error="raise", **options))
+
+
 def test_a_temperature_of_none_is_the_likeliest_answer_from_every_expert(models: dict[str, str]) -> None:
     made = of_models(models)
     likeliest = made(LAW, **GREEDY)["generated_text"]

@@ -79,12 +79,8 @@ def generation_options() -> frozenset[str]:
     named = {name for stage in stages for name in inspect.signature(stage).parameters}
     extra = {"streamer", "stopping_criteria", "logits_processor", "assistant_model", "prefix_allowed_tokens_fn"}
     options = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
-    return frozenset(options | named | extra | {"seed", "timeout", *_OF_SERVERS}) - {
-        "self",
-        "model_inputs",
-        "generate_kwargs",
-        "kwargs",
-    }
+    ours = {"seed", "timeout", *_OF_SERVERS}
+    return frozenset(options | named | extra | ours) - {"self", "model_inputs", "generate_kwargs", "kwargs"}
 
 
 def check_options(options: Options, whose: str = "") -> None:
@@ -102,7 +98,8 @@ def check_options(options: Options, whose: str = "") -> None:
         value = options.get(name)
         if value is not None and not span.holds(value):
             raise ValueError(f"`{name}`{of} must be {span}, got {value!r}.")
-    known = {name: value for name, value in options.items() if value is not None and name in vars(GenerationConfig())}
+    settings = vars(GenerationConfig())
+    known = {name: value for name, value in options.items() if value is not None and name in settings}
     known.pop("num_return_sequences", None)  # servers give several of the likeliest too
     try:
         # It checks itself, and would warn of options of sampling where nothing says whether tokens are sampled.

@@ -13,9 +13,9 @@ from ir3de.prompts_ir3de import may_refuse_system
 
 from .breaker import Breaker, BreakerOptions
 from .choice import Choice
-from .errors import GatewayError
+from .errors import TOO_LONG, GatewayError
 from .exchange import Exchange
-from .forward import ExpertFailed, Forwarder, Upstream, unavailable
+from .forward import ExpertFailed, Forwarder, Upstream, says_too_long, unavailable
 from .local import LocalExpert, Workshop
 from .metrics import Metrics
 from .relay import Reply
@@ -40,6 +40,78 @@ class Patience(NamedTuple):
     experts: int = 3
     wait: float = 0.2
     most_wait: float = 2.0
+
+
+class _Tries:
+    """
+    What became of the experts that were asked for one request.
+
+    Args:
+        serving ([`Serving`]): whose they are.
+        exchange ([`Exchange`]): where failures are noted.
+    """
+
+    def __init__(self, serving: Serving, exchange: Exchange) -> None:
+        self.number = 0
+        self._serving = serving
+        self._exchange = exchange
+        self._failures: dict[str, str] = {}
+        self._waits: list[float] = []
+        self._busy = True
+        self._refusal: tuple[str, GatewayError | Reply] | None = None  # the first, by an expert that cannot do it
+        self._too_small = 0  # the largest window that was
+
+    def has_too_small_a_window(self, name: str) -> bool:
+        """Whether an expert's window is known to hold no more than one that was too small."""
+        context = self._serving.experts[name].capabilities.context
+        return context is not None and context <= self._too_small
+
+    def left_alone(self, name: str, breaker: Breaker) -> None:
+        """An expert was not asked, by its breaker."""
+        self._failures[name] = f"left alone for a while {'after it failed' if breaker.is_open else 'as it asked'}"
+        self._waits.append(breaker.wait)
+        self._busy = False
+
+    def failed(self, name: str, failure: ExpertFailed) -> None:
+        """An expert did not answer."""
+        self._failures[name] = failure.why
+        self._exchange.failures.append((name, failure.why))
+        self._busy = self._busy and failure.status == 429
+        if failure.status in (429, 503) and failure.retry_after is not None:
+            self._waits.append(failure.retry_after)
+
+    def refused(self, name: str, refusal: GatewayError | Reply, is_too_long: bool) -> None:
+        """An expert cannot do what is asked; another may."""
+        self._refusal = self._refusal or (name, refusal)
+        self._exchange.failures.append((name, "too long for its window" if is_too_long else "it cannot do this"))
+        if is_too_long:
+            self._too_small = max(self._too_small, self._serving.experts[name].capabilities.context or 0)
+
+    def end(self) -> Reply:
+        """The first refusal, which is the answer where nobody else has one.
+
+        Raises:
+            GatewayError: it is one of our own, or nobody answers.
+        """
+        if self._refusal is not None:
+            name, refusal = self._refusal
+            if isinstance(refusal, GatewayError):
+                raise refusal
+            self._exchange.expert = name
+            return refusal
+        complete = len(self._waits) == len(self._failures)
+        raise unavailable(self._failures, min(self._waits) if complete else None, self._busy)
+
+
+def _without_thoughts(ask: Ask, choice: Choice, name: str, exchange: Exchange) -> str | None:
+    """JSON of a conversation without the thoughts of the expert that it had before, if another one is asked."""
+    if choice.before in (None, name):
+        return None
+    kept, dropped = ask.api.without_thoughts(ask.body.fields)
+    if not dropped:
+        return None
+    exchange.note = f"{dropped} parts that only {choice.before} can read were left out"
+    return json.dumps(kept)
 
 
 class Attempts:
@@ -84,47 +156,44 @@ class Attempts:
         Raises:
             GatewayError: nobody answers.
         """
-        failures: dict[str, str] = {}
-        waits: list[float] = []
-        refused: GatewayError | None = None  # by an expert that cannot do it
-        busy = True
-        tried = 0
+        tries = _Tries(serving, exchange)
         for name in choice.candidates:
-            breaker = self.breaker(name, serving)
-            if tried == self._patience.experts:
+            if tries.number == self._patience.experts:
                 break
-            if not breaker.admit():
-                failures[name] = "left alone for a while after it failed"
-                waits.append(breaker.wait)
-                busy = False
+            if tries.has_too_small_a_window(name):
                 continue
-            tried += 1
-            conversation = None
-            if choice.before not in (None, name):
-                kept, dropped = ask.api.without_thoughts(ask.body.fields)
-                if dropped:
-                    conversation = json.dumps(kept)
-                    exchange.note = f"{dropped} parts that only {choice.before} can read were left out"
+            breaker = self.breaker(name, serving)
+            if not breaker.admit():
+                tries.left_alone(name, breaker)
+                continue
+            tries.number += 1
+            conversation = _without_thoughts(ask, choice, name, exchange)
             try:
                 reply = await self._ask(serving.experts[name], breaker, ask, conversation, headers, exchange)
             except ExpertFailed as failure:
-                failures[name] = failure.why
-                exchange.failures.append((name, failure.why))
-                busy = busy and failure.status == 429
-                if failure.status in (429, 503) and failure.retry_after is not None:
-                    waits.append(failure.retry_after)
-                continue
+                tries.failed(name, failure)
             except GatewayError as refusal:
                 if not refusal.elsewhere:
                     raise
-                refused = refused or refusal
-                continue
-            exchange.expert = name
-            return reply
-        if refused is not None:
-            raise refused
-        complete = len(waits) == len(failures)
-        raise unavailable(failures, min(waits) if complete else None, busy)
+                tries.refused(name, refusal, refusal.code == TOO_LONG)
+            else:
+                if says_too_long(reply):
+                    tries.refused(name, reply, is_too_long=True)
+                    continue
+                exchange.expert = name
+                exchange.breaker = None if reply.complete else breaker
+                return reply
+        return tries.end()
+
+    def ended(self, exchange: Exchange) -> None:
+        """Notes how an answer ended that was not complete when it began."""
+        if exchange.breaker is None:
+            return
+        if exchange.outcome == "broken":
+            exchange.breaker.failed()
+            self._metrics.failed(exchange.expert, exchange.breaker.is_open)
+        elif exchange.outcome in ("answered", "refused"):
+            exchange.breaker.succeeded()
 
     def breaker(self, name: str, serving: Serving) -> Breaker:
         """The breaker of an expert; an expert that is at another place after a swap has another."""
@@ -150,13 +219,7 @@ class Attempts:
             try:
                 reply = await self._open(expert, ask, conversation, headers, exchange)
             except ExpertFailed as failure:
-                if exchange.trace is not None:
-                    exchange.trace.failed(failure.why)
-                if failure.broken:
-                    breaker.failed()
-                else:
-                    breaker.succeeded()
-                self._metrics.failed(expert.name, breaker.is_open)
+                self._count(failure, expert, breaker, exchange)
                 wait = failure.retry_after or self._patience.wait * 2**attempt
                 last = attempt == self._patience.retries or breaker.is_open
                 if last or not failure.again or wait > self._patience.most_wait:
@@ -168,10 +231,25 @@ class Attempts:
             else:
                 if breaker.is_open:
                     self._metrics.answered(expert.name)
-                breaker.succeeded()
+                if reply.complete:
+                    breaker.succeeded()
+                else:
+                    breaker.began()
                 exchange.expert_seconds = time.perf_counter() - started
                 return reply
         raise AssertionError("unreachable")
+
+    def _count(self, failure: ExpertFailed, expert: Expert, breaker: Breaker, exchange: Exchange) -> None:
+        """Notes a failure for those who look on, and for whether the expert is asked soon again."""
+        if exchange.trace is not None:
+            exchange.trace.failed(failure.why)
+        if failure.broken:
+            breaker.failed()
+        else:
+            breaker.succeeded()
+        self._metrics.failed(expert.name, breaker.is_open)
+        if (failure.retry_after or 0) > self._patience.most_wait:
+            breaker.rest(failure.retry_after or 0)
 
     async def _open(
         self, expert: Expert, ask: Ask, conversation: str | None, headers: Mapping[str, str], exchange: Exchange

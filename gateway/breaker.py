@@ -35,14 +35,15 @@ class Breaker:
         self._options = options
         self._clock = clock
         self._failures = 0
-        self._opened = 0  # times in a row
+        self._pauses = 0  # in a row
+        self._open = False
         self._until = 0.0
         self._probing = False
 
     @property
     def is_open(self) -> bool:
         """Whether it is more than closed: open, or half open while one request tries."""
-        return self._opened > 0
+        return self._open
 
     @property
     def wait(self) -> float:
@@ -51,26 +52,35 @@ class Breaker:
 
     def admit(self) -> bool:
         """Whether a request may go to the expert now; who is admitted must say how it went."""
-        if not self.is_open:
-            return True
-        if self._probing or self.wait > 0:
+        if self._probing or (self._until and self.wait > 0):
             return False
-        self._probing = True
+        self._probing = self._open
         return True
+
+    def began(self) -> None:
+        """The expert began an answer, and is asked again. Its failures are forgotten once an answer is complete."""
+        if self._open:
+            self._until = 0.0
+        self._open = self._probing = False
 
     def succeeded(self) -> None:
         """The expert answered."""
-        self._failures = self._opened = 0
-        self._probing = False
+        self.began()
+        self._failures = self._pauses = 0
 
     def failed(self) -> None:
-        """The expert did not answer."""
+        """The expert did not answer, or broke off."""
         self._failures += 1
-        if self._probing or (not self.is_open and self._failures >= self._options.failures):
-            pause = min(self._options.most_seconds, self._options.seconds * 2**self._opened)
-            self._opened += 1
+        if self._probing or (not self._open and self._failures >= self._options.failures):
+            pause = min(self._options.most_seconds, self._options.seconds * 2**self._pauses)
+            self._pauses += 1
+            self._open = True
             self._until = self._clock() + pause
         self._probing = False
+
+    def rest(self, seconds: float) -> None:
+        """The expert asked to be left alone for so long; no longer than it may be after failures."""
+        self._until = max(self._until, self._clock() + min(seconds, self._options.most_seconds))
 
     def left(self) -> None:
         """The client went away before it was known how the expert does."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ir3de.policy_ir3de import Record
 
 from .capabilities import capable
-from .errors import GatewayError
+from .errors import TOO_LONG, GatewayError
 from .requests import ROUTER, Ask
 from .serving import Serving
 from .together import Together
@@ -163,7 +163,7 @@ class Chooser:
         if names and able.isdisjoint(names):
             _, lacking = capable(names, serving.experts, ask.needs)
             hint = f" These could: {', '.join(sorted(able))}." if able else ""
-            code = "context_length_exceeded" if lacking.startswith("a context") else "unsupported_value"
+            code = TOO_LONG if lacking.startswith("a context") else "unsupported_value"
             raise GatewayError(400, code, f"No expert has what this request needs ({lacking}).{hint}")
         return able
 

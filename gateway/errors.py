@@ -7,6 +7,7 @@ from typing import Any
 
 _KINDS = {429: "rate_limit_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
 _ANTHROPIC_KINDS = {**_KINDS, 413: "request_too_large", 503: "overloaded_error"}
+TOO_LONG = "context_length_exceeded"
 
 
 class GatewayError(Exception):

@@ -15,6 +15,7 @@ from ir3de.traffic.signals import Turns
 from .estimate import Written, prompt_tokens
 
 if TYPE_CHECKING:
+    from .breaker import Breaker
     from .relay import Reply
     from .requests import Ask
     from .tracing import Trace
@@ -68,6 +69,7 @@ class Exchange:
     written: Written = field(default_factory=Written)
     ask: Ask | None = None  # once an expert began to answer it
     reply: Reply | None = None
+    breaker: Breaker | None = None  # of an expert whose answer has begun and was not complete then
     expected: dict[str, float] = field(default_factory=dict)  # what each expert costs, where there is a budget
     reserved: float = 0.0  # of it for the answer
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import socket
 from asyncio import timeout
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import aiohttp
@@ -22,6 +26,9 @@ from .capabilities import Capabilities, is_hub_id, of_hub_model
 from .errors import GatewayError
 from .limits import Timeouts
 from .requests import Ask
+
+if TYPE_CHECKING:
+    from .relay import Reply
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +48,14 @@ _NOT_PASSED_BACK = frozenset(
 # What a server says of its own state, or of how it was set up, and not of the request: another one may do better.
 _FAILURES = frozenset((401, 402, 403, 404, 405, 407, 408, 421, 425, 429))
 _ASK_AGAIN = frozenset((425, 429, 500, 502, 503, 504, 529))
+# How servers say that a conversation is too long: OpenAI's and llama.cpp's codes; vLLM's, SGLang's, TGI's, Anthropic's
+# and Google's words.
+_TOO_LONG = re.compile(
+    rb"(?i)context_length_exceeded|exceed_context_size|(?:maximum|model's|available) context (?:length|size|window)"
+    rb"|context (?:limit|length)|maximum model length|prompt is too long|input token count|`max_new_tokens` must be <="
+)
+_LONGEST_WAIT = 100_000  # seconds that a server may ask for
+_DIGITS = re.compile(r"\d{1,5}(?:\.\d{1,9})?", re.ASCII)
 _SAID = 1.0  # seconds that the words of a failure are waited for
 _WHOLE = 16 << 20  # bytes of an answer in one piece that are held until it is complete
 
@@ -322,15 +337,31 @@ async def _said(response: aiohttp.ClientResponse) -> str:
 
 def _refused(response: aiohttp.ClientResponse, said: str) -> ExpertFailed:
     status = response.status
-    after = response.headers.get("retry-after", "")
     return ExpertFailed(
         f"status {status}",
         again=status in _ASK_AGAIN,
         broken=status >= 500,
         status=status,
-        retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
+        retry_after=_seconds(response.headers.get("retry-after", "")),
         said=said,
     )
+
+
+def _seconds(after: str) -> float | None:
+    """The seconds of a header `retry-after`: a number, or the date when they have gone by; None if it is neither."""
+    if _DIGITS.fullmatch(after):
+        return float(after)
+    try:
+        date = parsedate_to_datetime(after)
+        left = (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+    except (ValueError, OverflowError):
+        return None
+    return max(0.0, left) if left < _LONGEST_WAIT else None
+
+
+def says_too_long(reply: Reply) -> bool:
+    """Whether a server refuses a request because the conversation is too long for it, so that another may be asked."""
+    return reply.status in (400, 413, 422) and reply.complete and _TOO_LONG.search(reply.first[:8192]) is not None
 
 
 def _failed(error: BaseException) -> ExpertFailed:

@@ -102,7 +102,7 @@ class Gateway:
     def went_out(self, exchange: Exchange) -> None:
         """Counts, pays, keeps and logs a request that is done with; where one of these fails, the others are done."""
         exchange.outcome = exchange.outcome or "left"
-        for step in (self._count_tokens, self._count, self._pay, self._keep, Exchange.log):
+        for step in (self.attempts.ended, self._count_tokens, self._count, self._pay, self._keep, Exchange.log):
             try:
                 step(exchange)
             except Exception:  # the answer is with the client already
@@ -195,6 +195,8 @@ class Answer:
         async with Presence(request.receive) as presence:
             known = [ROUTER, *serving.experts]
             ask = read_ask(self._api, data, headers, gateway.settings.limits, known, exchange.caller)
+            if gateway.settings.details:
+                ask = ask._replace(details=True)
             exchange.model, exchange.stream = ask.model, ask.stream
             if gateway.traffic is not None and ask.generate:
                 gateway.traffic.came(exchange, ask, headers)
@@ -223,7 +225,7 @@ class Answer:
             exchange.score = _score(choice, exchange.expert)
             exchange.status, exchange.ask, exchange.reply = reply.status, ask, reply
             details = None
-            if ask.details or gateway.settings.details or reply.is_here:
+            if ask.details or reply.is_here:
                 details = _details(choice, exchange)
             try:
                 await relay(reply, self._api, _head(exchange), details, send, presence, exchange)

@@ -130,13 +130,15 @@ def test_a_refusal_of_the_request_by_the_server_comes_back_as_it_is() -> None:
         assert len(made.behind["law"].received) == 1
 
 
-def test_a_compressed_answer_stays_compressed(three: World) -> None:
-    async def squeeze(_: web.Request, received: Received) -> web.StreamResponse:
-        response = web.Response(body=answer("/v1/chat/completions", received.json), content_type="application/json")
-        if "gzip" in received.headers.get("accept-encoding", ""):
-            response.enable_compression(web.ContentCoding.gzip)
-        return response
+async def squeeze(_: web.Request, received: Received) -> web.StreamResponse:
+    """A server that compresses where that is allowed."""
+    response = web.Response(body=answer("/v1/chat/completions", received.json), content_type="application/json")
+    if "gzip" in received.headers.get("accept-encoding", ""):
+        response.enable_compression(web.ContentCoding.gzip)
+    return response
 
+
+def test_a_compressed_answer_stays_compressed(three: World) -> None:
     with world(responds={"law": squeeze}) as made:
         answered = made.ask(headers={"accept_encoding": "gzip"})
         assert answered.headers["content-encoding"] == "gzip"
@@ -182,8 +184,9 @@ def test_the_route_is_in_the_answer_where_it_is_asked_for(three: World) -> None:
 
 
 def test_details_can_be_set_for_every_answer() -> None:
-    with world(settings=Settings(details=True)) as made:
+    with world(settings=Settings(details=True), responds={"law": squeeze}) as made:
         assert made.ask().json["ir3de"]["expert"] == "law"
+        assert made.ask(headers={"accept_encoding": "gzip"}).json["ir3de"]["expert"] == "law"
 
 
 def test_an_expert_can_be_asked_by_name_whatever_is_said(three: World) -> None:

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import Any
 
 import openai
@@ -89,7 +91,6 @@ BEFORE: dict[str, tuple[Respond, int]] = {  # what fails before the first byte, 
     "500": (status(500), 2),
     "503": (status(503), 2),
     "429": (status(429), 2),
-    "429 for long": (status(429, retry_after="60"), 1),
     "401": (status(401), 1),
     "404": (status(404), 1),
     "a redirect": (status(302, location="http://127.0.0.1:9/"), 1),
@@ -235,8 +236,20 @@ def test_a_breaker_opens_after_failures_in_a_row_and_one_request_tries_again() -
     assert breaker.wait == 15, "no longer than the longest"
     now = 40.0
     assert breaker.admit()
+    breaker.began()
+    assert all(breaker.admit() for _ in range(3)), "answers have begun"
+    breaker.failed()
+    assert breaker.wait == 15, "but none is complete"
+    now = 60.0
+    assert breaker.admit()
     breaker.succeeded()
     assert all(breaker.admit() for _ in range(3))
+    breaker.rest(99)
+    assert not breaker.admit()
+    assert not breaker.is_open
+    now = 75.0
+    assert breaker.admit()
+    assert breaker.admit()
 
 
 def test_an_expert_that_fails_is_left_alone_and_comes_back() -> None:
@@ -258,10 +271,90 @@ def test_an_expert_that_fails_is_left_alone_and_comes_back() -> None:
         assert 'ir3de_breaker_open{expert="law"} 0.0' in made.send("GET", "/metrics").body.decode()
 
 
+@pytest.mark.parametrize("api", ["chat/completions", "messages"])
+def test_a_server_that_breaks_off_again_and_again_is_left_alone(api: str) -> None:
+    settings = QUICK._replace(breaker=BreakerOptions(failures=3, seconds=60))
+    with world(settings=settings, responds={"law": stream(3, "between")}) as made:
+        for _ in range(3):
+            assert made.ask(api, stream=True, max_tokens=9).expert == "law"
+        made.wait(lambda: made.ask(api, max_tokens=9).expert != "law", "it is left alone")
+        text = made.send("GET", "/metrics").body.decode()
+        assert 'ir3de_expert_failures_total{expert="law"} 3.0' in text
+        assert 'ir3de_breaker_open{expert="law"} 1.0' in text
+
+
+def test_a_stream_that_is_complete_forgets_the_failures_before() -> None:
+    settings = QUICK._replace(breaker=BreakerOptions(failures=2, seconds=60))
+    with world(settings=settings) as made:
+        for _ in range(3):
+            for respond_ in (stream(3, "between"), respond):
+                made.behind["law"].respond = respond_
+                assert made.ask(stream=True).expert == "law"
+
+
+def soon(seconds: float) -> str:
+    """A date so many seconds from now, as HTTP has it."""
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize("after", ["30", "30.5", "a date"])
+def test_a_server_that_asks_to_be_left_alone_is(after: str) -> None:
+    after = soon(32) if after == "a date" else after
+    with world(settings=QUICK, responds={"law": status(429, retry_after=after)}) as made:
+        named = made.ask(model="law")
+        assert (named.status, named.code) == (429, "busy")
+        assert 20 < int(named.headers["retry-after"]) <= 32
+        for _ in range(3):
+            assert made.ask().expert in ("code", "math")
+        assert len(made.behind["law"].received) == 1
+        named = made.ask(model="law")
+        assert (named.status, named.code) == (503, "expert_unavailable")
+        assert 20 < int(named.headers["retry-after"]) <= 32
+        assert not made.gateway.attempts.breaker("law", made.gateway.serving).is_open
+
+
+@pytest.mark.parametrize("after", ["soon", "-5", "1e9", "nan", "999999999", "Thu, 01 Jan 1970 00:00:00 GMT"])
+def test_a_wait_that_makes_no_sense_is_none(after: str) -> None:
+    with world(settings=QUICK, responds={"law": status(429, retry_after=after)}) as made:
+        for _ in range(2):
+            assert made.ask().expert in ("code", "math")
+        assert len(made.behind["law"].received) == 4
+
+
+TOO_LONG = (
+    (400, '{"error": {"message": "no", "code": "context_length_exceeded"}}'),
+    (400, '{"message": "This model\'s maximum context length is 9 tokens. However, you requested 12 tokens"}'),
+    (400, '{"error": {"code": 400, "message": "the request exceeds the available context size, try increasing it"}}'),
+    (400, '{"type": "error", "error": {"type": "invalid_request_error", "message": "prompt is too long: 9 > 5"}}'),
+    (422, '{"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096."}'),
+)
+
+
+@pytest.mark.parametrize(("code", "said"), TOO_LONG)
+def test_what_is_too_long_for_one_server_goes_to_a_larger_window(code: int, said: str) -> None:
+    async def small(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.Response(status=code, text=said, content_type="application/json")
+
+    specs: dict[str, dict[str, Any]] = {"law": {"context": 9000}, "code": {"context": 8000}}
+    with world(specs, settings=QUICK, responds=dict.fromkeys(("law", "code"), small)) as made:
+        answered = made.ask(ir3de={})
+        assert (answered.status, answered.expert) == (200, "math")
+        assert not made.behind["code"].received, "its window is known to be no larger"
+        assert answered.json["ir3de"]["failures"] == [{"expert": "law", "error": "too long for its window"}]
+        assert made.ask(stream=True).expert == "math"
+        named = made.ask(model="law")
+        assert (named.status, named.body.decode(), named.expert) == (code, said, "law"), "as it came"
+        made.behind["math"].respond = small
+        assert (made.ask().status, made.ask().expert) == (code, "law"), "where none does, what the first said"
+        made.behind["math"].respond = status(500)
+        assert (made.ask().status, made.ask().expert) == (code, "law")
+        assert not made.gateway.attempts.breaker("law", made.gateway.serving).is_open
+
+
 def test_what_is_wrong_with_a_request_does_not_open_a_breaker() -> None:
     settings = QUICK._replace(breaker=BreakerOptions(failures=2, seconds=60))
     for code in (400, 429):
-        with world(settings=settings, responds={"law": status(code, retry_after="9")}) as made:
+        with world(settings=settings, responds={"law": status(code)}) as made:
             for _ in range(4):
                 made.ask(model="law")
             made.behind["law"].respond = respond

@@ -32,11 +32,13 @@ class BadImage(Unanswerable):
     Args:
         place (`str`): where it is in the conversation.
         why (`str`): what is wrong, and what to do.
+        is_address (`bool`): whether it is an address, which others may fetch.
     """
 
-    def __init__(self, place: str, why: str) -> None:
+    def __init__(self, place: str, why: str, is_address: bool = False) -> None:
         super().__init__(f"The image at {place} {why}.")
         self.place = place
+        self.is_address = is_address
 
 
 class Picture:
@@ -116,7 +118,7 @@ def picture_of(part: Message, place: str) -> Picture:
     if head is None or not isinstance(given, str):
         named = isinstance(given, str) and "://" in given[:_LONGEST_HEAD]
         why = "is an address, and none is fetched here: send the image itself" if named else "is missing"
-        raise BadImage(place, f"{why}; {_GOES}")
+        raise BadImage(place, f"{why}; {_GOES}", is_address=named)
     return Picture(_decoded(given[head.end() :], place), place)
 
 

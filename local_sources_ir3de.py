@@ -30,6 +30,7 @@ from .images_ir3de import Picture, has_images, pictures_in, with_pictures, with_
 from .options_ir3de import Options, for_transformers
 from .prompts_ir3de import (
     Message,
+    PlainText,
     Prompt,
     Unanswerable,
     as_chat,
@@ -246,11 +247,13 @@ class LocalSource:
         self._fitting.add(adapter)
 
     def render(self, spec: ExpertSpec, prompt: Prompt) -> Prompt:
-        """The prompt as the model reads it: a chat where it has a template, else plain text.
+        """The prompt as the model reads it: a chat where it has a template, else plain text; a [`PlainText`] as it is.
 
         Raises:
             Unanswerable: it holds images, and the model does not see; or one of them cannot be read.
         """
+        if isinstance(prompt, PlainText):
+            return prompt
         if has_images(prompt):
             if not self.sees:
                 raise Unanswerable("it holds images, and the expert reads text only")

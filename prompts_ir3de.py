@@ -42,6 +42,12 @@ def token_ids_of(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_lengt
     return [encoding.ids[:max_length] for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
 
+class PlainText(str):
+    """A prompt that an expert goes on from as it stands, without its chat template and its system prompt."""
+
+    __slots__ = ()
+
+
 class Unanswerable(ValueError):
     """A prompt that no expert is asked, since it is empty or not text, or its expert only routes."""
 
@@ -160,6 +166,8 @@ def _is_plain(message: Message) -> bool:
 
 def as_text(prompt: Prompt, system_prompt: str | None = None) -> str:
     """A prompt as plain text, for a model without a chat template."""
+    if isinstance(prompt, PlainText):
+        return prompt
     return "\n\n".join(text_of(message["content"]) for message in as_chat(prompt, system_prompt))
 
 

@@ -85,6 +85,7 @@ class HasCapabilities(Protocol):
     """An expert, as far as it matters here."""
 
     capabilities: Capabilities
+    is_here: bool
 
 
 def capable(names: Iterable[str], experts: Mapping[str, HasCapabilities], needs: Needs) -> tuple[list[str], str]:
@@ -93,6 +94,8 @@ def capable(names: Iterable[str], experts: Mapping[str, HasCapabilities], needs:
     lacking: dict[str, list[str]] = {}
     for name in names:
         missing = experts[name].capabilities.missing(needs)
+        if needs.not_here and experts[name].is_here:
+            missing.append(needs.not_here.message.rstrip("."))
         if not missing:
             able.append(name)
         for what in missing:

@@ -11,6 +11,8 @@ from ir3de.policy_ir3de import Record
 
 from .capabilities import capable
 from .errors import TOO_LONG, GatewayError
+from .limits import Limits
+from .orders import not_here
 from .requests import ROUTER, Ask
 from .serving import Serving
 from .together import Together
@@ -68,12 +70,14 @@ class Chooser:
 
     Args:
         words ([`Words`]): what takes a harness's wrappers off a message.
+        limits ([`Limits`]): what experts on this machine may be asked for.
         recognises (`bool`): whether records tell what was recognised, as answers that are kept need it.
         purse ([`Purse`], *optional*): of a budget.
     """
 
-    def __init__(self, words: Words, recognises: bool = False, purse: Purse | None = None) -> None:
+    def __init__(self, words: Words, limits: Limits, recognises: bool = False, purse: Purse | None = None) -> None:
         self._words = words
+        self._limits = limits
         self._recognises = recognises
         self._purse = purse
         self.conversations = Conversations()
@@ -96,6 +100,8 @@ class Chooser:
         return await self._with_recognised(choice, ask, serving) if self._recognises else choice
 
     async def _choose(self, ask: Ask, serving: Serving) -> Choice:
+        if serving.here:
+            ask = ask._replace(needs=ask.needs._replace(not_here=not_here(ask, self._limits)))
         if ask.model != ROUTER:
             self._able([ask.model], ask, serving)
             return _only(ask.model)
@@ -161,6 +167,9 @@ class Chooser:
         """
         able = set(capable(serving.experts, serving.experts, ask.needs)[0])
         if names and able.isdisjoint(names):
+            refusal = ask.needs.not_here
+            if refusal is not None and capable(names, serving.experts, ask.needs._replace(not_here=None))[0]:
+                raise refusal  # nothing else is missing
             _, lacking = capable(names, serving.experts, ask.needs)
             hint = f" These could: {', '.join(sorted(able))}." if able else ""
             code = TOO_LONG if lacking.startswith("a context") else "unsupported_value"

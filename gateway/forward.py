@@ -99,6 +99,8 @@ class RemoteExpert:
         spec (`dict`): with an `endpoint` or a `provider`.
     """
 
+    is_here = False
+
     def __init__(self, spec: ExpertSpec) -> None:
         self.name = spec["name"]
         self.capabilities = Capabilities.of_spec(spec)

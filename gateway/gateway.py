@@ -89,7 +89,7 @@ class Gateway:
         self.started = int(time.time())
         self.traffic = self._traffic(keeping) if keeping else None
         self.purse = None if spending is None else Purse(spending)
-        self.chooser = Chooser(Words(settings.more_wrappers), keeping is not None, self.purse)
+        self.chooser = Chooser(Words(settings.more_wrappers), settings.limits, keeping is not None, self.purse)
         self.forwarder = Forwarder(settings.timeouts)
         workshop = Workshop(settings.limits, generate, self.metrics)
         self.attempts = Attempts(self.forwarder, workshop, settings.patience, settings.breaker, self.metrics)

@@ -18,12 +18,13 @@ from ir3de.specs_ir3de import ExpertSpec, is_remote
 
 from . import guided
 from .capabilities import Capabilities
+from .chats import bad_image
 from .errors import GatewayError, wrong
 from .forward import ExpertFailed, Headers
 from .generation import Piece, can_call_tools
 from .limits import Limits
 from .metrics import Metrics
-from .orders import Order, bad_image, read_order
+from .orders import Order, read_order
 from .requests import Ask
 from .shapes import ChatShape, shape_of
 
@@ -44,6 +45,7 @@ class LocalExpert:
     """
 
     base = "here"
+    is_here = True
 
     def __init__(self, name: str, pool: ExpertPool) -> None:
         self.name = name

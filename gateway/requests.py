@@ -27,6 +27,7 @@ class Needs(NamedTuple):
         tools, tool_choice, images, json, logprobs (`bool`): whether it must; `tool_choice` that the answer is sure to
             call a tool.
         tokens (`int`): that its window must hold, those of the answer included where the request says how many.
+        not_here ([`GatewayError`], *optional*): the refusal of what no expert on this machine can do of it.
     """
 
     tools: bool = False
@@ -35,6 +36,7 @@ class Needs(NamedTuple):
     json: bool = False
     logprobs: bool = False
     tokens: int = 0
+    not_here: GatewayError | None = None
 
 
 class Ask(NamedTuple):

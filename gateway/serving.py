@@ -24,11 +24,13 @@ class Serving(NamedTuple):
         router ([`IR3DERoutingPipeline`]): that routes.
         experts (`Mapping[str, Expert]`): those that can answer, by name.
         revision (`str`): which router it is.
+        here (`bool`): whether some of the experts are on this machine.
     """
 
     router: Any
     experts: Mapping[str, Expert]
     revision: str = ""
+    here: bool = False
 
 
 def prepare_in_background(serving: Serving, preload: bool = False) -> threading.Thread:
@@ -70,4 +72,4 @@ def served(router: Any, revision: str = "") -> Serving:
         pool.check_ranges(name)
         speaks_openai = is_remote(spec) and spec.get("task") != "text"
         experts[name] = RemoteExpert(spec) if speaks_openai else LocalExpert(name, pool)
-    return Serving(router, experts, revision)
+    return Serving(router, experts, revision, any(expert.is_here for expert in experts.values()))

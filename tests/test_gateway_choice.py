@@ -21,6 +21,7 @@ from ir3de.specs_ir3de import check_expert
 from . import tiny
 from .gateway_world import CODE, HASTY, LAW, World, world
 
+SAID = [{"type": "text", "text": "the court and a judge"}]
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 
 
@@ -338,6 +339,33 @@ def test_an_expert_here_says_what_its_files_show(expert_specs: dict[str, dict[st
         assert law.capabilities.tools is False
         answered = made.ask(model="law", tools=TOOLS)
         assert (answered.status, "tools" in answered.json["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("api", "fields"),
+    [
+        ("chat/completions", {"n": 9}),
+        ("chat/completions", {"max_tokens": 20_000}),
+        ("chat/completions", {"logprobs": True, "top_logprobs": 25}),
+        ("chat/completions", {"messages": [{"role": "user", "content": [*SAID, {"type": "input_audio"}]}]}),
+        ("chat/completions", {"messages": [{"role": "user", "content": [*SAID, {"type": "file", "file": {}}]}]}),
+        ("completions", {"messages": None, "prompt": ["the court", "the judge"]}),
+        ("responses", {"messages": None, "input": "the court", "background": True}),
+        ("responses", {"messages": None, "input": "the court", "tools": [{"type": "web_search"}]}),
+    ],
+)
+def test_what_no_expert_here_can_is_left_to_servers(
+    expert_specs: dict[str, dict[str, Any]], api: str, fields: dict[str, Any]
+) -> None:
+    with world({"law": expert_specs["law"]}, names=("code", "math")) as made:
+        assert made.ask().expert == "law"
+        answered = made.ask(api, **fields)
+        assert (answered.status, answered.expert in ("code", "math")) == (200, True)
+        refused = made.ask(api, **fields, model="law")
+        assert (refused.status, refused.code) == (400, "unsupported_value")
+        assert refused.json["error"]["param"]
+        malformed = made.ask(seed="x")
+        assert (malformed.status, malformed.code) == (400, "invalid_value"), "by law, as it would have been asked"
 
 
 def test_a_call_that_must_come_is_left_to_servers(expert_specs: dict[str, dict[str, Any]]) -> None:

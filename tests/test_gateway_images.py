@@ -215,7 +215,7 @@ def test_an_image_in_a_tools_result_goes_to_a_server_and_is_refused_here(specs: 
             assert asked.status == status
             assert made.ask("responses", input=items, messages=None, model=model).status == status
             assert made.ask(messages=called, model=model).status == status
-        assert "is a tool's result with an image" in asked.json["error"]["message"]
+        assert "is an image where only text goes" in asked.json["error"]["message"]
 
 
 # What is refused.

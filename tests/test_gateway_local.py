@@ -162,6 +162,22 @@ def test_plain_text_is_continued(here: World, pipe: IR3DERoutingPipeline) -> Non
     assert chunks[-1].choices[0].finish_reason == "length"
 
 
+def test_plain_text_is_continued_without_template_and_system_prompt(
+    here: World, expert_specs: dict[str, dict[str, Any]]
+) -> None:
+    said = "the court and a judge"
+    source = here.gateway.serving.experts["code"].pool.source("code")
+    with here.gateway.serving.experts["code"].pool.load("code").using({"name": "code"}) as model:
+        ids = source.tokenizer(said, return_tensors="pt")["input_ids"]
+        expected = model.generate(ids, max_new_tokens=5, do_sample=False)[0, ids.shape[1] :]
+    asked: dict[str, Any] = {"model": "code", "prompt": said, "max_tokens": 5, "temperature": 0}
+    answer = client(here).completions.create(**asked)
+    assert answer.choices[0].text == source.tokenizer.decode(expected, skip_special_tokens=True)
+    assert answer.usage.prompt_tokens == 5
+    chat = here.ask(model="code", max_tokens=5, temperature=0).json["choices"][0]["message"]["content"]
+    assert answer.choices[0].text != chat
+
+
 def test_responses_are_answered_too(here: World) -> None:
     create = client(here).responses.create
     asked: dict[str, Any] = {"model": "ir3de", "input": "the court and a judge", "max_output_tokens": 6}

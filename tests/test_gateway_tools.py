@@ -1,10 +1,12 @@
 """Tools and JSON of experts on this machine: what is read of an order, what is parsed of an answer, and its shapes."""
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
+import pydantic
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -202,6 +204,184 @@ def test_whatever_a_request_holds_it_is_an_order_or_refused() -> None:
     assert made > 500
 
 
+WRONG: list[Any] = [
+    *(None, True, 0, -1, 0.5, 1e308, 10**400, "", "x", "\ud800", "[" * 5000),
+    *([], ["x"], [{}], [[]], [1], {}, {"a": 1}, {"type": []}, {"type": "json_schema", "json_schema": "x"}),
+]
+CHAT_CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "π"}'}}
+CHAT_RESULT = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "3.14"}]}
+SCHEMA = {"type": "object", "properties": {"years": {"type": "integer"}}}
+SAMPLING: dict[str, Any] = {"temperature": 1, "top_p": 0.5, "stream": True, "n": 1, "tool_choice": "auto"}
+MORE: dict[str, Any] = {"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.1, "frequency_penalty": 1, "seed": 1}
+MORE |= {"presence_penalty": 1, "logit_bias": {"1": 5}, "stop": ["a"], "stream_options": {"include_usage": True}}
+# A request of each API with every field that is read of it.
+FULL: dict[Api, dict[str, Any]] = {
+    CHAT: {
+        **SAMPLING,
+        **MORE,
+        "messages": [
+            {"role": "system", "content": "a"},
+            {"role": "user", "content": [{"type": "text", "text": "a"}], "name": "ann"},
+            {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [CHAT_CALL]},
+            CHAT_RESULT,
+        ],
+        "tools": [{"type": "function", "function": TOOL}],
+        "max_completion_tokens": 5,
+        "max_tokens": 5,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "v", "schema": SCHEMA}},
+    },
+    COMPLETIONS: {**SAMPLING, **MORE, "prompt": "a", "max_tokens": 5, "logprobs": 2, "echo": False, "best_of": 1},
+    RESPONSES: {
+        **SAMPLING,
+        "instructions": "a",
+        "input": [
+            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "a"}]},
+            {"type": "reasoning", "summary": []},
+            {"type": "function_call", "call_id": "c1", "name": "look", "arguments": '{"at": "π"}'},
+            {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "3.14"}]},
+        ],
+        "tools": [{"type": "function", **TOOL}],
+        "max_output_tokens": 5,
+        "include": ["message.output_text.logprobs"],
+        "top_logprobs": 2,
+        "text": {"format": {"type": "json_schema", "name": "v", "schema": SCHEMA}},
+        "background": False,
+        "metadata": {"a": "b"},
+    },
+    MESSAGES: {
+        **SAMPLING,
+        "system": [{"type": "text", "text": "a"}],
+        "messages": [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "look", "input": {"at": "π"}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "3.14"}]},
+        ],
+        "tools": [{"name": "look", "description": "", "input_schema": TOOL["parameters"]}],
+        "tool_choice": {"type": "auto"},
+        "max_tokens": 5,
+        "top_k": 3,
+        "stop_sequences": ["a"],
+        "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}},
+        "mcp_servers": [],
+    },
+}
+APIS = pytest.mark.parametrize("api", FULL, ids=lambda api: api.path)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The way to everything within a value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in inner:
+        yield (*path, key)
+        yield from places(each, (*path, key))
+
+
+@APIS
+def test_a_field_of_any_wrong_kind_is_refused_or_without_effect(api: Api) -> None:
+    answer = [Piece("text", "a", logprobs=[]), Piece("call", "{}", name="look"), Piece("end", finish="stop")]
+    made = 0
+    assert order(api, **{"messages": None, **FULL[api]}).max_tokens == 5
+    for path in places(FULL[api]):
+        for value in WRONG:
+            fields = json.loads(json.dumps({"model": "law", **FULL[api]}))
+            holder = fields
+            for key in path[:-1]:
+                holder = holder[key]
+            holder[path[-1]] = value
+            with suppress(GatewayError):
+                read_order(read_ask(api, json.dumps(fields).encode(), {}, Limits(), ["law"], ""), Limits())
+                shape_of(api, "law", fields).whole(answer)
+                streamed(api, answer, **fields)
+                made += 1
+    assert made > 50
+
+
+@APIS
+@pytest.mark.parametrize(
+    ("field", "value", "is_malformed"),
+    [
+        ("stream_options", "x", True),
+        ("stream_options", {"include_usage": 1}, True),
+        ("seed", "x", True),
+        ("temperature", -1, True),
+        ("temperature", 9, False),
+        ("max_tokens", 10**6, False),
+        ("guided_regex", "[a-z]+", False),
+        ("guided_json", {"type": "object"}, False),
+        ("n", 9, False),
+    ],
+)
+def test_what_is_wrong_is_told_from_what_only_others_can(api: Api, field: str, value: Any, is_malformed: bool) -> None:
+    field = api.length_fields[0] if field == "max_tokens" else field
+    with pytest.raises(GatewayError) as refused:
+        order(api, **{"messages": None, **FULL[api], field: value})
+    assert (refused.value.param or "").split(".")[0] == field
+    assert refused.value.elsewhere is not is_malformed
+    assert refused.value.code == ("invalid_value" if is_malformed else "unsupported_value")
+
+
+@pytest.mark.parametrize(
+    ("api", "fields"),
+    [
+        (CHAT, {"messages": [*LAW, {"role": "assistant", "tool_calls": [{**CHAT_CALL, "id": {}}]}]}),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": "x"}}),
+        (MESSAGES, {"system": 5}),
+        (MESSAGES, {"messages": [*LAW, {"role": "user", "content": [{"type": "tool_result", "tool_use_id": {}}]}]}),
+        (MESSAGES, {"output_config": {"format": {"type": "json_schema", "schema": "x"}}}),
+        (RESPONSES, {"input": [{"type": "function_call", "call_id": {}, "name": "look", "arguments": "{}"}]}),
+        (RESPONSES, {"instructions": ["x"]}),
+    ],
+)
+def test_what_is_malformed_within_a_request_is_refused(api: Api, fields: dict[str, Any]) -> None:
+    with pytest.raises(GatewayError) as refused:
+        order(api, **{"messages": None, **FULL[api], **fields})
+    assert refused.value.code == "invalid_value"
+    assert (refused.value.param or "").startswith(next(iter(fields)))
+
+
+@pytest.mark.parametrize(
+    ("api", "fields"),
+    [
+        (CHAT, {"web_search_options": {}}),
+        (CHAT, {"functions": [TOOL]}),
+        (CHAT, {"response_format": {"type": "structural_tag"}}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}),
+        (CHAT, {"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}),
+        (COMPLETIONS, {"prompt": ["a", "b"]}),
+        (COMPLETIONS, {"prompt": [1, 2]}),
+        (COMPLETIONS, {"echo": True}),
+        (RESPONSES, {"background": True}),
+        (RESPONSES, {"conversation": "conv_1"}),
+        (RESPONSES, {"prompt": {"id": "p"}}),
+        (RESPONSES, {"tools": [{"type": "web_search"}]}),
+        (RESPONSES, {"tools": [{"type": "custom", "name": "look"}]}),
+        (RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}),
+        (RESPONSES, {"top_logprobs": 25}),
+        (MESSAGES, {"container": "x"}),
+        (MESSAGES, {"mcp_servers": [{"url": "x"}]}),
+        (MESSAGES, {"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}),
+        (MESSAGES, {"tools": [{"type": "bash_20250124", "name": "bash"}]}),
+    ],
+)
+def test_what_only_servers_can_is_known(api: Api, fields: dict[str, Any]) -> None:
+    with pytest.raises(GatewayError) as refused:
+        order(api, **{"messages": None, **FULL[api], **fields})
+    assert refused.value.elsewhere
+
+
+def test_a_list_of_one_text_is_that_text() -> None:
+    assert order(COMPLETIONS, messages=None, prompt=["a"]).prompt == "a"
+
+
+@pytest.mark.parametrize("field", ["output_config", "output_format"])
+def test_a_schema_is_read_in_the_newer_and_the_older_field_of_messages(field: str) -> None:
+    given = {"type": "json_schema", "schema": SCHEMA}
+    fields = {field: {"format": given} if field == "output_config" else given}
+    assert order(MESSAGES, max_tokens=9, **fields).schema == SCHEMA
+
+
 def test_a_temperature_of_next_to_nothing_is_none() -> None:
     assert order(CHAT, temperature=5e-324).options == {"do_sample": False}
 
@@ -255,3 +435,20 @@ def test_json_of_a_schema(bytes_expert: str) -> None:
         bad = {"type": "json_schema", "json_schema": {"name": "v", "schema": {"type": "nonsense"}}}
         refused = made.ask(response_format=bad)
         assert (refused.status, "schema" in refused.json["error"]["message"]) == (400, True)
+
+
+def test_anthropics_client_parses_an_answer_of_an_expert_here(bytes_expert: str) -> None:
+    pytest.importorskip("llguidance")
+    anthropic = pytest.importorskip("anthropic", reason="the package anthropic is not installed")
+
+    class Verdict(pydantic.BaseModel):
+        """A schema that an answer is parsed with."""
+
+        verdict: Literal["guilty", "innocent"]
+        is_final: bool
+
+    with world({"law": {"model": bytes_expert}}, Settings(), names=()) as made:
+        client = anthropic.Anthropic(base_url=made.url.removesuffix("/v1"), api_key="none", max_retries=0)
+        asked: dict[str, Any] = {"model": "ir3de", "max_tokens": 200, "messages": LAW, "output_format": Verdict}
+        parsed = client.messages.parse(**asked).parsed_output
+        assert isinstance(parsed, Verdict)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, ClassVar, NamedTuple
 
 from ir3de.prompts_ir3de import is_image
 
-from .body import Body
+from .body import Body, elements, joined
 from .errors import GatewayError, anthropic_error, openai_error
 
 Turn = tuple[str, Any]  # a role, "user" among them, and what was said: text, or a list of parts
 
+_SIGNED = ("reasoning_details", "thinking_blocks")  # of a message of chats
+_NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,18})')
 _LOGPROBS = "message.output_text.logprobs"  # of `include`
 # Fields of a conversation that its window holds nothing of, or nothing that is text.
 _NAMES = frozenset(("call_id", "file_id", "id", "image_url", "role", "tool_call_id", "tool_use_id", "type", "url"))
@@ -56,8 +59,13 @@ class Api:
         """An error in the form that clients of this API read."""
         return openai_error(error)
 
-    def error_event(self, error: GatewayError) -> bytes:
-        """The same as the last event of a stream."""
+    def error_event(self, error: GatewayError, sent: bytes = b"") -> bytes:
+        """The same as the last event of a stream.
+
+        Args:
+            error ([`GatewayError`]): that ended it.
+            sent (`bytes`): the events before it.
+        """
         return f"data: {json.dumps(self.error(error))}\n\n".encode()
 
     def turns(self, fields: dict[str, Any]) -> Iterator[Turn]:
@@ -85,9 +93,21 @@ class Api:
         kind = choice.get("type") if isinstance(choice, dict) else choice
         return kind not in (None, "auto", "none")
 
-    def without_thoughts(self, fields: dict[str, Any]) -> tuple[Any, int]:
-        """The conversation without the parts that only the model that made them can read, and how many these were."""
-        return fields.get(self.conversation), 0
+    def without_thoughts(self, body: Body) -> tuple[str, int]:
+        """The conversation, as text, without the parts that only the model that made them can read, and how many these
+        were. All else keeps the text that it came with.
+        """
+        given = body.raw(self.conversation)
+        if not given.startswith("["):
+            return given, 0
+        texts = [self._without_thoughts(text) if text.startswith("{") else (text, 0) for text in elements(given)]
+        return joined(text for text, _ in texts if text), sum(dropped for _, dropped in texts)
+
+    def _without_thoughts(self, text: str) -> tuple[str, int]:
+        """The text of a message without such parts, or nothing if it holds nothing else, and how many these were."""
+        message = Body(text.encode())
+        signed = [field for field in _SIGNED if message.fields.get(field)]
+        return message.with_changes(dict.fromkeys(signed)).decode() if signed else text, len(signed)
 
     def new_tokens(self, fields: dict[str, Any]) -> int:
         """Tokens of the answer that are asked for; 0 where the request does not say."""
@@ -102,19 +122,28 @@ class Api:
         message = json.dumps({"role": "system", "content": prompt})
         return {"messages": f"[{message},{body.raw('messages')[1:]}"}
 
-    def with_prompt_folded(self, conversation: Any, prompt: str) -> Any:
-        """The conversation with a system prompt at the head of the first message of a user; None if there is none."""
-        if isinstance(conversation, str):
-            return f"{prompt}\n\n{conversation}"
-        for place, message in enumerate(conversation if isinstance(conversation, list) else []):
-            if isinstance(message, dict) and message.get("role") == "user":
-                content = message.get("content")
-                if isinstance(content, list):
-                    content = [{"type": self.text_part, "text": prompt}, *content]
-                else:
-                    content = f"{prompt}\n\n{content}" if content else prompt
-                return [*conversation[:place], {**message, "content": content}, *conversation[place + 1 :]]
+    def with_prompt_folded(self, given: str, prompt: str) -> str | None:
+        """A conversation, as text, with a system prompt at the head of the first message of a user; None if there is
+        none.
+        """
+        if given.startswith('"'):
+            return json.dumps(f"{prompt}\n\n{json.loads(given)}")
+        texts = elements(given) if given.startswith("[") else []
+        for place, text in enumerate(texts):
+            message = Body(text.encode() if text.startswith("{") else b"{}")
+            if message.fields.get("role") == "user":
+                content = self._with_text_first(message, prompt)
+                return joined(
+                    [*texts[:place], message.with_changes({"content": content}).decode(), *texts[place + 1 :]]
+                )
         return None
+
+    def _with_text_first(self, message: Body, prompt: str) -> str:
+        """The content of a message, as text, with a prompt at its head."""
+        content = message.fields.get("content")
+        if isinstance(content, list):
+            return joined([json.dumps({"type": self.text_part, "text": prompt}), *elements(message.raw("content"))])
+        return json.dumps(f"{prompt}\n\n{content}" if content else prompt)
 
     def with_defaults(self, body: Body, generation: dict[str, Any]) -> dict[str, str | None]:
         """The changes that add an expert's generation defaults where the request says nothing."""
@@ -177,9 +206,10 @@ class Responses(Api):
         "stop_strings": None,
     }
 
-    def error_event(self, error: GatewayError) -> bytes:
-        """An event of the type that these streams have."""
-        data = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+    def error_event(self, error: GatewayError, sent: bytes = b"") -> bytes:
+        """An event of the type that these streams have, with the next number."""
+        data: dict[str, Any] = {"type": "error", "code": error.code, "message": error.message, "param": error.param}
+        data["sequence_number"] = max((int(number) + 1 for number in _NUMBER.findall(sent)), default=0)
         return f"event: error\ndata: {json.dumps(data)}\n\n".encode()
 
     def turns(self, fields: dict[str, Any]) -> Iterator[Turn]:
@@ -204,13 +234,9 @@ class Responses(Api):
         included = fields.get("include")
         return bool(fields.get("top_logprobs")) or (isinstance(included, list) and _LOGPROBS in included)
 
-    def without_thoughts(self, fields: dict[str, Any]) -> tuple[Any, int]:
-        """The input without the items of reasoning."""
-        given = fields.get("input")
-        if not isinstance(given, list):
-            return given, 0
-        kept = [item for item in given if _type_of(item) != "reasoning"]
-        return kept, len(given) - len(kept)
+    def _without_thoughts(self, text: str) -> tuple[str, int]:
+        """Nothing of an item of reasoning."""
+        return ("", 1) if Body(text.encode()).fields.get("type") == "reasoning" else (text, 0)
 
     def with_system_prompt(self, body: Body, prompt: str) -> dict[str, str | None]:
         """The change that gives instructions where there are none."""
@@ -233,7 +259,7 @@ class Messages(Api):
         """An error in Anthropic's form."""
         return anthropic_error(error)
 
-    def error_event(self, error: GatewayError) -> bytes:
+    def error_event(self, error: GatewayError, sent: bytes = b"") -> bytes:
         """An event of the type that these streams have."""
         return f"event: error\ndata: {json.dumps(self.error(error))}\n\n".encode()
 
@@ -244,19 +270,18 @@ class Messages(Api):
             results = bool(parts) and all(part.get("type") == "tool_result" for part in parts)
             yield ("tool" if results else role), content
 
-    def without_thoughts(self, fields: dict[str, Any]) -> tuple[Any, int]:
-        """The messages without blocks of thought, which are signed."""
-        dropped = 0
-        messages = []
-        for message in fields["messages"]:
-            content = message.get("content") if isinstance(message, dict) else None
-            if not isinstance(content, list):
-                messages.append(message)
-                continue
-            kept = [part for part in content if _type_of(part) not in ("thinking", "redacted_thinking")]
-            dropped += len(content) - len(kept)
-            messages.append({**message, "content": kept})
-        return messages, dropped
+    def _without_thoughts(self, text: str) -> tuple[str, int]:
+        """A message without blocks of thought, which are signed."""
+        message = Body(text.encode())
+        content = message.fields.get("content")
+        if not isinstance(content, list):
+            return text, 0
+        parts = zip(elements(message.raw("content")), content, strict=True)
+        kept = [part for part, value in parts if _type_of(value) not in ("thinking", "redacted_thinking")]
+        dropped = len(content) - len(kept)
+        if not dropped:
+            return text, 0
+        return message.with_changes({"content": joined(kept)}).decode() if kept else "", dropped
 
     def wants_json(self, fields: dict[str, Any]) -> bool:
         """Whether the answer must be JSON of a schema."""

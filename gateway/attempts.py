@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -107,11 +106,11 @@ def _without_thoughts(ask: Ask, choice: Choice, name: str, exchange: Exchange) -
     """JSON of a conversation without the thoughts of the expert that it had before, if another one is asked."""
     if choice.before in (None, name):
         return None
-    kept, dropped = ask.api.without_thoughts(ask.body.fields)
+    kept, dropped = ask.api.without_thoughts(ask.body)
     if not dropped:
         return None
     exchange.note = f"{dropped} parts that only {choice.before} can read were left out"
-    return json.dumps(kept)
+    return kept
 
 
 class Attempts:

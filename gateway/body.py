@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple, NoReturn
 
 from .errors import GatewayError, short
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 _COLON = re.compile(r"[ \t\r\n]*:[ \t\r\n]*")
-_COMMA_OR_END = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*|(?=\}))")  # the end itself is left
+_COMMA_OR_END = re.compile(r"[ \t\r\n]*(?:,[ \t\r\n]*|(?=[\]}]))")  # the end itself is left
 
 
 def _finite(digits: str) -> float:
@@ -60,7 +61,8 @@ class Body:
         except UnicodeDecodeError as error:
             raise _invalid(f"it is not UTF-8 at byte {error.start}") from None
         except ValueError as error:
-            raise _invalid(str(error)[:200].rstrip(".")) from None
+            too_long = "int_max_str_digits" in str(error)  # Python's own limit, and its advice
+            raise _invalid("a whole number has too many digits" if too_long else str(error)[:200].rstrip(".")) from None
 
     def _read(self) -> None:
         """Walks through the object's own members; what is inside of them is left to the standard library."""
@@ -121,6 +123,28 @@ class Body:
             if key not in self._members and value is not None:
                 parts.append(f"{json.dumps(key)}:{value}")
         return f"{{{','.join(parts)}}}".encode()
+
+
+def elements(text: str) -> list[str]:
+    """The texts of the elements of a JSON list, as they came.
+
+    Args:
+        text (`str`): of the list, which was read before.
+    """
+    texts: list[str] = []
+    place = len(text) - len(text[1:].lstrip(" \t\r\n"))
+    while not text.startswith("]", place):
+        _, end = _DECODER.raw_decode(text, place)
+        texts.append(text[place:end])
+        found = _COMMA_OR_END.match(text, end)
+        assert found is not None
+        place = found.end()
+    return texts
+
+
+def joined(texts: Iterable[str]) -> str:
+    """The text of a JSON list of such elements."""
+    return f"[{','.join(texts)}]"
 
 
 def _invalid(why: str) -> GatewayError:

@@ -69,6 +69,7 @@ class Exchange:
     written: Written = field(default_factory=Written)
     ask: Ask | None = None  # once an expert began to answer it
     reply: Reply | None = None
+    sent: bytes = b""  # the last events of a stream that went to the client
     breaker: Breaker | None = None  # of an expert whose answer has begun and was not complete then
     expected: dict[str, float] = field(default_factory=dict)  # what each expert costs, where there is a budget
     reserved: float = 0.0  # of it for the answer

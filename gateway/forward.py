@@ -163,9 +163,8 @@ class RemoteExpert:
 def _folded(ask: Ask, conversation: str | None, prompt: str) -> dict[str, str | None] | None:
     """The change that puts a system prompt into the first message of a user, if there is one."""
     field = ask.api.conversation
-    given = ask.body.fields.get(field) if conversation is None else json.loads(conversation)
-    folded = ask.api.with_prompt_folded(given, prompt)
-    return None if folded is None else {field: json.dumps(folded)}
+    folded = ask.api.with_prompt_folded(ask.body.raw(field) if conversation is None else conversation, prompt)
+    return None if folded is None else {field: folded}
 
 
 class Upstream:

@@ -184,7 +184,8 @@ class Answer:
             exchange.status = told.status
             await refusal(told, self._api, exchange.id)(scope, receive, send)
         elif exchange.reply is not None and exchange.reply.is_events and not exchange.reply.is_coded:
-            await send({"type": "http.response.body", "body": self._api.error_event(told), "more_body": False})
+            event = self._api.error_event(told, exchange.sent)
+            await send({"type": "http.response.body", "body": event, "more_body": False})
         # Else half of an answer in one piece is with the client, which sees the connection close.
 
     async def _answer(self, request: Request, headers: dict[str, str], send: Send, exchange: Exchange) -> None:
@@ -235,8 +236,15 @@ class Answer:
 
 
 def headers_of(scope: Scope) -> dict[str, str]:
-    """The headers of a request; of one that is there twice the first."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+    """The headers of a request; one that is there several times is a list, which may stand in one line as well."""
+    given = scope["headers"]
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in given}
+    if len(headers) == len(given):
+        return headers
+    values: dict[str, list[str]] = {}
+    for name, value in given:
+        values.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
+    return {name: ", ".join(each) for name, each in values.items()}
 
 
 def request_id(headers: Mapping[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Protocol
 
 from starlette.types import Send
@@ -13,6 +14,8 @@ from .exchange import Exchange
 from .forward import ExpertFailed, Headers
 from .presence import Presence
 
+_OBJECT = re.compile(rb"\A[ \t\r\n]*\{")  # that an answer in one piece is
+_OBJECT_OF_EVENT = re.compile(rb"(?:^|[\r\n])data: ?\{")
 _LONGEST_EVENT = 1 << 20  # bytes; what is longer is passed on in parts
 
 
@@ -95,11 +98,12 @@ async def relay(
     """
     events = Events() if reply.is_events and not reply.is_coded else None
     part = events.complete(reply.first) if events else reply.first
-    if reply.is_coded:
+    if events is None:
+        if details is not None and _is_json(reply):
+            part = with_details(part, details, _OBJECT)
         details = None
     headers = [*reply.headers, *head]
     if reply.complete and events is None:
-        part, details = with_details(part, details)
         headers.append((b"content-length", b"%d" % len(part)))
     exchange.first_byte_seconds = exchange.seconds
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -108,7 +112,9 @@ async def relay(
             if part:
                 exchange.read_usage(part)
                 exchange.written.add(part, reply.is_coded)
-                part, details = with_details(part, details)
+                exchange.sent = part
+                if details is not None and (told := with_details(part, details, _OBJECT_OF_EVENT)) is not part:
+                    part, details = told, None
                 await send({"type": "http.response.body", "body": part, "more_body": True})
             part = await reply.read()
             part = events.complete(part) if events else part
@@ -119,20 +125,32 @@ async def relay(
         exchange.outcome = "broken"
         exchange.failures.append((exchange.expert, f"{failure.why} in the middle of its answer"))
         message = f"The expert failed in the middle of its answer: {failure.why}."
-        part = api.error_event(GatewayError(502, "expert_failed", message))
+        part = api.error_event(GatewayError(502, "expert_failed", message), exchange.sent)
     exchange.read_usage(part)
     if events or not exchange.completion_tokens:
         exchange.written.add(part, reply.is_coded)
-    part, _ = with_details(part, details)
+    if details is not None:
+        part = with_details(part, details, _OBJECT_OF_EVENT)
     presence.release()
     await send({"type": "http.response.body", "body": part, "more_body": False})
 
 
-def with_details(part: bytes, details: dict[str, Any] | None) -> tuple[bytes, dict[str, Any] | None]:
-    """A part of an answer with the field `ir3de` put first in its first JSON object, and what is left to put."""
-    start = part.find(b"{")
-    if details is None or start < 0:
-        return part, details
-    rest = part[start + 1 :]
+def with_details(part: bytes, details: dict[str, Any], place: re.Pattern[bytes]) -> bytes:
+    """A part of an answer with the field `ir3de` put first in a JSON object; the part itself if there is none.
+
+    Args:
+        part (`bytes`): of the answer.
+        details (`dict`): that the field is to hold.
+        place (`re.Pattern`): what the object begins with.
+    """
+    found = place.search(part)
+    if found is None:
+        return part
+    rest = part[found.end() :]
     comma = b"" if rest.lstrip().startswith(b"}") else b","
-    return part[: start + 1] + b'"ir3de":' + json.dumps(details).encode() + comma + rest, None
+    return part[: found.end()] + b'"ir3de":' + json.dumps(details).encode() + comma + rest
+
+
+def _is_json(reply: Reply) -> bool:
+    """Whether an answer in one piece is JSON, and can be written into."""
+    return not reply.is_coded and any(name == b"content-type" and b"json" in value for name, value in reply.headers)

@@ -166,6 +166,18 @@ def test_a_clients_key_and_cookie_stay_here_and_the_servers_token_goes_to_it_alo
             assert made.last("law").headers["x-api-key"] == "of-the-server"
 
 
+def test_a_header_that_is_sent_several_times_arrives_whole(three: World) -> None:
+    body = json.dumps({"model": "ir3de", **APIS["messages"]}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", three.port, timeout=10)
+    connection.putrequest("POST", "/v1/messages")
+    for name, value in (("anthropic-beta", "one"), ("anthropic-beta", "two"), ("content-length", str(len(body)))):
+        connection.putheader(name, value)
+    connection.endheaders(body)
+    assert connection.getresponse().status == 200
+    assert three.last("law").headers["anthropic-beta"] == "one, two"
+    connection.close()
+
+
 # The route.
 
 
@@ -181,6 +193,33 @@ def test_the_route_is_in_the_answer_where_it_is_asked_for(three: World) -> None:
     first = json.loads(answered.body.split(b"\n\n")[0].removeprefix(b"data: "))
     assert first["ir3de"]["expert"] == "law"
     assert answered.body.count(b'"ir3de"') == 1
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "text/html", "application/json"])
+def test_the_route_is_put_into_nothing_but_an_object(kind: str) -> None:
+    said = "[{}]" if kind.endswith("json") else "<p>Bad request {x}: try again"
+
+    async def refuse(_: web.Request, __: Received) -> web.StreamResponse:
+        return web.Response(status=400, text=said, content_type=kind)
+
+    with world(responds={"law": refuse}) as made:
+        assert made.ask(ir3de={}).body.decode() == said
+
+
+def test_the_route_is_put_into_the_first_event_that_is_an_object() -> None:
+    before = b": PROCESSING {x}\n\nevent: {y}\ndata: [1, {}]\n\n"
+
+    async def chatty(request: web.Request, _: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(before)
+        await response.write(b'event: a\ndata: {"b": 1}\n\ndata: [DONE]\n\n')
+        return response
+
+    with world(responds={"law": chatty}) as made:
+        answered = made.ask(ir3de={}, stream=True).body
+        assert answered.startswith(before + b'event: a\ndata: {"ir3de":{')
+        assert answered.count(b'"ir3de"') == 1
 
 
 def test_details_can_be_set_for_every_answer() -> None:
@@ -379,6 +418,12 @@ def test_requests_of_every_wrong_kind_get_an_answer_or_a_documented_refusal(
             seen[answered.status] += 1
         assert seen[200] > 20
         assert seen[400] > 20
+
+
+def test_a_number_that_is_too_long_is_refused_in_words_of_our_own(three: World) -> None:
+    message = three.send("POST", "/v1/chat/completions", HOSTILE["a long number"]).json["error"]["message"]
+    assert "too many digits" in message
+    assert "sys." not in message
 
 
 def test_a_large_body_is_refused_before_it_is_read(three: World) -> None:

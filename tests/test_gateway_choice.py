@@ -178,6 +178,43 @@ def test_thoughts_that_another_model_signed_are_left_out_and_the_client_is_told(
         assert answered.headers["x-ir3de-note"] == "1 parts that only law can read were left out"
 
 
+CALLED = b'{"type":"tool_use","id":"t","name":"look","input":{"x": 0.1000, "y":1e2, "z":"\\u00e9"}}'
+THOUGHT = b'{"type":"thinking","thinking":"hm","signature":"s"}'
+ASSISTANT = b'{"role":"assistant","n":0.10,"content":'
+THOUGHTS = {  # the API, and of a turn in its conversation what stays, what goes, and what stays after that
+    "beside a call": ("messages", ASSISTANT + b"[", THOUGHT + b",", CALLED + b"]},"),
+    "alone": ("messages", b"", ASSISTANT + b"[" + THOUGHT + b"]},", b""),
+    "of a chat": (
+        "chat/completions",
+        ASSISTANT + b'"a"',
+        b',"reasoning_details":[{"data":"x"}],"thinking_blocks":[' + THOUGHT + b"]",
+        b"},",
+    ),
+    "in words": ("chat/completions", ASSISTANT + b'"a", "reasoning_content":"hm"},', b"", b""),
+    "items": ("responses", b"", b'{"type":"reasoning","encrypted_content":"x"},', ASSISTANT + b'"a"},'),
+}
+
+
+@pytest.mark.parametrize("how", THOUGHTS)
+def test_thoughts_go_and_all_else_keeps_its_text(how: str) -> None:
+    api, before, thought, after = THOUGHTS[how]
+    turns = b'[{"role":"user","content":"the court"},%s{"role":"user","content":"go on"}]}'
+    field = b"input" if api == "responses" else b"messages"
+    down = False
+
+    async def sometimes(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.Response(status=500) if down else await respond(request, received)
+
+    with world(settings=HASTY, responds={"law": sometimes}) as made:
+        body = b'{"model":"ir3de","max_tokens":9,"tools":[{"name":"look"}],"%s":' % field
+        body += turns % (before + thought + after)
+        assert made.send("POST", f"/v1/{api}", body, x_session_id="s").expert == "law"
+        down = True
+        other = made.send("POST", f"/v1/{api}", body, x_session_id="s").expert
+        assert other in ("code", "math")
+        assert made.last(other).body.endswith(turns % (before + after))
+
+
 def test_a_response_goes_on_where_it_is_kept(three: World) -> None:
     made = three.ask("responses", messages=None, input="the court and a judge")
     assert made.expert == "law"

@@ -20,7 +20,7 @@ from ir3de.gateway.breaker import Breaker, BreakerOptions
 from ir3de.gateway.limits import Timeouts
 from ir3de.gateway.relay import Events
 from ir3de.gateway.settings import Settings
-from ir3de.scripts.bench.stand_in import Received, Respond, answer, chat_chunks, respond
+from ir3de.scripts.bench.stand_in import Received, Respond, answer, chat_chunks, respond, response_events
 
 from .gateway_world import LAW, World, world
 
@@ -170,6 +170,24 @@ def test_after_the_first_byte_the_stream_ends_with_an_error_event(how: str, api:
         assert not made.behind["code"].received
         assert not made.behind["math"].received
         assert made.ask(model="code").status == 200
+
+
+def test_the_error_event_of_a_response_has_the_next_number() -> None:
+    async def begin(request: web.Request, received: Received) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for event in response_events(received.json)[:3]:
+            await response.write(event)
+            await asyncio.sleep(0.01)
+        assert request.transport is not None
+        request.transport.abort()
+        return response
+
+    with world(settings=QUICK, responds={"law": begin}) as made:
+        client = openai.OpenAI(base_url=made.url, api_key="none", max_retries=0)
+        with client.responses.create(model="ir3de", input="the court and a judge", stream=True) as events:
+            numbers = [event.sequence_number for event in events]
+        assert numbers == [0, 1, 2, 3]
 
 
 def test_openais_client_raises_what_the_event_says() -> None:
@@ -400,6 +418,12 @@ def test_a_system_prompt_of_the_spec_is_not_what_a_client_is_refused_for(
             answered = made.ask(api, **fields)
             assert (answered.status, answered.expert) == (200, "law")
             assert made.last("law").json[field] == folded
+        if isinstance(asked, list):
+            kept = b'"n": 0.10, "content": "a"}'
+            body = b'{"model": "law", "messages": [{"role": "user", %s, {"role": "assistant", %s]}' % (kept, kept)
+            made.send("POST", f"/v1/{api}", body)
+            assert made.last("law").body.count(b'"n": 0.10') == 2, "numbers keep their text"
+            made.behind["law"].received.pop()
         assert len(made.behind["law"].received) == 3  # the second request was not refused first
         assert "refuses system messages" in caplog.text
         assert not made.gateway.attempts.breaker("law", made.gateway.serving).is_open

@@ -24,7 +24,22 @@ from ir3de.specs_ir3de import ExpertSpec, is_remote
 
 from .orders import Order
 
-Probabilities = list[dict[str, Any]]
+
+class Scored(NamedTuple):
+    """
+    A token of an answer and its log probability.
+
+    Args:
+        token (`str`): its text.
+        logprob (`float`): before sampling changes it.
+        start (`int`): where its text begins in the answer, in characters.
+        others (`tuple[Scored]`): the likeliest tokens in its place, itself among them where it is one.
+    """
+
+    token: str
+    logprob: float
+    start: int = 0
+    others: tuple[Scored, ...] = ()
 
 
 class Piece(NamedTuple):
@@ -36,19 +51,21 @@ class Piece(NamedTuple):
         text (`str`): of the piece; of a call its arguments as JSON.
         choice (`int`): which of several answers it belongs to.
         name (`str`): of the tool that is called.
-        logprobs (`list[dict]`, *optional*): of its tokens, in OpenAI's form.
+        logprobs (`list[Scored]`, *optional*): of its tokens, where they are asked for.
         finish (`str`): at the end: `"stop"`, `"length"` or `"tool_calls"`; empty where a server does not say.
         prompt_tokens, completion_tokens (`int`): so far; zeros where that is not known before the end.
+        stop (`str`): at the end: the stop string that came, if one did.
     """
 
     kind: str
     text: str = ""
     choice: int = 0
     name: str = ""
-    logprobs: Probabilities | None = None
+    logprobs: list[Scored] | None = None
     finish: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    stop: str = ""
 
 
 def pieces(pool: ExpertPool, name: str, order: Order, max_tokens: int, seconds: float) -> Iterator[Piece]:
@@ -90,11 +107,11 @@ def _of_text_server(spec: ExpertSpec, order: Order, max_tokens: int, seconds: fl
             yield Piece("text", rest, choice)
         ending = model.ending
         if ending is None:  # it did not say why; only a stop string of ours is known
-            yield Piece("end", choice=choice, finish="stop" if stops.found else "")
+            yield Piece("end", choice=choice, finish="stop" if stops.found else "", stop=stops.found)
             continue
         finish = "length" if ending.finish_reason == "length" else "stop"
         read, made = ending.input_length or 0, ending.generated_tokens
-        yield Piece("end", choice=choice, finish=finish, prompt_tokens=read, completion_tokens=made)
+        yield Piece("end", "", choice, finish=finish, prompt_tokens=read, completion_tokens=made, stop=stops.found)
 
 
 def _generate(
@@ -157,6 +174,8 @@ class _Reader(TextStreamer):
         self._calls = 0
         self._stops = Stops(order.stop)
         self._last = -1
+        self._given = 0  # characters of the text so far
+        self._said = 0  # of those that are certain to be in the answer
         self.prompt_tokens = 0
         self.tokens = 0
         super().__init__(source.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -164,7 +183,7 @@ class _Reader(TextStreamer):
     @property
     def stopped(self) -> bool:
         """Whether a stop string has come."""
-        return self._stops.found
+        return bool(self._stops.found)
 
     def put(self, value: torch.Tensor) -> None:
         """Takes the prompt's tokens first, then the answer's."""
@@ -181,11 +200,19 @@ class _Reader(TextStreamer):
             self.tokens += len(ids)
             self._last = int(ids[-1])
             if self._probabilities is not None:
-                self._probabilities.chosen(self._last)
+                self._probabilities.chosen(self._last, self._length())
         super().put(value)
+        if self._probabilities is not None:
+            self._probabilities.reached(self._length())
+
+    def _length(self) -> int:
+        """Characters of the text that the tokens so far make."""
+        pending = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
+        return self._given + len(pending) - self.print_len
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Makes pieces of the next text."""
+        self._given += len(text)
         if self._parser is None:
             self._say(text)
         elif text:
@@ -197,25 +224,34 @@ class _Reader(TextStreamer):
                 events = []
             self._take(events)
         if stream_end:
-            self._emit(self._stops.rest())
+            self._emit(self._stops.rest(), ends=not self.stopped)
 
     def _take(self, events: list[dict[str, Any]]) -> None:
         for chunk in response_events_to_chunks(events):
+            if not isinstance(chunk, (ToolCall, ReasoningText)):
+                self._say(chunk)
+                continue
+            if self._probabilities is not None:
+                self._probabilities.taken()  # these are told of the text alone
             if isinstance(chunk, ToolCall):
                 self._calls += 1
                 self._put(self._piece("call", chunk.arguments, name=chunk.name))
-            elif isinstance(chunk, ReasoningText):
-                self._put(self._piece("reasoning", str(chunk)))
             else:
-                self._say(chunk)
+                self._put(self._piece("reasoning", str(chunk)))
 
     def _say(self, text: str) -> None:
         self._emit(self._stops.passed(text))
 
-    def _emit(self, text: str) -> None:
-        if text:
-            probabilities = self._probabilities.taken() if self._probabilities is not None else None
-            self._put(self._piece("text", text, logprobs=probabilities))
+    def _emit(self, text: str, ends: bool = False) -> None:
+        """Gives a text on, with those of its tokens that have not come before; at the end with all that are left."""
+        self._said += len(text)
+        scored = None
+        if self._probabilities is not None:
+            # A parser takes its marks out of the text, and the places of tokens are not known.
+            all_of_them = ends or (bool(text) and self._parser is not None)
+            scored = self._probabilities.taken(None if all_of_them else self._said)
+        if text or scored:
+            self._put(self._piece("text", text, logprobs=scored))
 
     def ending(self, max_tokens: int) -> Piece:
         """The last piece: why the answer ended."""
@@ -226,7 +262,7 @@ class _Reader(TextStreamer):
             finish = "length"
         else:
             finish = "stop"
-        return self._piece("end", finish=finish)
+        return self._piece("end", finish=finish, stop=self._stops.found)
 
     def _piece(self, kind: str, text: str = "", **about: Any) -> Piece:
         return Piece(kind, text, self._choice, prompt_tokens=self.prompt_tokens, completion_tokens=self.tokens, **about)
@@ -252,17 +288,17 @@ class Stops:
         self._strings = strings
         self._keep = max((len(each) for each in strings), default=1) - 1
         self._held = ""
-        self.found = False
+        self.found = ""  # the string that came
 
     def passed(self, text: str) -> str:
         """Takes the next text; returns what is certain to come before a stop string."""
         if self.found:
             return ""
         self._held += text
-        places = [self._held.find(each) for each in self._strings if each in self._held]
+        places = [(self._held.find(each), each) for each in self._strings if each in self._held]
         if places:
-            self.found = True
-            return self._held[: min(places)]
+            place, self.found = min(places)
+            return self._held[:place]
         ready = max(0, len(self._held) - self._keep)
         text, self._held = self._held[:ready], self._held[ready:]
         return text
@@ -296,26 +332,35 @@ class _Probabilities(LogitsProcessor):
         self._most = most
         self._tokenizer = tokenizer
         self._present: torch.Tensor | None = None
-        self._waiting: Probabilities = []
+        self._unseen = frozenset(tokenizer.all_special_ids)
+        self._waiting: list[Scored] = []
+        self._ends: list[int] = []  # of their texts
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         self._present = torch.log_softmax(scores[0].float(), dim=-1)
         return scores
 
-    def chosen(self, token: int) -> None:
-        """Notes which token came."""
-        if self._present is None:
+    def chosen(self, token: int, start: int) -> None:
+        """Notes which token came, and where its text begins; one that ends an answer is no part of it."""
+        if self._present is None or token in self._unseen:
             return
         top = self._present.topk(self._most).indices.tolist() if self._most else []
-        self._waiting.append(self._entry(token) | {"top_logprobs": [self._entry(each) for each in top]})
+        own = self._scored(token)
+        self._waiting.append(own._replace(start=start, others=tuple(map(self._scored, top))))
 
-    def _entry(self, token: int) -> dict[str, Any]:
+    def _scored(self, token: int) -> Scored:
         assert self._present is not None
-        text = str(self._tokenizer.decode([token]))
-        value = max(float(self._present[token]), -9999.0)
-        return {"token": text, "logprob": value, "bytes": list(text.encode())}
+        return Scored(str(self._tokenizer.decode([token])), max(float(self._present[token]), -9999.0))
 
-    def taken(self) -> Probabilities:
-        """Those of the tokens since the last time."""
-        waiting, self._waiting = self._waiting, []
-        return waiting
+    def reached(self, end: int) -> None:
+        """Notes where the text of the tokens so far ends; several may make one character, which is shorter than what
+        the first of them seemed to be.
+        """
+        self._ends = [min(each, end) for each in self._ends]
+        self._ends += [end] * (len(self._waiting) - len(self._ends))
+
+    def taken(self, end: int | None = None) -> list[Scored]:
+        """Those of the tokens since the last time that end within so many characters of the text; by default all."""
+        number = len(self._waiting) if end is None else sum(each <= end for each in self._ends)
+        taken, self._waiting, self._ends = self._waiting[:number], self._waiting[number:], self._ends[number:]
+        return taken

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from .apis import COMPLETIONS, MESSAGES, RESPONSES, Api
-from .generation import Piece
+from .generation import Piece, Scored
+
+_PARTS = {"text": "output_text", "reasoning": "reasoning_text"}  # types of the parts of a response, by pieces
 
 
 class ChatShape:
@@ -26,7 +29,7 @@ class ChatShape:
         self.fields = fields
         self.id = f"chatcmpl-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.calls = 0
+        self.calls: Counter[int] = Counter()  # of each choice
         self.prompt_tokens = 0
         self.completion_tokens = 0
 
@@ -47,10 +50,13 @@ class ChatShape:
         if calls := [self._call(piece) for piece in pieces if piece.kind == "call"]:
             message["tool_calls"] = calls
             message["content"] = message["content"] or None
-        logprobs = [entry for piece in pieces for entry in piece.logprobs or []]
-        told = {"content": logprobs, "refusal": None} if self.fields.get("logprobs") else None
         finish = pieces[-1].finish or None
-        return {"index": index, "message": message, "logprobs": told, "finish_reason": finish}
+        logprobs = self._logprobs(scored_of(pieces))
+        return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish}
+
+    def _logprobs(self, scored: list[Scored] | None) -> dict[str, Any] | None:
+        """What is told of tokens and their log probabilities; None where nobody asks for it."""
+        return None if scored is None else {"content": told(scored), "refusal": None}
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """Events before the first piece."""
@@ -62,13 +68,12 @@ class ChatShape:
             self._count([piece])
             yield self._chunk(piece.choice, {}, piece.finish or None)
         elif piece.kind == "call":
-            yield self._chunk(piece.choice, {"tool_calls": [{"index": self.calls, **self._call(piece)}]})
-            self.calls += 1
+            yield self._chunk(piece.choice, {"tool_calls": [{"index": self.calls[piece.choice], **self._call(piece)}]})
+            self.calls[piece.choice] += 1
         else:
             key = "content" if piece.kind == "text" else "reasoning_content"
             chunk = self._chunk(piece.choice, {key: piece.text})
-            if piece.logprobs:
-                chunk["choices"][0]["logprobs"] = {"content": piece.logprobs, "refusal": None}
+            chunk["choices"][0]["logprobs"] = self._logprobs(piece.logprobs)
             yield chunk
 
     def end(self) -> Iterator[dict[str, Any]]:
@@ -117,8 +122,19 @@ class CompletionShape(ChatShape):
         return {**super().whole(pieces), "id": self.id.replace("chatcmpl", "cmpl"), "object": "text_completion"}
 
     def _choice(self, pieces: list[Piece], index: int) -> dict[str, Any]:
-        about = {"index": index, "logprobs": None, "finish_reason": pieces[-1].finish or None}
-        return {"text": joined(pieces, "text"), **about}
+        about = {"index": index, "finish_reason": pieces[-1].finish or None}
+        return {"text": joined(pieces, "text"), "logprobs": self._logprobs(scored_of(pieces)), **about}
+
+    def _logprobs(self, scored: list[Scored] | None) -> dict[str, Any] | None:
+        """In the older form, a list of each of its columns."""
+        if scored is None:
+            return None
+        return {
+            "tokens": [each.token for each in scored],
+            "token_logprobs": [each.logprob for each in scored],
+            "top_logprobs": [{other.token: other.logprob for other in (*each.others, each)} for each in scored],
+            "text_offset": [each.start for each in scored],
+        }
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """Nothing comes before the first piece."""
@@ -149,7 +165,11 @@ class MessageShape(ChatShape):
         if text := joined(pieces, "text"):
             content.append({"type": "text", "text": text})
         content += [self._use(piece, read=True) for piece in pieces if piece.kind == "call"]
-        return {**self._message(), "content": content, "stop_reason": self._reasons.get(pieces[-1].finish)}
+        return {**self._message(), "content": content, **self._stop(pieces[-1])}
+
+    def _stop(self, end: Piece) -> dict[str, Any]:
+        reason = "stop_sequence" if end.stop else self._reasons.get(end.finish)
+        return {"stop_reason": reason, "stop_sequence": end.stop or None}
 
     def begin(self) -> Iterator[dict[str, Any]]:
         """The message without its content."""
@@ -160,8 +180,7 @@ class MessageShape(ChatShape):
         if piece.kind == "end":
             self._count([piece])
             yield from self._close()
-            delta = {"stop_reason": self._reasons.get(piece.finish), "stop_sequence": None}
-            yield {"type": "message_delta", "delta": delta, "usage": self.usage()}
+            yield {"type": "message_delta", "delta": self._stop(piece), "usage": self.usage()}
             return
         if piece.kind == "call":
             yield from self._start("call", self._use(piece, read=False))
@@ -219,8 +238,10 @@ class ResponseShape(ChatShape):
         self.id = f"resp_{uuid.uuid4().hex}"
         self._sent = 0
         self._output: list[dict[str, Any]] = []
+        self._item: dict[str, Any] | None = None  # that is being made: a message, or a reasoning
+        self._kind = ""
         self._text = ""
-        self._item: dict[str, Any] | None = None
+        self._told: list[dict[str, Any]] = []
         self._finish = ""
 
     def whole(self, pieces: list[Piece]) -> dict[str, Any]:
@@ -237,17 +258,19 @@ class ResponseShape(ChatShape):
 
     def event(self, piece: Piece) -> Iterator[dict[str, Any]]:
         """The events of a piece."""
-        if piece.kind == "text":
-            yield from self._open_message()
-            self._text += piece.text
-            yield self._numbered("response.output_text.delta", **self._place(), delta=piece.text, logprobs=[])
-        elif piece.kind == "call":
-            yield from self._close_message()
+        if piece.kind == "call":
+            yield from self._close()
             yield from self._called(piece)
         elif piece.kind == "end":
             self._count([piece])
             self._finish = piece.finish or "stop"
-            yield from self._close_message()
+            yield from self._close()
+        else:
+            yield from self._open(piece.kind)
+            self._text += piece.text
+            about = self._with_logprobs(told(piece.logprobs or []))
+            self._told += about.get("logprobs", [])
+            yield self._numbered(f"response.{_PARTS[piece.kind]}.delta", **self._place(), delta=piece.text, **about)
 
     def end(self) -> Iterator[dict[str, Any]]:
         """The complete response."""
@@ -268,23 +291,34 @@ class ResponseShape(ChatShape):
             "total_tokens": self.prompt_tokens + self.completion_tokens,
         }
 
-    def _open_message(self) -> Iterator[dict[str, Any]]:
-        if self._item is None:
-            item = {"type": "message", "id": f"msg_{uuid.uuid4().hex}", "role": "assistant"}
-            self._item = {**item, "status": "in_progress", "content": []}
-            self._text = ""
-            yield self._numbered("response.output_item.added", output_index=len(self._output), item=self._item)
-            yield self._numbered("response.content_part.added", **self._place(), part=self._part())
+    def _open(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Begins an item, unless the last one goes on."""
+        if self._item is not None and self._kind == kind:
+            return
+        yield from self._close()
+        self._kind, self._text, self._told = kind, "", []
+        if kind == "text":
+            item: dict[str, Any] = {"type": "message", "id": f"msg_{uuid.uuid4().hex}", "role": "assistant"}
+        else:
+            item = {"type": "reasoning", "id": f"rs_{uuid.uuid4().hex}", "summary": []}
+        self._item = {**item, "status": "in_progress", "content": []}
+        yield self._numbered("response.output_item.added", output_index=len(self._output), item=self._item)
+        yield self._numbered("response.content_part.added", **self._place(), part=self._part())
 
-    def _close_message(self) -> Iterator[dict[str, Any]]:
+    def _close(self) -> Iterator[dict[str, Any]]:
         if self._item is not None:
             place, part = self._place(), self._part()
             done = {**self._item, "status": "completed", "content": [part]}
-            yield self._numbered("response.output_text.done", **place, text=self._text, logprobs=[])
+            about = self._with_logprobs(self._told)
+            yield self._numbered(f"response.{_PARTS[self._kind]}.done", **place, text=self._text, **about)
             yield self._numbered("response.content_part.done", **place, part=part)
             yield self._numbered("response.output_item.done", output_index=len(self._output), item=done)
             self._output.append(done)
             self._item = None
+
+    def _with_logprobs(self, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+        """What is told of log probabilities, which only texts of messages have."""
+        return {"logprobs": logprobs} if self._kind == "text" else {}
 
     def _called(self, piece: Piece) -> Iterator[dict[str, Any]]:
         item = {"type": "function_call", "id": f"fc_{uuid.uuid4().hex}", "name": piece.name, "status": "completed"}
@@ -302,7 +336,8 @@ class ResponseShape(ChatShape):
         return {"item_id": self._item["id"], "output_index": len(self._output), "content_index": 0}
 
     def _part(self) -> dict[str, Any]:
-        return {"type": "output_text", "text": self._text, "annotations": [], "logprobs": []}
+        more: dict[str, Any] = {"annotations": []} if self._kind == "text" else {}
+        return {"type": _PARTS[self._kind], "text": self._text, **more, **self._with_logprobs(self._told)}
 
     def _numbered(self, kind: str, **fields: Any) -> dict[str, Any]:
         self._sent += 1
@@ -341,3 +376,18 @@ def shape_of(api: Api, expert: str, fields: dict[str, Any]) -> ChatShape:
 def joined(pieces: list[Piece], kind: str) -> str:
     """The text of all pieces of a kind."""
     return "".join(piece.text for piece in pieces if piece.kind == kind)
+
+
+def scored_of(pieces: list[Piece]) -> list[Scored] | None:
+    """All tokens with their log probabilities, if they were asked for."""
+    given = [piece.logprobs for piece in pieces if piece.logprobs is not None]
+    return [scored for some in given for scored in some] if given else None
+
+
+def told(scored: list[Scored]) -> list[dict[str, Any]]:
+    """Tokens and their log probabilities in the form of chats and responses."""
+    return [{**_told(each), "top_logprobs": list(map(_told, each.others))} for each in scored]
+
+
+def _told(scored: Scored) -> dict[str, Any]:
+    return {"token": scored.token, "logprob": scored.logprob, "bytes": list(scored.token.encode())}

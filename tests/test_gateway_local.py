@@ -108,7 +108,7 @@ def test_stop_strings_across_pieces() -> None:
     assert Stops([]).passed("all") == "all"
     found = Stops(["bc"])
     assert [found.passed(piece) for piece in ("ab", "c", "d")] == ["a", "", ""]
-    assert (found.found, found.rest()) == (True, "")
+    assert (found.found, found.rest()) == ("bc", "")
 
 
 def test_a_seed_repeats_a_sampled_answer_and_several_differ(here: World) -> None:
@@ -137,6 +137,52 @@ def test_log_probabilities_are_of_the_tokens_that_came(here: World) -> None:
     chunks = list(client(here).chat.completions.create(**asked, logprobs=True, stream=True))
     streamed = [entry for c in chunks if c.choices[0].logprobs for entry in c.choices[0].logprobs.content]
     assert [entry.token for entry in streamed] == [entry.token for entry in told]
+
+
+def test_log_probabilities_in_the_form_of_each_api(here: World) -> None:
+    asking = client(here)
+    common: dict[str, Any] = {"model": "law", "temperature": 0}
+    text = {"prompt": "the court and a judge", "max_tokens": 5, "logprobs": 2}
+    choice = asking.completions.create(**common, **text).choices[0]
+    told = choice.logprobs
+    assert [len(column) for column in (told.tokens, told.token_logprobs, told.top_logprobs, told.text_offset)] == [
+        5
+    ] * 4
+    assert choice.text.split() == told.tokens
+    for place, token, value, others in zip(
+        told.text_offset, told.tokens, told.token_logprobs, told.top_logprobs, strict=True
+    ):
+        assert choice.text[place:].split()[0] == token
+        assert (max(others, key=others.get), others[token], len(others)) == (token, value, 2)
+    alone = asking.completions.create(**common, **{**text, "logprobs": 0}).choices[0].logprobs
+    assert alone.top_logprobs == [{token: value} for token, value in zip(told.tokens, told.token_logprobs, strict=True)]
+    chunks = list(asking.completions.create(**common, **text, stream=True))
+    streamed = [chunk.choices[0].logprobs for chunk in chunks if chunk.choices[0].logprobs]
+    assert [token for each in streamed for token in each.tokens] == told.tokens
+    assert [place for each in streamed for place in each.text_offset] == told.text_offset
+
+    given = {"input": "the court and a judge", "max_output_tokens": 5}
+    for more in ({"top_logprobs": 2}, {"include": ["message.output_text.logprobs"]}):
+        answer = asking.responses.create(**common, **given, **more)
+        entries = answer.output[0].content[0].logprobs
+        assert [entry.token for entry in entries] == answer.output_text.split()
+        assert [entry.logprob for entry in entries] == told.token_logprobs, "law has no template"
+        assert {len(entry.top_logprobs) for entry in entries} == {more.get("top_logprobs", 0)}
+        events = list(asking.responses.create(**common, **given, **more, stream=True))
+        deltas = [event for event in events if event.type == "response.output_text.delta"]
+        assert [entry.token for event in deltas for entry in event.logprobs] == [entry.token for entry in entries]
+        assert events[-1].response.output[0].content[0].logprobs == entries
+    assert asking.responses.create(**common, **given).output[0].content[0].logprobs == []
+
+
+def test_log_probabilities_end_with_the_text(here: World) -> None:
+    asked: dict[str, Any] = {"model": "law", "messages": LAW, "max_tokens": 12, "temperature": 0, "logprobs": True}
+    text = client(here).chat.completions.create(**asked).choices[0].message.content
+    for stop in (text.split()[3], text.split()[3][1:]):
+        choice = client(here).chat.completions.create(**asked, stop=stop).choices[0]
+        assert choice.message.content == text[: text.index(stop)]
+        tokens = [entry.token for entry in choice.logprobs.content]
+        assert tokens == text.split()[:3], "those that are wholly in it"
 
 
 def test_penalties_and_a_bias_change_an_answer(here: World) -> None:
@@ -208,6 +254,38 @@ def test_messages_are_answered_too(here: World) -> None:
     assert [event["type"] for event in events][-3:] == ["content_block_stop", "message_delta", "message_stop"]
     texts = [event["delta"]["text"] for event in events if event["type"] == "content_block_delta"]
     assert "".join(texts) == chat.choices[0].message.content
+
+
+def test_a_stop_sequence_is_named_in_messages(here: World) -> None:
+    asked: dict[str, Any] = {"model": "law", "max_tokens": 12, "temperature": 0}
+    text = here.ask("messages", **asked).json["content"][0]["text"]
+    stop = text.split()[3]
+    answer = here.ask("messages", **asked, stop_sequences=["never", stop]).json
+    assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", stop)
+    assert answer["content"][0]["text"] == text[: text.index(stop)]
+    streamed = here.ask("messages", **asked, stop_sequences=[stop], stream=True).body.decode()
+    assert f'"delta":{{"stop_reason":"stop_sequence","stop_sequence":"{stop}"}}' in streamed
+    cut = here.ask("messages", **asked, stop_sequences=["never"]).json
+    assert (cut["stop_reason"], cut["stop_sequence"]) == ("max_tokens", None)
+
+
+def test_reasoning_comes_in_responses(expert_specs: dict[str, dict[str, Any]]) -> None:
+    def generate(*_: Any) -> Iterator[Piece]:
+        yield from (Piece("reasoning", "hm, "), Piece("reasoning", "hm"), Piece("text", "guilty"))
+        yield Piece("end", finish="stop", prompt_tokens=1, completion_tokens=3)
+
+    with world(expert_specs, Settings(limits=LIMITS), names=(), generate=generate) as made:
+        asked: dict[str, Any] = {"model": "law", "input": "the court"}
+        answer = client(made).responses.create(**asked)
+        assert [item.type for item in answer.output] == ["reasoning", "message"]
+        assert [part.text for part in answer.output[0].content] == ["hm, hm"]
+        assert answer.output_text == "guilty"
+        with client(made).responses.stream(**asked) as stream:
+            events = list(stream)
+            assert stream.get_final_response().output[0].content == answer.output[0].content
+        said = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
+        assert said == ["hm, ", "hm"]
+        assert [event.sequence_number for event in events] == list(range(len(events)))
 
 
 # Who waits, and who leaves.

@@ -129,6 +129,27 @@ def test_calls_in_the_shape_of_each_api() -> None:
     assert [item["type"] for item in events[-1]["response"]["output"]] == ["message", "function_call"]
 
 
+def test_calls_are_counted_in_each_of_several_answers() -> None:
+    pieces = [Piece("call", "{}", choice, name="look") for choice in (0, 0, 1)]
+    chunks = streamed(CHAT, [*pieces, Piece("end", finish="tool_calls"), Piece("end", choice=1, finish="tool_calls")])
+    choices = [chunk["choices"][0] for chunk in chunks]
+    calls = [(choice["index"], call["index"]) for choice in choices for call in choice["delta"].get("tool_calls", ())]
+    assert calls == [(0, 0), (0, 1), (1, 0)]
+
+
+def test_calls_at_once_are_one_message_in_responses_as_in_chats() -> None:
+    calls = [{**CHAT_CALL, "id": f"c{index}"} for index in range(2)]
+    results = [{**CHAT_RESULT, "tool_call_id": f"c{index}"} for index in range(2)]
+    chat = order(CHAT, messages=[*LAW, {"role": "assistant", "content": "hm", "tool_calls": calls}, *results])
+    given = [
+        {"role": "user", "content": "the court and a judge"},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "hm"}]},
+        *({"type": "function_call", "call_id": call["id"], **call["function"]} for call in calls),
+        *({"type": "function_call_output", "call_id": f"c{index}", "output": "3.14"} for index in range(2)),
+    ]
+    assert order(RESPONSES, messages=None, input=given).prompt == chat.prompt
+
+
 def test_a_loop_of_tools_is_read_alike_in_each_shape() -> None:
     asks = "the court and a judge"
     call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "π"}'}}
@@ -452,3 +473,13 @@ def test_anthropics_client_parses_an_answer_of_an_expert_here(bytes_expert: str)
         asked: dict[str, Any] = {"model": "ir3de", "max_tokens": 200, "messages": LAW, "output_format": Verdict}
         parsed = client.messages.parse(**asked).parsed_output
         assert isinstance(parsed, Verdict)
+
+
+def test_log_probabilities_of_bytes_are_all_there(bytes_expert: str) -> None:
+    """Several tokens make one character, and some of them no text of their own."""
+    with world({"law": {"model": bytes_expert}}, Settings(), names=()) as made:
+        for seed in range(3):
+            answer = made.ask(max_tokens=40, temperature=1, seed=seed, logprobs=True, stop=["\n"]).json
+            choice = answer["choices"][0]
+            unseen = choice["finish_reason"] == "stop"  # what ended it is no part of the answer
+            assert len(choice["logprobs"]["content"]) == answer["usage"]["completion_tokens"] - unseen

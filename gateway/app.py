@@ -46,7 +46,7 @@ def _routes(gateway: Gateway, pages: _Pages) -> list[Route]:
         *(Route(f"/{each.path}", Answer(gateway, each), methods=["POST"]) for each in (CHAT, COMPLETIONS)),
         *(Route(f"/{each.path}", Answer(gateway, each), methods=["POST"]) for each in (RESPONSES, MESSAGES)),
         Route("/models", pages.models),
-        Route("/models/{name}", pages.model),
+        Route("/models/{name:path}", pages.model),
         Route("/{path:path}", Other(gateway)),
     ]
 

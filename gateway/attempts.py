@@ -259,9 +259,10 @@ class Attempts:
         if ask.details:
             sent["accept-encoding"] = "identity"  # or the route could not be put into the answer
         body = expert.body(ask, conversation, expert.no_system)
+        passed = () if ask.previous is None else (404,)  # it no longer keeps that response, and nobody else does
         first: Upstream | ExpertFailed
         try:
-            first = await self._forwarder.open(expert, ask.api.path, body, sent)
+            first = await self._forwarder.open(expert, ask.api.path, body, sent, passed=passed)
         except ExpertFailed as failure:
             first = failure
         is_refusal = may_refuse_system(first.status, first.said)
@@ -274,7 +275,7 @@ class Attempts:
         else:
             first.close()
         # What the spec adds may be what the server refuses: once more, with that in the first message of the user.
-        reply = await self._forwarder.open(expert, ask.api.path, folded, sent)
+        reply = await self._forwarder.open(expert, ask.api.path, folded, sent, passed=passed)
         if reply.status < 400:
             logger.warning(
                 "The server of expert %s refuses system messages: the user's first takes their text.", expert.name

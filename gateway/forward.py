@@ -8,7 +8,7 @@ import logging
 import re
 import socket
 from asyncio import timeout
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -188,21 +188,28 @@ class Upstream:
         self.headers: Headers = [
             (name.lower(), value) for name, value in response.raw_headers if name.lower() not in _NOT_PASSED_BACK
         ]
-        self.is_events = response.content_type == "text/event-stream"
+        kind = response.content_type if "content-type" in response.headers else "application/json"
+        self.is_events = kind == "text/event-stream"
+        self._is_held = not self.is_events and (
+            kind == "application/json" or kind.endswith("+json") or self.status >= 400
+        )
         self.is_coded = response.headers.get("content-encoding", "identity") != "identity"
         self.first = b""
         self.complete = False
 
     async def begin(self) -> None:
-        """Waits for the first piece, or of an answer that is no stream of events for all of it."""
+        """Waits for the first piece, or for all of an answer that is JSON or a refusal."""
         parts: list[bytes] = []
         size = 0
-        while not self.complete and (not parts or not self.is_events) and size < _WHOLE:
+        while not self.complete and (not parts or self._is_held) and size < _WHOLE:
             part = await self._response.content.readany()
             self.complete = not part
             parts.append(part)
             size += len(part)
         self.first = b"".join(parts)
+        length = self._response.headers.get("content-length")
+        if length and not (self.complete or self._is_held or self.is_events):  # whose bytes stay as they are
+            self.headers.append((b"content-length", length.encode()))
 
     async def read(self) -> bytes:
         """The next piece; empty at the end.
@@ -266,7 +273,13 @@ class Forwarder:
         self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether addresses must be public
 
     async def open(
-        self, expert: RemoteExpert, path: str, body: bytes | None, headers: Mapping[str, str], method: str = "POST"
+        self,
+        expert: RemoteExpert,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        method: str = "POST",
+        passed: Container[int] = (),
     ) -> Upstream:
         """Sends a request and waits until the answer begins.
 
@@ -276,6 +289,7 @@ class Forwarder:
             body (`bytes`, *optional*): of the request.
             headers (`Mapping[str, str]`): of the request.
             method (`str`): of HTTP.
+            passed (`Container[int]`): statuses that are answers here, and no failures of the server.
 
         Raises:
             ExpertFailed: there is no answer, or one that says that the server cannot answer.
@@ -288,7 +302,7 @@ class Forwarder:
                 response = await session.request(
                     method, f"{expert.base}/{path}", data=body, headers=headers, allow_redirects=False
                 )
-                if _is_failure(response.status):
+                if _is_failure(response.status) and response.status not in passed:
                     raise _refused(response, await _said(response) if response.status == 500 else "")
                 upstream = Upstream(response, self._timeouts.idle, end)
                 await upstream.begin()

@@ -1065,7 +1065,8 @@ def running(app: Any, listener: socket.socket, **options: Any) -> Iterator[None]
     """Runs an application in a thread, with options of uvicorn."""
     # Without this, each answer waits 40 ms for the client's delayed acknowledgement.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    settings: dict[str, Any] = {"log_level": "error", "lifespan": "off", "timeout_graceful_shutdown": 1, **options}
+    settings: dict[str, Any] = {"log_level": "error", "lifespan": "off", "timeout_graceful_shutdown": 1}
+    settings |= {"timeout_keep_alive": 60, **options}  # a slow test may come between two requests
     config = uvicorn.Config(app, **settings)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

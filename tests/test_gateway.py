@@ -1,9 +1,11 @@
 """The gateway's rule, read little and forward everything: what a server receives, and what comes back of it."""
 
+import asyncio
 import gzip
 import http.client
 import json
 import random
+import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -333,6 +335,13 @@ def test_models_are_the_router_and_its_experts(three: World) -> None:
     assert [model["id"] for model in answered.json["data"]] == ["ir3de", "code", "law", "math"]
     assert three.send("GET", "/v1/models/law").json["object"] == "model"
     assert three.send("GET", "/v1/models/art").status == 404
+    spec = {"name": "org/law", "endpoint": three.behind["law"].url, "domains": ["law"]}
+    model = tiny.router()
+    model.config.set_experts([spec, {"name": "code"}, {"name": "math"}], list(tiny.DOMAINS))
+    with world() as made:
+        made.gateway.serving = served(IR3DERoutingPipeline(model, device="cpu"))
+        for name in ("org/law", "org%2Flaw"):
+            assert made.send("GET", f"/v1/models/{name}").json["id"] == "org/law"
 
 
 def test_health_ready_and_metrics(three: World) -> None:
@@ -356,6 +365,64 @@ def test_what_is_not_routed_is_a_404_or_goes_to_the_default_expert(three: World)
         received = made.last("code")
         assert received.path == "/v1/embeddings?a=1"
         assert received.json == {"model": "served-code", "input": ["a"]}
+
+
+@pytest.fixture(scope="module")
+def other() -> Iterator[World]:
+    """A gateway with a default expert, whose server tells what it got."""
+
+    async def tell(request: web.Request, received: Received) -> web.StreamResponse:
+        if "missing" in received.path:
+            return web.json_response({"error": {"message": "No such file"}}, status=404)
+        if "audio" in received.path:
+            response = web.StreamResponse(headers={"content-type": "audio/mpeg", "content-length": "10"})
+            await response.prepare(request)
+            await response.write(b"first")
+            await asyncio.sleep(0.5)
+            await response.write(b"later")
+            return response
+        return web.json_response({"raw": request.raw_path, "headers": received.headers})
+
+    with pytest.MonkeyPatch.context() as patch, StandIn(tell) as code:
+        patch.setenv(token_variable(code.url), "of-the-server")
+        with world({"code": {"endpoint": code.url}}, settings=Settings(default_expert="code")) as made:
+            yield made
+
+
+def test_what_a_server_says_of_an_address_comes_back(other: World) -> None:
+    answered = other.send("GET", "/v1/files/missing")
+    assert (answered.status, answered.json) == (404, {"error": {"message": "No such file"}})
+
+
+@pytest.mark.parametrize("path", ["a%23b", "a%3Fb", "a%20b", "a%2Fb", "%C3%A9", "a..b", "a?b=%26&c=+", "a%252e"])
+def test_an_address_arrives_as_it_was_written(other: World, path: str) -> None:
+    assert other.send("GET", f"/v1/files/{path}").json["raw"] == f"/v1/files/{path}"
+
+
+@pytest.mark.parametrize("path", ["../x", "a/../../x", "..%2Fx", "%2e%2e/x", "./x"])
+def test_an_address_does_not_lead_out(other: World, path: str) -> None:
+    assert other.send("GET", f"/v1/files/{path}").status == 404
+
+
+def test_what_is_no_json_goes_on_as_it_comes(other: World) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", other.port, timeout=10)
+    began = time.perf_counter()
+    connection.request("POST", "/v1/audio/speech", b"{}", {"content-type": "application/json"})
+    response = connection.getresponse()
+    assert response.getheader("content-length") == "10"
+    assert response.read(5) == b"first"
+    assert time.perf_counter() - began < 0.4
+    assert response.read() == b"later"
+    connection.close()
+
+
+def test_tokens_are_counted_in_the_form_of_the_api(three: World, other: World) -> None:
+    asked = {"model": "ir3de", "messages": LAW}
+    told = other.send("POST", "/v1/messages/count_tokens", asked, x_api_key="mine").json["headers"]
+    assert told["x-api-key"] == "of-the-server"
+    assert "mine" not in str(told)
+    refused = three.send("POST", "/v1/messages/count_tokens", asked)
+    assert (refused.status, refused.json["type"], refused.json["error"]["type"]) == (404, "error", "not_found_error")
 
 
 # Bad input.

@@ -228,6 +228,18 @@ def test_a_response_goes_on_where_it_is_kept(three: World) -> None:
     assert three.send("GET", "/v1/responses/resp_unknown").status == 404
 
 
+def test_a_response_that_its_server_forgot_is_told_as_it_says() -> None:
+    async def forgetful(request: web.Request, received: Received) -> web.StreamResponse:
+        if "previous_response_id" in received.json:
+            return web.json_response({"error": {"code": "previous_response_not_found"}}, status=404)
+        return await respond(request, received)
+
+    with world(settings=HASTY, responds={"law": forgetful}) as made:
+        first = made.ask("responses", messages=None, input="the court and a judge").json["id"]
+        answered = made.ask("responses", messages=None, input="go on", previous_response_id=first)
+        assert (answered.status, answered.code) == (404, "previous_response_not_found")
+
+
 # Capabilities.
 
 

@@ -111,14 +111,17 @@ class Chooser:
         allowed = self._allowed(ask, names)
         able = self._able([name for name in allowed if name in serving.experts], ask, serving)
         unable = serving.experts.keys() - able
+        prompt = self._prompt(ask, _read(serving))
+        if prompt is None:
+            return self._without_words(ask, [name for name in allowed if name in able], list(able), serving)
         options = dict(ask.options)
         if not unable.isdisjoint(allowed):
             options["experts"] = [name for name in allowed if name not in unable]
         priced = options if self._purse is None else self._purse.priced(options, serving.router.model.panel)
-        record = await self._route(ask, serving, priced)
+        record = await self._route(prompt, serving, priced)
         if priced is not options and "fallback" in record:
             # What a price chooses may score below the minimum. Nobody goes without an answer for that.
-            record = await self._route(ask, serving, options)
+            record = await self._route(prompt, serving, options)
         if not ask.generate:
             return Choice(record, [])
         if self._purse is not None:
@@ -131,7 +134,7 @@ class Chooser:
         record = choice.record
         if "recognised" not in record and prompt is not None:
             with suppress(GatewayError):  # there is nothing to recognise in it
-                record = {**record, "recognised": (await self._route(ask, serving, {}))["recognised"]}
+                record = {**record, "recognised": (await self._route(prompt, serving, {}))["recognised"]}
         said = prompt[-1]["content"] if isinstance(prompt, list) else prompt or ""
         return choice._replace(record=record, said=said)
 
@@ -176,17 +179,36 @@ class Chooser:
             raise GatewayError(400, code, f"No expert has what this request needs ({lacking}).{hint}")
         return able
 
-    async def _route(self, ask: Ask, serving: Serving, options: dict[str, Any]) -> Record:
+    def _without_words(self, ask: Ask, allowed: list[str], able: list[str], serving: Serving) -> Choice:
+        """Who answers where there is nothing to route on, such as an image alone: who has the agent's conversation, the
+        only one that can, or the fallback.
+
+        Args:
+            ask ([`Ask`]): the request.
+            allowed, able (`list[str]`): experts that can do what it needs: those that may answer it, and all.
+            serving ([`Serving`]): the router and its experts.
+
+        Raises:
+            GatewayError: there is none of these.
+        """
+        before = self.conversations.expert(ask.conversation) if ask.agent else None
+        fallback = serving.router.policy(ask.options).fallback_expert
+        if before in allowed or len(allowed) == 1:
+            choice = _only(before if before in allowed else allowed[0])
+        elif fallback in able:
+            choice = _only(fallback)
+        else:
+            message = f"`{ask.api.conversation}` holds no text of a user to route on: add one, or name an expert."
+            raise GatewayError(400, "nothing_to_route_on", message, ask.api.conversation)
+        return choice if ask.generate else choice._replace(candidates=[])
+
+    async def _route(self, prompt: Any, serving: Serving, options: dict[str, Any]) -> Record:
         """The pipeline's record.
 
         Raises:
-            GatewayError: there is nothing to route on, or an option is out of range.
+            GatewayError: an option is out of range.
         """
         router = serving.router
-        prompt = self._prompt(ask, _read(serving))
-        if prompt is None:
-            message = f"`{ask.api.conversation}` holds no text of a user to route on: add one, or name an expert."
-            raise GatewayError(400, "nothing_to_route_on", message, ask.api.conversation)
         if self._recognises:
             options = {**options, "recognised": True}
         try:

@@ -247,6 +247,7 @@ def _of_this_process(service: Service) -> Starlette:
     """The application, with all that is loaded for it taken out of the search for garbage, which would walk through it
     again every few requests. A router whose place another one takes is freed all the same: nothing of it refers back.
     """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # a few prompts are too small a task to share
     made = make_application(service)
     gc.collect()
     gc.freeze()

@@ -34,7 +34,7 @@ class _Waiting(NamedTuple):
 
 
 class Together:
-    """Routes prompts on the event loop: those that wait at the same turn of it together."""
+    """Routes prompts on the event loop, together with those that come within a turn of it."""
 
     def __init__(self) -> None:
         self._waiting: list[_Waiting] = []
@@ -52,7 +52,7 @@ class Together:
         """
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            loop.call_soon(self._route_some)
+            loop.call_soon(loop.call_soon, self._route_some)  # a turn later, in which some more come
         waiting = _Waiting(router, prompt, options, loop.create_future())
         self._waiting.append(waiting)
         return await waiting.record

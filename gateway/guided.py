@@ -54,7 +54,11 @@ class Guided(LogitsProcessor):
         self._read = -1  # tokens of the answer, and before the first of the prompt, that the matcher knows
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores of the next token, minus infinity for those that are ruled out."""
+        """Scores of the next token, minus infinity for those that are ruled out.
+
+        Raises:
+            GatewayError: the schema turns out to be too much to follow.
+        """
         if self._read < 0:
             self._read = input_ids.shape[1]
         for token in input_ids[0, self._read :].tolist():
@@ -62,6 +66,8 @@ class Guided(LogitsProcessor):
         self._read = input_ids.shape[1]
         # 0 where a token is ruled out; a model may have more rows of scores than there are tokens.
         allowed = torch.frombuffer(bytearray(self._matcher.compute_logit_bias()), dtype=torch.uint8) > 0
+        if self._matcher.is_error():  # it would let the answer end here
+            raise _bad(self._matcher.get_error().splitlines()[0])
         ruled_out = torch.ones(scores.shape[-1], dtype=torch.bool)
         ruled_out[: len(allowed)] = ~allowed[: scores.shape[-1]]
         return scores.masked_fill(ruled_out.to(scores.device), float("-inf"))

@@ -147,14 +147,12 @@ class LocalReply:
         """The events of the next piece; empty at the end.
 
         Raises:
+            GatewayError: what is asked cannot be done to its end.
             ExpertFailed: the answer breaks off.
         """
         if self.complete:
             return b""
-        try:
-            piece = await self._next()
-        except GatewayError as error:  # too late to refuse
-            raise ExpertFailed(error.code, broken=False) from None
+        piece = await self._next()
         if piece is not None:
             return b"".join(map(self._shape.text, self._shape.event(piece)))
         self.complete = True

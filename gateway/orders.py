@@ -10,7 +10,7 @@ from ir3de.prompts_ir3de import Prompt, text_of
 
 from .apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Api
 from .chats import read_prompt
-from .errors import GatewayError
+from .errors import GatewayError, wrong
 from .fields import Fields, unsupported
 from .limits import Limits
 from .requests import Ask
@@ -198,7 +198,7 @@ def _sampling(fields: Fields) -> dict[str, Any]:
 
 def _bias(bias: Fields) -> dict[str, Any]:
     if not all(map(_TOKEN.fullmatch, bias.values)):
-        raise unsupported(bias.place, "must map ids of tokens to numbers", bias.values)
+        raise wrong(bias.place, "must map ids of tokens to numbers", bias.values)
     values = {token: bias.number(token, -_MOST_BIAS, _MOST_BIAS) for token in bias.values}
     made = [[[int(token)], value] for token, value in values.items() if value is not None]
     return {"sequence_bias": made} if made else {}

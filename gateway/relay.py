@@ -119,6 +119,9 @@ async def relay(
             part = await reply.read()
             part = events.complete(part) if events else part
         part += events.rest() if events else b""
+    except GatewayError as refusal:  # an expert on this machine finds late that it cannot do what is asked
+        exchange.outcome = "refused"
+        part = api.error_event(refusal, exchange.sent)
     except ExpertFailed as failure:
         if events is None:
             raise

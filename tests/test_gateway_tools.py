@@ -483,3 +483,23 @@ def test_log_probabilities_of_bytes_are_all_there(bytes_expert: str) -> None:
             choice = answer["choices"][0]
             unseen = choice["finish_reason"] == "stop"  # what ended it is no part of the answer
             assert len(choice["logprobs"]["content"]) == answer["usage"]["completion_tokens"] - unseen
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_schema_that_turns_out_to_be_too_much_is_refused_and_counts_for_no_failure(
+    bytes_expert: str, stream: bool
+) -> None:
+    """It is found when the answer has begun, and would end it without a word."""
+    pytest.importorskip("llguidance")
+    many = {"type": "object", "properties": {f"p{index}": {"type": "string"} for index in range(3000)}}
+    both = {"enum": ["a " * 20]} if stream else {"enum": [1]}
+    schema = {"type": "object", "properties": {"first": both, "then": many}, "required": ["first", "then"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "v", "schema": {**schema, "additionalProperties": False}}}
+    with world({"law": {"model": bytes_expert}}, Settings(), names=()) as made:
+        for _ in range(6):
+            answered = made.ask(response_format=wanted, max_tokens=200, stream=stream)
+            told = answered.json if not stream else json.loads(answered.body.decode().rsplit("data: ", 1)[1])
+            assert (answered.status, told["error"]["code"]) == (200 if stream else 400, "invalid_value")
+            assert "schema cannot be followed" in told["error"]["message"]
+        assert not stream or b'"content":"a ' in answered.body
+        assert made.ask(max_tokens=1).status == 200

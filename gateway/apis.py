@@ -22,7 +22,6 @@ _NAMES = frozenset(("call_id", "file_id", "id", "image_url", "role", "tool_call_
 _BYTES = frozenset(("data", "encrypted_content", "file_data", "result", "signature"))
 _THOUGHTS = frozenset(("reasoning", "reasoning_content", "reasoning_details", "summary", "thinking", "thinking_blocks"))
 _NO_TEXT = _NAMES | _BYTES | _THOUGHTS
-_ESTIMATE = 8  # characters and UTF-8 bytes for a token: 4 characters of English, 2.7 of Russian, 2 of Chinese
 
 
 class Contents(NamedTuple):
@@ -77,7 +76,7 @@ class Api:
         """What is in the conversation."""
         characters, size, images = _measured([body.fields.get(name) for name in self.read])
         tools = len(body.raw("tools")) if body.fields.get("tools") else 0
-        return Contents(characters + tools, (characters + size + 2 * tools) // _ESTIMATE, images)
+        return Contents(characters + tools, _tokens(characters + tools, size + tools), images)
 
     def wants_json(self, fields: dict[str, Any]) -> bool:
         """Whether the answer must be JSON, perhaps of a schema."""
@@ -178,8 +177,7 @@ class Completions(Api):
         longest = max(prompts, key=len) if prompts else given
         characters, size, _ = _measured([longest])
         ids = len(longest) if isinstance(longest, list) else 0
-        tokens = ids + (characters + size) // _ESTIMATE
-        return Contents(sum(map(len, prompts)) if prompts else characters, tokens, False)
+        return Contents(sum(map(len, prompts)) if prompts else characters, ids + _tokens(characters, size), False)
 
     def wants_logprobs(self, fields: dict[str, Any]) -> bool:
         """Whether the answer must come with log probabilities; 0 of others are those of the tokens themselves."""
@@ -309,6 +307,13 @@ class Messages(Api):
 
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = Api(), Completions(), Responses(), Messages()
+
+
+def _tokens(characters: int, size: int) -> int:
+    """Tokens of a text by its characters and bytes: 4 characters of English for one, 3.2 of Russian, 2.7 of Chinese.
+    Most tokenizers make more of them, none of those that were tried makes less than 0.8 times as many.
+    """
+    return (3 * characters + size) // 16
 
 
 def _measured(said: list[Any]) -> tuple[int, int, bool]:

@@ -379,8 +379,8 @@ def needs_of(api: str, fields: dict[str, Any]) -> Needs:
     [
         ("chat/completions", {"messages": [SAID, {"role": "assistant", "content": None, "tool_calls": [CALL]}]}, 1000),
         ("chat/completions", {"messages": [SAID, {"role": "tool", "content": LONG}]}, 1000),
-        ("chat/completions", {"messages": [{"role": "user", "content": "法" * 3500}]}, 1750),
-        ("chat/completions", {"messages": [{"role": "user", "content": "суд " * 1000}]}, 1300),
+        ("chat/completions", {"messages": [{"role": "user", "content": "法" * 3500}]}, 1300),
+        ("chat/completions", {"messages": [{"role": "user", "content": "суд " * 1000}]}, 1180),
         ("chat/completions", {"tools": [{"type": "function", "function": {"name": LONG}}]}, 1000),
         ("messages", {"messages": [SAID, USED, result(LONG)]}, 1000),
         ("messages", {"messages": [SAID, USED, result([{"type": "text", "text": LONG}])]}, 1000),

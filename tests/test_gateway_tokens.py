@@ -98,7 +98,7 @@ def test_an_expert_here_is_counted_by_what_it_made(leaves: bool, expert_specs: d
     with world(expert_specs, Settings(limits=limits), names=()) as made:
         if leaves:
             connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=30)
-            body = json.dumps({"model": "law", "messages": LAW, "stream": True, "max_tokens": 300, "min_tokens": 300})
+            body = json.dumps({"model": "law", "messages": LAW, "stream": True, "max_tokens": 300})
             connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
             response = connection.getresponse()
             response.readline()

@@ -19,7 +19,7 @@ import uvicorn
 from starlette.applications import Starlette
 
 import ir3de
-from ir3de.scripts.data.rows import read_file
+from ir3de.scripts.data.rows import Row, read_file
 from ir3de.traffic.budget import Budget, Spending
 
 from .app import application
@@ -41,6 +41,23 @@ if TYPE_CHECKING:
 _VARIABLE = "IR3DE_GATEWAY"  # tells worker processes what to serve
 _KEYS_VARIABLE = "IR3DE_KEYS"  # keys, where no file of them is named
 _KEEP_ALIVE = 75  # seconds that an idle connection stays: longer than clients and nginx send requests on theirs
+_SOME_TIME = (0.001, 1e9)  # seconds
+_RANGES = {  # that the numbers of a service and of its limits must be in, least and most
+    "workers": (1, math.inf),
+    "port": (1, 65535),
+    "watch": _SOME_TIME,
+    "feedback_days": (0.001, 1e6),
+    "implicit": (0, 1),
+    "body": (1, math.inf),
+    "messages": (1, math.inf),
+    "tools": (0, math.inf),
+    "max_tokens": (1, math.inf),
+    "at_once": (1, math.inf),
+    "waiting": (0, math.inf),
+    "images": (0, math.inf),
+    "pixels": (1, math.inf),
+    **dict.fromkeys(Timeouts._fields, _SOME_TIME),
+}
 _WORKER_SECONDS = 300  # until a worker, which loads torch and the router first, is taken for dead
 
 
@@ -138,6 +155,28 @@ class Service(NamedTuple):
             return read_keys(os.environ[_KEYS_VARIABLE], f"The variable {_KEYS_VARIABLE}")
         return []
 
+    def labelled(self) -> list[Row]:
+        """The labelled prompts that a new router is tried on instead of its own.
+
+        Raises:
+            ValueError: they are malformed, or no new router is looked for.
+            OSError: they cannot be read.
+        """
+        if self.samples is None:
+            return []
+        if self.watch is None:
+            raise ValueError("`--samples` is what a new router is tried on: it needs `--watch`, which looks for one.")
+        return list(read_file(self.samples))
+
+    def _check_numbers(self) -> None:
+        for name, value in {**self._asdict(), **self.limits, **self.timeouts}.items():
+            if name not in _RANGES or value is None:
+                continue
+            least, most = _RANGES[name]
+            if not least <= value <= most:  # as `nan` never is
+                wanted = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+                raise ValueError(f"`--{name.replace('_', '-')}` must be {wanted}, got {value:g}.")
+
     def spending(self, keeping: Keeping | None = None, of_router: Mapping[str, Any] | None = None) -> Spending | None:
         """What holds its gateway to a budget, if it has one.
 
@@ -160,17 +199,13 @@ class Service(NamedTuple):
         """The store of its gateway, opened, if it has one.
 
         Raises:
-            ValueError: it is no store, or one of another version, or a number is out of range.
+            ValueError: it is no store, or one of another version.
             OSError: store or file cannot be opened.
         """
         if self.store is None:
             if self.keep_text or self.implicit or self.replica or self.exchange:
                 raise ValueError("`--keep-text`, `--implicit`, `--replica` and `--exchange` need a `--store`.")
             return None
-        if not 0 <= self.implicit <= 1:
-            raise ValueError(f"`--implicit` must be from 0 to 1, a part of an outcome; got {self.implicit:g}.")
-        if not 0 < self.feedback_days < math.inf:
-            raise ValueError(f"`--feedback-days` must be more than 0, got {self.feedback_days:g}.")
         from ir3de.traffic.store import Store
         from ir3de.traffic.texts import Texts
 
@@ -183,11 +218,14 @@ class Service(NamedTuple):
         """Looks at what can be told before the router is loaded.
 
         Raises:
-            ValueError: keys, budget, a number or the variables that ask for spans are malformed, or the store is none.
-            OSError: keys or store cannot be read.
+            ValueError: keys, budget, samples, a number or the variables that ask for spans are malformed, or the store
+                is none.
+            OSError: keys, samples or store cannot be read.
             ImportError: the environment asks for spans, and their packages are missing.
         """
+        self._check_numbers()
         self.settings()
+        self.labelled()
         self.spending()
         if keeping := self.keeping():
             keeping.store.close()
@@ -276,7 +314,7 @@ def make_application(service: Service) -> Starlette:
         service.fallback,
         service.explore_loss,
     )
-    revision = origin.current() if service.watch else ""
+    revision = "" if service.watch is None else origin.current()
     serving = served(origin.load(revision or None), revision)
     if not serving.experts:
         logging.getLogger(__name__).warning(
@@ -343,7 +381,7 @@ def _learning(service: Service, gateway: Gateway) -> Learning | None:
 
 
 def _watch(service: Service, origin: Origin, gateway: Gateway, learning: Learning | None) -> Watch | None:
-    if not service.watch:
+    if service.watch is None:
         return None
 
     def load(revision: str) -> Any:
@@ -351,7 +389,7 @@ def _watch(service: Service, origin: Origin, gateway: Gateway, learning: Learnin
         router = origin.load(revision)
         return learning.taught(router) if learning else router
 
-    samples = list(read_file(service.samples)) if service.samples else []
+    samples = service.labelled()
     refused = Path(service.shared) / "refused" if service.shared else None
     return Watch(gateway, Watched(origin.current, load, service.watch, samples, refused=refused))
 

@@ -135,8 +135,6 @@ def run(args: argparse.Namespace) -> int:
 
     from ir3de.scripts.fitting.embedded import build
 
-    if args.workers < 1:
-        raise ValueError(f"`--workers` must be at least 1, got {args.workers}.")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     limits = ("body", "messages", "tools", "max_tokens", "at_once", "waiting", "images", "pixels")

@@ -419,14 +419,14 @@ def test_signs_are_kept_apart_and_off_unless_they_are_wanted(tmp_path: Path) -> 
     [
         ({"keep_text": "x"}, "need a `--store`"),
         ({"store": "s", "implicit": 2.0}, "from 0 to 1"),
-        ({"store": "s", "feedback_days": 0.0}, "more than 0"),
+        ({"store": "s", "feedback_days": 0.0}, "`--feedback-days` must be from"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
     if "store" in fields:
         fields = {**fields, "store": str(tmp_path / "store.sqlite")}
     with pytest.raises(ValueError, match=said):
-        Service("router", **fields).keeping()
+        Service("router", **fields).check()
 
 
 def test_workers_are_said_to_miss_signs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

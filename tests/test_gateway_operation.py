@@ -615,6 +615,29 @@ def test_a_choice_that_makes_no_sense_is_refused_before_anything_is_served(
         serve.main([first, *option])
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        *((f"--{name}=-1", "at least") for name in ("body", "messages", "tools", "max-tokens", "at-once", "waiting")),
+        *((f"--{name}=-1", "at least") for name in ("images", "pixels", "workers")),
+        *((f"--{name}=0", "at least 1") for name in ("body", "messages", "max-tokens", "at-once", "pixels", "workers")),
+        *((f"--{name}=0", "from 0.001 to") for name in ("connect", "first-byte", "idle", "longest", "watch")),
+        *((f"--{name}=nan", "from") for name in ("connect", "idle", "watch", "feedback-days", "implicit")),
+        ("--idle=inf", "from 0.001 to"),
+        ("--port=99999", "from 1 to 65535"),
+        ("--port=0", "from 1 to 65535"),
+        ("--samples=rows.jsonl", "needs `--watch`"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_before_anything_is_loaded(
+    option: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ValueError, match=said) as refused:
+        serve.main([str(tmp_path), option])
+    assert option.partition("=")[0] in str(refused.value)
+    assert "Serving" not in capsys.readouterr().out
+
+
 def test_a_new_key_is_printed_with_the_line_that_lets_it_in(capsys: pytest.CaptureFixture[str]) -> None:
     assert serve.main(["--new-key", "ann"]) == 0
     said = capsys.readouterr()

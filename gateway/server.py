@@ -32,6 +32,7 @@ from .loading import Origin
 from .serving import prepare_in_background, served
 from .settings import Settings
 from .watch import Watch, Watched, try_routes
+from .workers import run_workers, started
 
 if TYPE_CHECKING:
     from .feedback import Keeping
@@ -273,12 +274,14 @@ def _listen(service: Service) -> None:
     with tempfile.TemporaryDirectory(prefix="ir3de-workers-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         os.environ[_VARIABLE] = json.dumps(service._replace(shared=folder)._asdict())
-        uvicorn.run(f"{__name__}:worker", factory=True, workers=service.workers, **listening)
+        config = uvicorn.Config(f"{__name__}:worker", factory=True, workers=service.workers, **listening)
+        run_workers(config, Path(folder))
 
 
 def worker() -> Starlette:
     """The application of a worker process."""
-    return _of_this_process(Service(**json.loads(os.environ[_VARIABLE])))
+    service = Service(**json.loads(os.environ[_VARIABLE]))
+    return started(partial(_of_this_process, service), Path(service.shared))
 
 
 def _of_this_process(service: Service) -> Starlette:

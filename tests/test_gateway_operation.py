@@ -9,6 +9,8 @@ import re
 import signal
 import socket
 import statistics
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -24,7 +26,7 @@ import pytest
 from aiohttp import web
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline
-from ir3de.gateway import guard
+from ir3de.gateway import guard, workers
 from ir3de.gateway.errors import GatewayError
 from ir3de.gateway.keys import Key, Keys, new_key, read_keys
 from ir3de.gateway.limits import Limits
@@ -128,11 +130,11 @@ def test_what_was_spent_grows_back() -> None:
 def test_worker_processes_count_together(tmp_path: Path) -> None:
     """As many as all may send get in, whichever process they come to and however many come at once."""
     keys = [Key("bob", hashed("b"), requests_per_minute=100, tokens_per_minute=500), Key("eve", hashed("e"), 7)]
-    workers = [Keys(keys, lambda: 1000.0, tmp_path / "limits") for _ in range(4)]
+    processes = [Keys(keys, lambda: 1000.0, tmp_path / "limits") for _ in range(4)]
 
     def admitted(number: int) -> bool:
         with suppress(GatewayError):
-            return workers[number % 4].admit({"authorization": "Bearer b"}) == "bob"
+            return processes[number % 4].admit({"authorization": "Bearer b"}) == "bob"
         return False
 
     with ThreadPoolExecutor(8) as threads:
@@ -143,7 +145,7 @@ def test_worker_processes_count_together(tmp_path: Path) -> None:
         worker.spent("bob", 300)
     with pytest.raises(GatewayError, match="tokens of the minute"):
         later[0].admit({"x-api-key": "b"})
-    assert [worker.admit({"x-api-key": "e"}) for worker in workers + later[:1]] == ["eve"] * 5, "its own"
+    assert [worker.admit({"x-api-key": "e"}) for worker in processes + later[:1]] == ["eve"] * 5, "its own"
 
 
 def test_a_wrong_key_takes_as_long_as_a_right_one() -> None:
@@ -580,6 +582,32 @@ def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without
         assert {line["outcome"] for line in logged} == {"answered", "invalid_api_key", "rate_limit_exceeded"}
         assert any(line.get("stream") for line in logged)
         assert "court" not in "".join(lines)
+
+
+def test_what_keeps_workers_from_starting_ends_the_service_with_one_message(tmp_path: Path) -> None:
+    first, _ = routers(tmp_path, "http://127.0.0.1:9/v1")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    options = ["--default-expert", "art", "--workers", "2", "--port", port]
+    arguments = [sys.executable, "-m", "ir3de.scripts.cli", "serve", first, *options]
+    ended = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    said = "ir3de serve: The default expert 'art' is no expert of this router behind a server."
+    assert (ended.returncode, ended.stderr.splitlines()) == (2, [said])
+
+
+def test_a_worker_that_cannot_start_while_others_serve_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise ConnectionError("the Hub is away")
+
+    monkeypatch.setattr(workers, "_PAUSE", 0.01)
+    assert workers.started(lambda: "served", tmp_path) == "served"
+    with pytest.raises(SystemExit) as ended:
+        workers.started(fail, tmp_path)
+    assert ended.value.code == 1, "which uvicorn does not take for a service that cannot start"
+    assert "the Hub is away" in caplog.text
+    assert not (tmp_path / "failed").exists()
 
 
 def test_without_descriptors_for_more_a_client_is_told_and_those_inside_are_served(tmp_path: Path) -> None:

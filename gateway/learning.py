@@ -17,7 +17,7 @@ from ir3de.traffic.repository import Repository
 from ir3de.traffic.store import Store
 
 from .gateway import Gateway
-from .watch import try_routes
+from .trial import try_routes
 
 logger = logging.getLogger(__name__)
 

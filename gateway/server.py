@@ -31,7 +31,8 @@ from .limits import Limits, Timeouts
 from .loading import Origin
 from .serving import prepare_in_background, served
 from .settings import Settings
-from .watch import Watch, Watched, try_routes
+from .trial import try_routes
+from .watch import Watch, Watched, first_revision
 from .workers import run_workers, started
 
 if TYPE_CHECKING:
@@ -129,6 +130,11 @@ class Service(NamedTuple):
     implicit: float = 0.0
     log: bool = True
     shared: str = ""
+
+    @property
+    def revisions(self) -> Path | None:
+        """The file in which its workers tell each other what is not to be served."""
+        return Path(self.shared) / "revisions" if self.shared else None
 
     def settings(self) -> Settings:
         """The settings of its gateway.
@@ -317,7 +323,7 @@ def make_application(service: Service) -> Starlette:
         service.fallback,
         service.explore_loss,
     )
-    revision = "" if service.watch is None else origin.current()
+    revision = "" if service.watch is None else first_revision(origin, service.revisions)
     serving = served(origin.load(revision or None), revision)
     if not serving.experts:
         logging.getLogger(__name__).warning(
@@ -392,9 +398,9 @@ def _watch(service: Service, origin: Origin, gateway: Gateway, learning: Learnin
         router = origin.load(revision)
         return learning.taught(router) if learning else router
 
-    samples = service.labelled()
-    refused = Path(service.shared) / "refused" if service.shared else None
-    return Watch(gateway, Watched(origin.current, load, service.watch, samples, refused=refused))
+    recall = None if origin.is_folder else load
+    watched = Watched(origin.current, load, service.watch, service.labelled(), recall=recall)
+    return Watch(gateway, watched._replace(revisions=service.revisions))
 
 
 def _log_requests() -> None:

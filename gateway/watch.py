@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ir3de.scripts.data.rows import Row
-from ir3de.scripts.metrics.measures import mean_recall
 
+from .breaker import Breaker, BreakerOptions
 from .gateway import Gateway
-from .serving import Serving, prepare_in_background, served
+from .loading import Origin
+from .revisions import Revisions
+from .serving import Serving, prepare_in_background
+from .trial import check_no_worse, is_passing, loaded_beside, samples_of
 
 logger = logging.getLogger(__name__)
 
-_TRIED = ("Find the roots of x^2 - 5x + 6.", "Why did Rome fall?", "Sort a list in Python.")
+_HEED_SECONDS = 1.0  # between two looks at what other worker processes say
+_MOST_SECONDS = 600.0  # until a revision that could not be loaded is tried again
 
 
 class Watched(NamedTuple):
@@ -27,9 +33,10 @@ class Watched(NamedTuple):
         current (`Callable`): gives the present revision.
         load (`Callable`): loads a revision, as a pipeline.
         seconds (`float`): between two looks.
-        samples (`Sequence[Row]`): labelled prompts that a new router is tried on.
+        samples (`Sequence`): labelled prompts that a new router is tried on, instead of those that travel with it.
         tolerance (`float`): accuracy on them that it may lose.
-        refused (`Path`, *optional*): a file of revisions not to be served, which worker processes share.
+        revisions (`Path`, *optional*): a file in which worker processes tell each other what is not to be served.
+        recall (`Callable`, *optional*): loads an earlier revision, where that can still be had.
     """
 
     current: Callable[[], str]
@@ -37,7 +44,8 @@ class Watched(NamedTuple):
     seconds: float = 60.0
     samples: Sequence[Row] = ()
     tolerance: float = 0.02
-    refused: Path | None = None
+    revisions: Path | None = None
+    recall: Callable[[str], Any] | None = None
 
 
 class Watch:
@@ -52,37 +60,63 @@ class Watch:
     def __init__(self, gateway: Gateway, watched: Watched) -> None:
         self._gateway = gateway
         self._watched = watched
-        self._refused: set[str] = set()
+        self._revisions = Revisions(watched.revisions)
         self._before: Serving | None = None
+        self._failed = ""  # the revision that could not be loaded
+        self._again = self._fresh_breaker()
+        self._leaving = False
+        if not watched.samples:
+            samples_of(gateway.serving.router)  # read now: a folder may hold those of another router later
+
+    def _fresh_breaker(self) -> Breaker:
+        seconds = self._watched.seconds
+        return Breaker(BreakerOptions(failures=1, seconds=seconds, most_seconds=max(seconds, _MOST_SECONDS)))
 
     async def run(self) -> None:
-        """Looks for a new revision again and again, until it is cancelled."""
-        while True:
-            await asyncio.sleep(self._watched.seconds)
-            try:
-                await self.look()
-            except Exception as error:  # of the network, say: the next look may see more
-                logger.warning("Could not look for a new router: %s", type(error).__name__)
+        """Looks for a new revision, and at what other worker processes say, until it is cancelled."""
+        await asyncio.gather(
+            _again_and_again(self.look, self._watched.seconds), _again_and_again(self.heed, _HEED_SECONDS)
+        )
 
     async def look(self) -> None:
         """Takes a new revision if there is one and it is no worse."""
         gateway = self._gateway
-        self._read_refused()
-        if gateway.serving.revision in self._refused and self._before is not None:
-            self._swap(self._before, "taken back")
+        await self.heed()
         revision = await asyncio.to_thread(self._watched.current)
-        if revision == gateway.serving.revision or revision in self._refused:
+        if revision == gateway.serving.revision or self._revisions.instead(revision) is not None:
+            return
+        if revision != self._failed:
+            self._failed, self._again = revision, self._fresh_breaker()
+        if not self._again.admit():
             return
         try:
-            new = await asyncio.to_thread(self._tried, revision)
+            new = await asyncio.to_thread(self._tried, gateway.serving, revision)
         except Exception as error:
-            self._refused.add(revision)
+            if is_passing(error):
+                self._again.failed()
+                gateway.metrics.swapped("failed")
+                logger.warning("Revision %s of the router could not be tried, and will be: %s", revision, _plain(error))
+                return
+            self._again.succeeded()
+            self._revisions.refuse(revision, gateway.serving.revision)
             gateway.metrics.swapped("refused")
             logger.error("Revision %s of the router is refused: %s", revision, _plain(error))
             return
-        self._swap(new, "taken")
+        self._again.succeeded()
+        self._revisions.read()
+        if self._revisions.instead(revision) is None:  # while it was tried another process may have refused it
+            self._revisions.took(revision, gateway.serving.revision)
+            self._swap(new, "taken")
 
-    def roll_back(self) -> str:
+    async def heed(self) -> None:
+        """Leaves a revision that another worker process has taken back or refused."""
+        self._revisions.read()
+        bad = self._gateway.serving.revision
+        instead = self._revisions.instead(bad)
+        if instead is not None and not self._leaving:
+            await self._go_back(bad, instead)
+
+    async def roll_back(self) -> str:
         """Takes the router before the present one back, and leaves the present revision alone from now on.
 
         Returns:
@@ -90,16 +124,34 @@ class Watch:
 
         Raises:
             LookupError: there was none before.
+            OSError: it cannot be loaded just now; that is tried again.
         """
-        if self._before is None:
-            raise LookupError("no router served before this one")
+        self._revisions.read()
         bad = self._gateway.serving.revision
-        self._refused.add(bad)
-        if self._watched.refused is not None:
-            with self._watched.refused.open("a", encoding="utf-8") as file:
-                file.write(bad + "\n")
-        self._swap(self._before, "taken back")
-        return self._gateway.serving.revision
+        before = self._before.revision if self._before is not None else self._revisions.before(bad)
+        if before is None:
+            raise LookupError("no router served before this one")
+        self._revisions.took_back(bad, before)
+        await self._go_back(bad, before)
+        return before
+
+    async def _go_back(self, bad: str, revision: str) -> None:
+        """Serves an earlier revision again, from memory or loaded anew; where it cannot be had, this process ends."""
+        kept, recall = self._before, self._watched.recall
+        if kept is not None and (kept.revision == revision or recall is None):
+            self._swap(kept, "taken back")
+        elif recall is not None:
+            new = await asyncio.to_thread(loaded_beside, self._gateway.serving, recall, revision)
+            if self._gateway.serving.revision == bad:  # else a newer one has come meanwhile
+                self._swap(new, "taken back")
+        else:
+            self._leaving = True
+            logger.error(
+                "Revision %s of the router is not to be served, and this process, which started with it, has no other:"
+                " it ends, and the one in its place waits until the folder changes.",
+                bad,
+            )
+            signal.raise_signal(signal.SIGTERM)  # requests that have begun are answered
 
     def _swap(self, new: Serving, outcome: str) -> None:
         """Requests that have begun keep their router; the next one gets the new one, which is complete."""
@@ -109,64 +161,52 @@ class Watch:
         self._gateway.metrics.swapped(outcome.replace(" ", "_"))
         logger.warning("Revision %s of the router serves now (%s), after %s", new.revision, outcome, before.revision)
 
-    def _read_refused(self) -> None:
-        if self._watched.refused is not None and self._watched.refused.exists():
-            self._refused.update(self._watched.refused.read_text(encoding="utf-8").split())
-
-    def _tried(self, revision: str) -> Serving:
-        """A revision, loaded and tried.
+    def _tried(self, running: Serving, revision: str) -> Serving:
+        """A revision, loaded and no worse than the running one.
 
         Raises:
-            Exception: it cannot be loaded or route, or is worse than the running one.
+            Exception: it cannot be loaded or route, or is worse.
         """
-        running = self._gateway.serving
-        router = self._watched.load(revision)
-        # The two share the models that are in memory, and the budget for them.
-        router.experts = running.router.experts.for_config(router.model.config)
-        new = served(router, revision)
-        if running.experts and not new.experts:
-            raise ValueError("it has no expert that answers")
-        try_routes(router)
-        self._compare(router, running.router)
+        watched = self._watched
+        new = loaded_beside(running, watched.load, revision)
+        check_no_worse(new, running, watched.samples, watched.tolerance)
         prepare_in_background(new, self._gateway.settings.preload)
         return new
 
-    def _compare(self, new: Any, running: Any) -> None:
-        """Raises ValueError where a new router is worse on the samples of the domains that both have."""
-        both = set(new.model.config.domain_names) & set(running.model.config.domain_names)
-        rows = [row for row in self._watched.samples if row.domain in both]
-        if self._watched.samples and not rows:
-            raise ValueError("it knows none of the samples' domains")
-        if not rows:
-            return
-        now, then = (_recognised(each, rows) for each in (new, running))
-        if now < then - self._watched.tolerance:
-            said = f"it is right for {100 * now:.1f} % of the samples"
-            raise ValueError(f"{said}, the running one for {100 * then:.1f} %")
+
+async def _again_and_again(work: Callable[[], Any], seconds: float) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception as error:  # of the network, say: the next time it may be there
+            logger.warning("Could not look for a new router: %s", _plain(error))
 
 
-def _recognised(router: Any, rows: Sequence[Row]) -> float:
-    """How often a router recognises the domain of labelled prompts: the mean of the domains' recalls, 0 to 1."""
-    right: dict[str, list[bool]] = {}
-    for row, record in zip(rows, router([row.text for row in rows], generate=False), strict=True):
-        best = record["domains"][0]["domain"] if "domains" in record else record["ranking"][0]["expert"]
-        right.setdefault(row.domain, []).append(best == row.domain)
-    return mean_recall({domain: sum(each) / len(each) for domain, each in right.items()})
-
-
-def try_routes(router: Any) -> None:
-    """Routes a few prompts, and asks the second opinion of them, if there is one: it loads its encoder when asked.
+def first_revision(origin: Origin, path: Path | None) -> str:
+    """The revision that a process starts with: the present one, unless other worker processes have refused it or taken
+    it back. A folder holds no other, so that its next change is waited for.
 
     Args:
-        router ([`IR3DERoutingPipeline`]): to try.
+        origin ([`Origin`]): of the router.
+        path (`Path`, *optional*): the file in which they tell each other.
 
     Raises:
-        Exception: whatever keeps it from routing.
+        OSError: it cannot be reached.
     """
-    for text in _TRIED:
-        router(text, generate=False)
-    if router.second_opinion is not None:
-        router.second_opinion.encode(list(_TRIED))
+    revisions, waits = Revisions(path), False
+    while True:
+        revisions.read()
+        current = origin.current()
+        allowed = revisions.allowed(current)
+        if allowed == current or not origin.is_folder:
+            return allowed
+        if not waits:
+            logger.warning(
+                "Revision %s of the router is not to be served: a change of the folder is waited for", current
+            )
+        waits = True
+        time.sleep(_HEED_SECONDS)
 
 
 def _plain(error: Exception) -> str:

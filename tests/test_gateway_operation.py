@@ -1,6 +1,7 @@
 """Running the gateway: keys and their limits, logs, worker processes, stops, swaps, and clients that mean harm."""
 
 import asyncio
+import errno
 import gc
 import hashlib
 import json
@@ -22,20 +23,26 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx2
+import psutil  # type: ignore[import-untyped]
 import pytest
 from aiohttp import web
+from huggingface_hub.errors import HfHubHTTPError
 
 from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.gateway import guard, workers
+from ir3de.gateway import watch as watching
 from ir3de.gateway.errors import GatewayError
 from ir3de.gateway.keys import Key, Keys, new_key, read_keys
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.loading import Origin, allowed_hosts
+from ir3de.gateway.revisions import Revisions
 from ir3de.gateway.serving import served
 from ir3de.gateway.settings import Settings
-from ir3de.gateway.watch import Watch, Watched
+from ir3de.gateway.watch import Watch, Watched, first_revision
+from ir3de.samples_ir3de import Sample
 from ir3de.scripts import serve
-from ir3de.scripts.bench.stand_in import Received, StandIn, chat_chunks
+from ir3de.scripts.bench.stand_in import Received, StandIn, chat_chunks, respond
 from ir3de.scripts.data.rows import Row
 
 from . import tiny
@@ -425,14 +432,14 @@ def test_a_changed_router_takes_over_between_two_requests_and_can_be_taken_back(
         asyncio.run(watch.look())
         made.ask()
         assert made.last("any").json["model"] == "b-law"
-        assert watch.roll_back() == made.gateway.serving.revision
+        assert asyncio.run(watch.roll_back()) == made.gateway.serving.revision
         made.ask()
         assert made.last("any").json["model"] == "a-law"
         asyncio.run(watch.look())
         made.ask()
         assert made.last("any").json["model"] == "a-law", "what was taken back stays away"
         with pytest.raises(LookupError):
-            watch.roll_back()
+            asyncio.run(watch.roll_back())
         text = made.send("GET", "/metrics").body.decode()
         assert 'ir3de_router_swaps_total{outcome="taken"} 1.0' in text
         assert 'ir3de_router_swaps_total{outcome="taken_back"} 1.0' in text
@@ -452,25 +459,169 @@ def test_a_router_that_has_left_its_place_needs_no_search_to_be_freed(tmp_path: 
 
 
 def test_what_one_worker_takes_back_the_others_leave_too(tmp_path: Path) -> None:
-    shared = tmp_path / "refused"
-    with watched(tmp_path, refused=shared) as (made, watch, place), world(names=()) as other:
+    shared = tmp_path / "revisions"
+    with watched(tmp_path, revisions=shared) as (made, watch, place), world(names=()) as other:
         other.gateway.serving = made.gateway.serving
         beside = Watch(other.gateway, watch._watched)
         place["folder"] = place["other"]
         asyncio.run(watch.look())
         asyncio.run(beside.look())
         assert made.gateway.serving.revision == other.gateway.serving.revision
-        before = watch.roll_back()
+        before = asyncio.run(watch.roll_back())
         asyncio.run(beside.look())
         assert other.gateway.serving.revision == before
 
 
+def test_what_one_worker_takes_back_all_have_left_within_two_seconds(tmp_path: Path) -> None:
+    """However seldom they look for a new router."""
+    options: Any = {"revisions": tmp_path / "revisions", "seconds": 600}
+    with watched(tmp_path, **options) as (made, watch, place), world(names=()) as other:
+        other.gateway.serving = made.gateway.serving
+        beside = Watch(other.gateway, watch._watched)
+        place["folder"] = place["other"]
+
+        async def take_back() -> tuple[str, float]:
+            await watch.look()
+            await beside.look()
+            running = asyncio.ensure_future(beside.run())
+            before, began = await watch.roll_back(), time.monotonic()
+            while other.gateway.serving.revision != before and time.monotonic() < began + 10:
+                await asyncio.sleep(0.05)
+            running.cancel()
+            return before, time.monotonic() - began
+
+        before, seconds = asyncio.run(take_back())
+        assert other.gateway.serving.revision == before
+        assert seconds < 2
+
+
+@pytest.mark.parametrize("asked", ["the one with both", "the one that started anew"])
+@pytest.mark.parametrize("place_is", ["the Hub", "a folder"])
+def test_a_worker_that_started_with_what_is_taken_back_leaves_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, place_is: str
+) -> None:
+    """It loads what served before, where that can still be had; else it ends."""
+    ended: list[int] = []
+    monkeypatch.setattr(signal, "raise_signal", ended.append)
+    with watched(tmp_path, revisions=tmp_path / "revisions") as (made, watch, place), world(names=()) as other:
+        first, old = made.gateway.serving.revision, place["folder"]
+        place["folder"] = place["other"]
+        asyncio.run(watch.look())
+        other.gateway.serving = made.gateway.serving
+
+        def recall(revision: str) -> IR3DERoutingPipeline:
+            assert revision == first
+            return IR3DERoutingPipeline(IR3DEModel.from_pretrained(old), device="cpu")
+
+        again = watch._watched._replace(recall=recall if place_is == "the Hub" else None)
+        anew = Watch(other.gateway, again)
+        assert asyncio.run((watch if asked == "the one with both" else anew).roll_back()) == first
+        for each in (watch, anew, anew):
+            asyncio.run(each.heed())
+        assert made.gateway.serving.revision == first
+        if place_is == "the Hub":
+            assert other.gateway.serving.revision == first
+            assert other.gateway.serving.router.model.config.experts[0]["model"].startswith("a-")
+        assert ended == ([] if place_is == "the Hub" else [signal.SIGTERM])
+
+
+def test_a_worker_does_not_start_with_what_the_others_have_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_HEED_SECONDS", 0.01)
+    said = tmp_path / "revisions"
+    first, second = (Path(each) for each in routers(tmp_path, "http://127.0.0.1:9/v1"))
+    origin = Origin(str(first))
+    assert first_revision(origin, said) == origin.current()
+    Revisions(said).took_back(origin.current(), "before")
+
+    def change() -> None:
+        time.sleep(0.3)
+        (first / "config.json").write_bytes((second / "config.json").read_bytes())
+
+    bad = origin.current()
+    with ThreadPoolExecutor(1) as thread:
+        changed = thread.submit(change)
+        assert first_revision(origin, said) != bad
+        assert changed.done()
+
+    class OnTheHub(Origin):
+        """One that has every revision that it ever had."""
+
+        is_folder = False
+
+        def current(self) -> str:
+            """Its newest."""
+            return bad
+
+    assert first_revision(OnTheHub(str(first)), said) == "before"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        ConnectionError("the Hub is away"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        HfHubHTTPError("503", response=httpx2.Response(503, request=httpx2.Request("GET", "https://hub"))),
+        MemoryError(),
+    ],
+    ids=["network", "disk", "Hub", "memory"],
+)
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_passing_fault_refuses_no_router_for_ever(
+    tmp_path: Path, fault: Exception, wrapped: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with watched(tmp_path, seconds=0.0) as (made, watch, place):
+        place["folder"] = place["other"]
+        load = watch._watched.load
+
+        def fail(revision: str) -> Any:
+            watch._watched = watch._watched._replace(load=load)
+            if wrapped:
+                raise ValueError("This is no router") from fault
+            raise fault
+
+        watch._watched = watch._watched._replace(load=fail)
+        before = made.gateway.serving.revision
+        asyncio.run(watch.look())
+        assert made.gateway.serving.revision == before
+        assert "could not be tried, and will be" in caplog.text
+        asyncio.run(watch.look())
+        assert made.gateway.serving.revision != before
+        text = made.send("GET", "/metrics").body.decode()
+        assert 'ir3de_router_swaps_total{outcome="failed"} 1.0' in text
+        assert 'ir3de_router_swaps_total{outcome="taken"} 1.0' in text
+
+
+@pytest.mark.parametrize(("lacking", "taken"), [("one", True), ("two", False), ("answers of two", False)])
+def test_a_new_router_that_lacks_most_of_the_running_ones_experts_is_refused(
+    tmp_path: Path, lacking: str, taken: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One that lacks a few is an edit like any other."""
+    with watched(tmp_path) as (made, watch, place):
+        lesser = IR3DEModel.from_pretrained(place["folder"])
+        for expert in lesser.config.expert_names[2 if lacking == "one" else 1 :]:
+            if lacking == "answers of two":
+                lesser.set_expert({"name": expert})
+            else:
+                lesser.remove_expert(expert)
+        lesser.save_pretrained(tmp_path / "lesser")
+        before = made.gateway.serving.revision
+        place["folder"] = str(tmp_path / "lesser")
+        asyncio.run(watch.look())
+        assert (made.gateway.serving.revision != before) == taken
+        assert ("it has 1 of the running one's 3" in caplog.text) != taken
+
+
+@pytest.mark.parametrize("whose", ["given", "its own"])
 @pytest.mark.parametrize("how", ["broken", "worse", "answers nobody"])
 def test_a_worse_router_is_refused_and_the_running_one_stays(
-    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, how: str, whose: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [Row(text, domain) for domain in tiny.DOMAINS for text in tiny.sentences(domain, 6, seed=11)]
-    with watched(tmp_path, samples=rows) as (made, watch, place):
+    with watched(tmp_path, samples=rows if whose == "given" else ()) as (made, watch, place):
+        if whose == "its own":
+            made.gateway.serving.router.model.samples = [Sample(*row[:2]) for row in rows]
         bad = tmp_path / "bad"
         if how == "broken":
             bad.mkdir()
@@ -527,22 +678,55 @@ def test_swaps_under_load_fail_and_mix_up_nothing(tmp_path: Path) -> None:
 # The command.
 
 
+async def slow(request: web.Request, received: Received) -> web.StreamResponse:
+    """A stream of a second or so."""
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    for event in chat_chunks(received.json):
+        await response.write(event)
+        await asyncio.sleep(0.2)
+    return response
+
+
+def a_worker_dies(process: subprocess.Popen[bytes], url: str, server: StandIn) -> None:
+    """Kills one of two workers amid streams; another one takes its place, and no request counts as under way."""
+    asked = {"model": "ir3de", "messages": LAW, "stream": True}
+    with ThreadPoolExecutor(8) as threads:
+        streams = [
+            threads.submit(post, f"{url}/v1/chat/completions", asked, authorization="Bearer of-ann") for _ in range(8)
+        ]
+        while server.open < 8:
+            time.sleep(0.01)
+        children = psutil.Process(process.pid).children()
+        next(child for child in children if "spawn_main" in " ".join(child.cmdline())).kill()
+        assert any(stream.exception() is None for stream in streams), "the other one's go on"
+    end = time.monotonic() + 60
+    while b"ir3de_requests_inside 0.0" not in urllib.request.urlopen(f"{url}/metrics").read():
+        assert time.monotonic() < end, "those of the one that died count for ever"
+        time.sleep(0.1)
+
+
+def all_take_back(url: str, server: StandIn) -> None:
+    """Takes the router back; the worker that started with the bad one does not serve it either."""
+    server.respond = respond
+    assert post(f"{url}/admin/rollback", {}, authorization="Bearer of-root")[0] == 200
+    time.sleep(2)
+    server.received.clear()
+    asked = {"model": "ir3de", "messages": LAW}
+    assert {post(f"{url}/v1/chat/completions", asked, authorization="Bearer of-ann")[0] for _ in range(20)} == {200}
+    assert {received.json["model"] for received in server.received} == {"a-law"}
+    server.respond = slow
+
+
 def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without_cutting_a_stream(
     tmp_path: Path,
 ) -> None:
-    async def slow(request: web.Request, received: Received) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
-        await response.prepare(request)
-        for event in chat_chunks(received.json):
-            await response.write(event)
-            await asyncio.sleep(0.2)
-        return response
-
     with StandIn() as server:
         first, second = routers(tmp_path, server.url)
         keys = tmp_path / "keys.jsonl"
         bob_row = {"name": "bob", "sha256": hashed("of-bob"), "requests_per_minute": 2}
-        rows = [{"name": "ann", "sha256": hashed("of-ann")}, bob_row]
+        root = {"name": "root", "sha256": hashed("of-root"), "admin": True}
+        rows = [{"name": "ann", "sha256": hashed("of-ann")}, bob_row, root]
         keys.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         asked = {"model": "ir3de", "messages": LAW}
         options = ("--keys", str(keys), "--watch", "0.5", "--workers", "2")
@@ -569,6 +753,8 @@ def test_the_command_serves_with_two_workers_takes_new_routers_and_stops_without
             assert set(answered) == {200, 429}
 
             server.respond = slow
+            a_worker_dies(process, url, server)
+            all_take_back(url, server)
             with ThreadPoolExecutor(1) as thread:
                 stream = thread.submit(post, chat, {**asked, "stream": True}, **ann)
                 while not server.open:

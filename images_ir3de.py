@@ -32,13 +32,13 @@ class BadImage(Unanswerable):
     Args:
         place (`str`): where it is in the conversation.
         why (`str`): what is wrong, and what to do.
-        is_address (`bool`): whether it is an address, which others may fetch.
+        elsewhere (`bool`): whether others may take it: an address, or what is too much here.
     """
 
-    def __init__(self, place: str, why: str, is_address: bool = False) -> None:
+    def __init__(self, place: str, why: str, elsewhere: bool = False) -> None:
         super().__init__(f"The image at {place} {why}.")
         self.place = place
-        self.is_address = is_address
+        self.elsewhere = elsewhere
 
 
 class Picture:
@@ -89,7 +89,7 @@ class Picture:
         try:
             return Image.open(BytesIO(self._file), formats=_FORMATS)
         except Image.DecompressionBombError:
-            raise BadImage(self.place, "has more pixels than are decoded: make it smaller") from None
+            raise BadImage(self.place, "has more pixels than are decoded: make it smaller", True) from None
         except Exception:
             raise BadImage(self.place, f"is none that can be read: {_GOES}") from None
 
@@ -118,7 +118,7 @@ def picture_of(part: Message, place: str) -> Picture:
     if head is None or not isinstance(given, str):
         named = isinstance(given, str) and "://" in given[:_LONGEST_HEAD]
         why = "is an address, and none is fetched here: send the image itself" if named else "is missing"
-        raise BadImage(place, f"{why}; {_GOES}", is_address=named)
+        raise BadImage(place, f"{why}; {_GOES}", elsewhere=named)
     return Picture(_decoded(given[head.end() :], place), place)
 
 
@@ -195,15 +195,17 @@ def check_pictures(pictures: Sequence[Picture], most: int | None = None, pixels:
         BadImage: the first that is too many, too large or broken.
     """
     if most is not None and len(pictures) > most:
-        raise BadImage(pictures[most].place, f"is one too many: at most {most} go")
+        raise BadImage(pictures[most].place, f"is one too many: at most {most} go", elsewhere=True)
     total = 0
     for picture in pictures:
         own = picture.pixels
         total += own
         if pixels is not None and total > pixels:
-            raise BadImage(picture.place, f"makes it {total:,} pixels in all; at most {pixels:,} go: make it smaller")
+            why = f"makes it {total:,} pixels in all; at most {pixels:,} go: make it smaller"
+            raise BadImage(picture.place, why, elsewhere=True)
         if own > _most_pixels():
-            raise BadImage(picture.place, f"has {own:,} pixels, too many to decode: make it smaller")
+            why = f"has {own:,} pixels, too many to decode: make it smaller"
+            raise BadImage(picture.place, why, elsewhere=True)
     for picture in pictures:
         picture.opened()
 

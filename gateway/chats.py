@@ -49,6 +49,11 @@ def _text_to_continue(fields: Fields) -> PlainText:
 def _of_openai(message: Fields) -> Message:
     """A message of a chat, or of the input of a response."""
     role = message.text("role")
+    for key in ("audio", "function_call"):
+        if message.get(key) is not None:
+            raise unsupported(message.place_of(key), "does not go", message.get(key))
+    if role == "function":
+        raise unsupported(message.place_of("role"), f"must be one of {', '.join(ROLES)}", role)
     if role not in ROLES:
         raise message.wrong("role", f"must be one of {', '.join(ROLES)}")
     place = message.place_of("content")
@@ -56,12 +61,13 @@ def _of_openai(message: Fields) -> Message:
     if role == "tool":
         kept: Message = {"role": role, "content": _text_alone(content, place)}
     else:
-        kept = {"role": role, "content": _content(content, place, role)}
+        said = message.text("refusal") if content is None else content
+        kept = {"role": role, "content": _content(said, place, role)}
     if calls := [_call(call.text("id"), _function(call)) for call in message.objects("tool_calls")]:
         kept["tool_calls"] = calls
     for key in ("tool_call_id", "name", "reasoning_content"):
-        if (said := message.text(key)) is not None:
-            kept[key] = said
+        if message.text(key) is not None:
+            kept[key] = message.text(key)
     return kept
 
 
@@ -153,6 +159,8 @@ def _part(part: Any, place: str) -> Message:
     if is_text(part):
         return {"type": "text", "text": text_of([part])}
     kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "refusal" and isinstance(part.get("refusal"), str):
+        return {"type": "text", "text": part["refusal"]}
     if not isinstance(kind, str) or kind.endswith("text"):
         raise wrong(place, "must be a part of text or an image", part)
     raise unsupported(place, "must be a part of text or an image", kind)
@@ -167,7 +175,7 @@ def _image(part: Message, place: str) -> Message:
 
 def bad_image(error: BadImage) -> GatewayError:
     """The refusal of an image that cannot be read."""
-    return GatewayError(400, "invalid_image", str(error), error.place, elsewhere=error.is_address)
+    return GatewayError(400, "invalid_image", str(error), error.place, elsewhere=error.elsewhere)
 
 
 # Calls of tools.

@@ -48,11 +48,11 @@ class Fields:
             return value
         raise self.wrong(field, "must be text")
 
-    def flag(self, field: str) -> bool:
-        """A field that is true or false; false where it is not there."""
+    def flag(self, field: str, default: bool = False) -> bool:
+        """A field that is true or false; the default where it is not there."""
         value = self.get(field)
         if value is None or isinstance(value, bool):
-            return bool(value)
+            return default if value is None else value
         raise self.wrong(field, "must be true or false")
 
     def number(self, field: str, least: float, most: float) -> float | None:

@@ -182,8 +182,12 @@ class _Reader(TextStreamer):
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has come."""
-        return bool(self._stops.found)
+        """Whether all that is asked for has come: a stop string, or the only call."""
+        return bool(self._stops.found) or self._has_its_call
+
+    @property
+    def _has_its_call(self) -> bool:
+        return self._order.one_call and self._calls > 0
 
     def put(self, value: torch.Tensor) -> None:
         """Takes the prompt's tokens first, then the answer's."""
@@ -228,6 +232,8 @@ class _Reader(TextStreamer):
 
     def _take(self, events: list[dict[str, Any]]) -> None:
         for chunk in response_events_to_chunks(events):
+            if self._has_its_call:
+                return
             if not isinstance(chunk, (ToolCall, ReasoningText)):
                 self._say(chunk)
                 continue

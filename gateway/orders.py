@@ -48,6 +48,7 @@ _BEYOND: dict[Api, dict[str, tuple[Any, ...]]] = {
         "function_call": ("none", "auto"),
         "functions": ([],),
         "modalities": (["text"],),
+        "moderation": (),
         "web_search_options": (),
     },
     COMPLETIONS: {**_BY_SERVERS, "best_of": (1,), "echo": (False,), "suffix": ("",)},
@@ -55,11 +56,12 @@ _BEYOND: dict[Api, dict[str, tuple[Any, ...]]] = {
         **_BY_SERVERS,
         "background": (False,),
         "conversation": (),
+        "moderation": (),
         "n": (1,),
         "previous_response_id": (),
         "prompt": (),
     },
-    MESSAGES: {**_BY_SERVERS, "container": (), "mcp_servers": ([],), "n": (1,)},
+    MESSAGES: {**_BY_SERVERS, "compaction": (), "container": (), "mcp_servers": ([],), "n": (1,), "thread": ()},
 }
 
 
@@ -74,6 +76,7 @@ class Order(NamedTuple):
         choices (`int`): answers.
         stop (`list[str]`): what ends an answer before it.
         tools (`list[dict]`): that it may call.
+        one_call (`bool`): whether an answer ends with its first call of one.
         logprobs (`int`, *optional*): alternatives to each token whose log probabilities are told, beside its own.
         frequency_penalty, presence_penalty (`float`): of OpenAI's API.
         schema (`Any`): a JSON schema that the answer must follow; true for any object; None for text.
@@ -86,6 +89,7 @@ class Order(NamedTuple):
     choices: int
     stop: list[str]
     tools: list[dict[str, Any]]
+    one_call: bool
     logprobs: int | None
     frequency_penalty: float
     presence_penalty: float
@@ -118,6 +122,7 @@ def read_order(ask: Ask, limits: Limits) -> Order:
         choices=fields.whole("n", 1, _MOST_CHOICES) or 1,
         stop=_stop(fields),
         tools=_tools(api, fields),
+        one_call=_one_call(fields),
         logprobs=_logprobs(api, fields),
         frequency_penalty=_number(fields, "frequency_penalty") or 0.0,
         presence_penalty=_number(fields, "presence_penalty") or 0.0,
@@ -162,6 +167,13 @@ def _tools(api: Api, fields: Fields) -> list[dict[str, Any]]:
         raise unsupported("tool_choice", "can only be 'auto' or 'none'", kind)
     tools = [_tool(api, tool) for tool in fields.objects("tools")]
     return [] if kind == "none" else tools
+
+
+def _one_call(fields: Fields) -> bool:
+    """Whether several calls of tools in one answer are ruled out, in the words of either API."""
+    choice = fields.get("tool_choice")
+    of_choice = isinstance(choice, dict) and Fields(choice, "tool_choice").flag("disable_parallel_tool_use")
+    return of_choice or not fields.flag("parallel_tool_calls", default=True)
 
 
 def _tool(api: Api, tool: Fields) -> dict[str, Any]:

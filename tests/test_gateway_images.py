@@ -218,6 +218,15 @@ def test_an_image_in_a_tools_result_goes_to_a_server_and_is_refused_here(specs: 
         assert "is an image where only text goes" in asked.json["error"]["message"]
 
 
+@pytest.mark.parametrize("much", ["an address", "too many", "too large"])
+def test_images_that_are_too_much_here_go_to_a_server(specs: dict[str, dict[str, Any]], much: str) -> None:
+    parts = {"an address": [ADDRESS], "too many": [part_of(FIRST)] * 4, "too large": [LARGE]}[much]
+    with world({"code": specs["math"]}, Settings(limits=LIMITS), names=("law", "math")) as made:
+        assert made.ask(messages=chat(TEXT, part_of(FIRST)), max_tokens=1).expert == "code"
+        answered = made.ask(messages=chat(TEXT, *parts))
+        assert (answered.status, answered.expert in ("law", "math")) == (200, True)
+
+
 # What is refused.
 
 PNG = file_of(FIRST)

@@ -80,6 +80,23 @@ def test_calls_are_found_in_an_answer_and_what_is_around_them_is_text() -> None:
     assert pieces[-1].completion_tokens > 60
 
 
+@pytest.mark.parametrize(
+    ("api", "fields"),
+    [
+        (CHAT, {"parallel_tool_calls": False}),
+        (MESSAGES, {"max_tokens": 9, "tool_choice": {"type": "auto", "disable_parallel_tool_use": True}}),
+    ],
+)
+def test_an_answer_ends_with_its_first_call_where_there_may_be_one_alone(api: Api, fields: dict[str, Any]) -> None:
+    text = f"Let me look. {CALL}\n{CALL} And again.<|im_end|>"
+    tools = [TOOL | {"input_schema": TOOL["parameters"]}]
+    alone, several = (read(text, order(api, tools=tools, **more)) for more in (fields, {"max_tokens": 9}))
+    assert [piece.kind for piece in several].count("call") == 2
+    assert [piece.kind for piece in alone][-2:] == ["call", "end"]
+    assert [piece.kind for piece in alone].count("call") == 1
+    assert "".join(piece.text for piece in alone if piece.kind == "text").strip() == "Let me look."
+
+
 def test_a_call_that_is_cut_is_no_call() -> None:
     pieces = read(CALL[:40], order(CHAT, tools=[{"function": TOOL}]))
     assert [piece.kind for piece in pieces if piece.kind == "call"] == []
@@ -367,6 +384,10 @@ def test_what_is_malformed_within_a_request_is_refused(api: Api, fields: dict[st
     [
         (CHAT, {"web_search_options": {}}),
         (CHAT, {"functions": [TOOL]}),
+        (CHAT, {"moderation": {}}),
+        (CHAT, {"messages": [*LAW, {"role": "assistant", "content": None, "function_call": CHAT_CALL["function"]}]}),
+        (CHAT, {"messages": [*LAW, {"role": "function", "name": "look", "content": "x"}]}),
+        (CHAT, {"messages": [*LAW, {"role": "assistant", "content": None, "audio": {"id": "a"}}]}),
         (CHAT, {"response_format": {"type": "structural_tag"}}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "file", "file": {}}]}]}),
@@ -390,6 +411,14 @@ def test_what_only_servers_can_is_known(api: Api, fields: dict[str, Any]) -> Non
     with pytest.raises(GatewayError) as refused:
         order(api, **{"messages": None, **FULL[api], **fields})
     assert refused.value.elsewhere
+
+
+@pytest.mark.parametrize("said", [{"refusal": "no"}, {"content": [{"type": "refusal", "refusal": "no"}]}])
+def test_a_refusal_is_what_the_assistant_said(said: dict[str, Any]) -> None:
+    assert order(CHAT, messages=[*LAW, {"role": "assistant", **said}]).prompt[1] == {
+        "role": "assistant",
+        "content": "no",
+    }
 
 
 def test_a_list_of_one_text_is_that_text() -> None:

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import socket
+import zlib
 from asyncio import timeout
 from collections.abc import Container, Mapping
 from contextlib import suppress
@@ -54,6 +55,7 @@ _TOO_LONG = re.compile(
     rb"(?i)context_length_exceeded|exceed_context_size|(?:maximum|model's|available) context (?:length|size|window)"
     rb"|context (?:limit|length)|maximum model length|prompt is too long|input token count|`max_new_tokens` must be <="
 )
+_READ = 8192  # bytes of a refusal
 _LONGEST_WAIT = 100_000  # seconds that a server may ask for
 _DIGITS = re.compile(r"\d{1,5}(?:\.\d{1,9})?", re.ASCII)
 _SAID = 1.0  # seconds that the words of a failure are waited for
@@ -376,7 +378,16 @@ def _seconds(after: str) -> float | None:
 
 def says_too_long(reply: Reply) -> bool:
     """Whether a server refuses a request because the conversation is too long for it, so that another may be asked."""
-    return reply.status in (400, 413, 422) and reply.complete and _TOO_LONG.search(reply.first[:8192]) is not None
+    return reply.status in (400, 413, 422) and reply.complete and _TOO_LONG.search(_beginning(reply)) is not None
+
+
+def _beginning(reply: Reply) -> bytes:
+    """The beginning of an answer, also of one that is compressed, unless in a way that needs another package."""
+    if not reply.is_coded:
+        return reply.first[:_READ]
+    with suppress(zlib.error):
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress(reply.first, _READ)  # gzip or deflate
+    return b""
 
 
 def _failed(error: BaseException) -> ExpertFailed:

@@ -351,7 +351,11 @@ TOO_LONG = (
 @pytest.mark.parametrize(("code", "said"), TOO_LONG)
 def test_what_is_too_long_for_one_server_goes_to_a_larger_window(code: int, said: str) -> None:
     async def small(request: web.Request, received: Received) -> web.StreamResponse:
-        return web.Response(status=code, text=said, content_type="application/json")
+        response = web.Response(status=code, text=said, content_type="application/json")
+        coding = received.headers.get("accept-encoding")
+        if coding in ("gzip", "deflate"):
+            response.enable_compression(web.ContentCoding(coding))
+        return response
 
     specs: dict[str, dict[str, Any]] = {"law": {"context": 9000}, "code": {"context": 8000}}
     with world(specs, settings=QUICK, responds=dict.fromkeys(("law", "code"), small)) as made:
@@ -360,6 +364,8 @@ def test_what_is_too_long_for_one_server_goes_to_a_larger_window(code: int, said
         assert not made.behind["code"].received, "its window is known to be no larger"
         assert answered.json["ir3de"]["failures"] == [{"expert": "law", "error": "too long for its window"}]
         assert made.ask(stream=True).expert == "math"
+        for coding in ("gzip", "deflate", "br"):
+            assert made.ask(headers={"accept_encoding": coding}).expert == "math"
         named = made.ask(model="law")
         assert (named.status, named.body.decode(), named.expert) == (code, said, "law"), "as it came"
         made.behind["math"].respond = small

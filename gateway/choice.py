@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ir3de.policy_ir3de import Record
 
 from .capabilities import capable
+from .conversations import Conversations
 from .errors import TOO_LONG, GatewayError
 from .limits import Limits
 from .orders import not_here
@@ -20,8 +20,6 @@ from .words import Words
 
 if TYPE_CHECKING:
     from .purse import Purse
-
-_REMEMBERED = 50_000  # conversations of agents
 
 
 class Choice(NamedTuple):
@@ -43,27 +41,6 @@ class Choice(NamedTuple):
     costs: dict[str, float] = {}  # noqa: RUF012
 
 
-class Conversations:
-    """Who answered which conversation of an agent; the one asked longest ago is forgotten first."""
-
-    def __init__(self, most: int = _REMEMBERED) -> None:
-        self._most = most
-        self._experts: OrderedDict[str, str] = OrderedDict()
-
-    def expert(self, conversation: str) -> str | None:
-        """Who answered it last, if that is known."""
-        if conversation in self._experts:
-            self._experts.move_to_end(conversation)
-        return self._experts.get(conversation)
-
-    def remember(self, conversation: str, expert: str) -> None:
-        """Notes who answered it."""
-        self._experts[conversation] = expert
-        self._experts.move_to_end(conversation)
-        if len(self._experts) > self._most:
-            self._experts.popitem(last=False)
-
-
 class Chooser:
     """
     Chooses who answers a request.
@@ -71,16 +48,24 @@ class Chooser:
     Args:
         words ([`Words`]): what takes a harness's wrappers off a message.
         limits ([`Limits`]): what experts on this machine may be asked for.
+        conversations ([`Conversations`]): who answered which.
         recognises (`bool`): whether records tell what was recognised, as answers that are kept need it.
         purse ([`Purse`], *optional*): of a budget.
     """
 
-    def __init__(self, words: Words, limits: Limits, recognises: bool = False, purse: Purse | None = None) -> None:
+    def __init__(
+        self,
+        words: Words,
+        limits: Limits,
+        conversations: Conversations,
+        recognises: bool = False,
+        purse: Purse | None = None,
+    ) -> None:
         self._words = words
         self._limits = limits
         self._recognises = recognises
         self._purse = purse
-        self.conversations = Conversations()
+        self.conversations = conversations
         self._together = Together()
 
     async def choose(self, ask: Ask, serving: Serving) -> Choice:

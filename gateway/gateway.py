@@ -21,6 +21,7 @@ from ir3de.traffic.budget import Spending
 from .apis import RESPONSES, Api
 from .attempts import Attempts
 from .choice import Choice, Chooser
+from .conversations import conversations
 from .errors import GatewayError
 from .exchange import Exchange
 from .forward import ExpertFailed, Forwarder, Headers, in_header
@@ -85,11 +86,14 @@ class Gateway:
         self.settings = settings
         self.metrics = Metrics()
         self.tracing = tracing
-        self.keys = Keys(settings.keys, shared=settings.shared_limits)
+        shared = settings.shared
+        self.keys = Keys(settings.keys, shared=shared and shared / "limits")
         self.started = int(time.time())
         self.traffic = self._traffic(keeping) if keeping else None
         self.purse = None if spending is None else Purse(spending)
-        self.chooser = Chooser(Words(settings.more_wrappers), settings.limits, keeping is not None, self.purse)
+        known = conversations(shared and shared / "conversations")
+        words = Words(settings.more_wrappers)
+        self.chooser = Chooser(words, settings.limits, known, keeping is not None, self.purse)
         self.forwarder = Forwarder(settings.timeouts)
         workshop = Workshop(settings.limits, generate, self.metrics)
         self.attempts = Attempts(self.forwarder, workshop, settings.patience, settings.breaker, self.metrics)

@@ -23,6 +23,7 @@ from ir3de.scripts.data.rows import Row, read_file
 from ir3de.traffic.budget import Budget, Spending
 
 from .app import application
+from .conversations import prepare_shared
 from .forward import RemoteExpert
 from .gateway import Gateway
 from .guard import GuardedProtocol, room_for_connections
@@ -150,7 +151,7 @@ class Service(NamedTuple):
             default_expert=self.default_expert,
             preload=self.preload,
             keys=tuple(self._read_keys()),
-            shared_limits=Path(self.shared) / "limits" if self.shared else None,
+            shared=Path(self.shared) if self.shared else None,
             cors=tuple(self.cors),
             more_wrappers=tuple(self.wrappers),
         )
@@ -279,6 +280,7 @@ def _listen(service: Service) -> None:
     listening["timeout_worker_healthcheck"] = _WORKER_SECONDS
     with tempfile.TemporaryDirectory(prefix="ir3de-workers-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+        prepare_shared(Path(folder) / "conversations")
         os.environ[_VARIABLE] = json.dumps(service._replace(shared=folder)._asdict())
         config = uvicorn.Config(f"{__name__}:worker", factory=True, workers=service.workers, **listening)
         run_workers(config, Path(folder))

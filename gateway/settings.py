@@ -23,7 +23,8 @@ class Settings(NamedTuple):
         details (`bool`): put the route into every answer, also where the request does not ask for it.
         default_expert (`str`, *optional*): whose server gets what is not routed, such as `/v1/embeddings`.
         keys (`tuple[Key, ...]`): of who may come; everybody where there are none.
-        shared_limits (`Path`, *optional*): a file in which worker processes count together what keys have spent.
+        shared (`Path`, *optional*): a folder in which worker processes count together what keys have spent, and keep
+            who answered which conversation.
         preload (`bool`): load experts on this machine before they are asked.
         cors (`tuple[str, ...]`): origins of web pages that may use it; `"*"` for all.
         more_wrappers (`tuple[str, ...]`): names of blocks that an agent's harness adds to the person's words.
@@ -36,7 +37,7 @@ class Settings(NamedTuple):
     details: bool = False
     default_expert: str | None = None
     keys: tuple[Key, ...] = ()
-    shared_limits: Path | None = None
+    shared: Path | None = None
     preload: bool = False
     cors: tuple[str, ...] = ()
     more_wrappers: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from ir3de.gateway.apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES
 from ir3de.gateway.capabilities import Capabilities
+from ir3de.gateway.conversations import Shared
 from ir3de.gateway.limits import Limits, Timeouts
 from ir3de.gateway.requests import Needs, read_ask
 from ir3de.gateway.serving import prepare_in_background
@@ -23,6 +24,11 @@ from .gateway_world import CODE, HASTY, LAW, World, world
 
 SAID = [{"type": "text", "text": "the court and a judge"}]
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+
+
+async def fails(request: web.Request, received: Received) -> web.StreamResponse:
+    """An answer of a server that is down."""
+    return web.Response(status=500)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +245,32 @@ def test_a_response_goes_on_where_it_is_kept(three: World) -> None:
     answered = three.ask("responses", **{**more, "previous_response_id": "resp_unknown"})
     assert (answered.status, answered.code) == (400, "previous_response_not_found")
     assert three.send("GET", "/v1/responses/resp_unknown").status == 404
+
+
+def test_worker_processes_know_together_who_made_what(tmp_path: Path) -> None:
+    settings = HASTY._replace(shared=tmp_path)
+    with world(settings=settings, responds={"law": fails}) as one, world(settings=settings) as two:
+        made = one.ask("responses", messages=None, input="the court and a judge")
+        assert made.expert in ("code", "math"), "since law is down there"
+        more = {"messages": None, "input": "the court", "previous_response_id": made.json["id"]}
+        assert two.ask("responses", **more).expert == made.expert
+        assert two.send("GET", f"/v1/responses/{made.json['id']}").expert == made.expert
+        for key in ("s", "\ud83d", "s" * 100_000):  # half a character, and a long name
+            first = one.ask(tools=TOOLS, prompt_cache_key=key).expert
+            assert first in ("code", "math")
+            assert two.ask(tools=TOOLS, prompt_cache_key=key).expert == first
+
+
+def test_conversations_of_long_ago_are_forgotten_by_workers_too(tmp_path: Path) -> None:
+    one, two = (Shared(tmp_path / "known", most=10) for _ in range(2))
+    for number in range(2000):
+        (one, two)[number % 2].remember(str(number % 1990), f"of {number}")
+    assert one.expert("9") == two.expert("9") == "of 1999"
+    assert two.expert("3") == "of 1993", "answered anew"
+    assert one.expert("500") is two.expert("1989") is None
+    one.close()
+    assert one.expert("3") is None, "a file that cannot be read keeps no request from its answer"
+    one.remember("3", "law")
 
 
 def test_an_image_alone_goes_to_the_only_expert_that_sees_or_to_the_fallback() -> None:

@@ -189,7 +189,7 @@ class Attempts:
         if exchange.breaker is None:
             return
         if exchange.outcome == "broken":
-            exchange.breaker.failed()
+            exchange.breaker.broke_off()
             self._metrics.failed(exchange.expert, exchange.breaker.is_open)
         elif exchange.outcome in ("answered", "refused"):
             exchange.breaker.succeeded()

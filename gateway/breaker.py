@@ -34,8 +34,9 @@ class Breaker:
     def __init__(self, options: BreakerOptions, clock: Callable[[], float] = time.monotonic) -> None:
         self._options = options
         self._clock = clock
-        self._failures = 0
-        self._pauses = 0  # in a row
+        self._failures = 0  # since an answer began
+        self._breaks = 0  # of answers since one was complete
+        self._pauses = 0  # since then
         self._open = False
         self._until = 0.0
         self._probing = False
@@ -58,25 +59,35 @@ class Breaker:
         return True
 
     def began(self) -> None:
-        """The expert began an answer, and is asked again. Its failures are forgotten once an answer is complete."""
+        """The expert began an answer, and is asked again."""
         if self._open:
             self._until = 0.0
         self._open = self._probing = False
+        self._failures = 0
 
     def succeeded(self) -> None:
         """The expert answered."""
         self.began()
-        self._failures = self._pauses = 0
+        self._breaks = self._pauses = 0
 
     def failed(self) -> None:
-        """The expert did not answer, or broke off."""
+        """The expert did not begin to answer."""
         self._failures += 1
         if self._probing or (not self._open and self._failures >= self._options.failures):
-            pause = min(self._options.most_seconds, self._options.seconds * 2**self._pauses)
-            self._pauses += 1
-            self._open = True
-            self._until = self._clock() + pause
+            self._leave_alone()
         self._probing = False
+
+    def broke_off(self) -> None:
+        """The expert broke off in the middle of an answer."""
+        self._breaks += 1
+        if not self._open and self._breaks >= self._options.failures:
+            self._leave_alone()
+
+    def _leave_alone(self) -> None:
+        pause = min(self._options.most_seconds, self._options.seconds * 2**self._pauses)
+        self._pauses += 1
+        self._open = True
+        self._until = self._clock() + pause
 
     def rest(self, seconds: float) -> None:
         """The expert asked to be left alone for so long; no longer than it may be after failures."""

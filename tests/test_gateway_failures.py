@@ -255,17 +255,23 @@ def test_a_breaker_opens_after_failures_in_a_row_and_one_request_tries_again() -
     now = 40.0
     assert breaker.admit()
     breaker.began()
-    assert all(breaker.admit() for _ in range(3)), "answers have begun"
-    breaker.failed()
+    for _ in range(3):
+        assert breaker.admit(), "answers have begun"
+        breaker.broke_off()
     assert breaker.wait == 15, "but none is complete"
-    now = 60.0
+    now = 55.0
+    assert breaker.admit()
+    breaker.began()
+    breaker.broke_off()
+    assert breaker.wait == 15
+    now = 70.0
     assert breaker.admit()
     breaker.succeeded()
     assert all(breaker.admit() for _ in range(3))
     breaker.rest(99)
     assert not breaker.admit()
     assert not breaker.is_open
-    now = 75.0
+    now = 85.0
     assert breaker.admit()
     assert breaker.admit()
 

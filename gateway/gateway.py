@@ -180,10 +180,15 @@ class Answer:
         """Tells the client of a fault of the gateway's own, and the log where it was; what it says may hold what was
         said, and goes nowhere.
         """
-        exchange.outcome = "error"
-        lines = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("Request %s: the gateway failed with %s\n%s", exchange.id, type(error).__name__, lines)
-        told = GatewayError(500, "internal_error", f"The gateway failed; its log says more of request {exchange.id}.")
+        if isinstance(error, RecursionError):  # what could just be read is written again, within something else
+            told = GatewayError(400, "invalid_json", "The body is nested too deeply to be answered.")
+            exchange.outcome = told.code
+        else:
+            message = f"The gateway failed; its log says more of request {exchange.id}."
+            told = GatewayError(500, "internal_error", message)
+            exchange.outcome = "error"
+            lines = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("Request %s: the gateway failed with %s\n%s", exchange.id, type(error).__name__, lines)
         if exchange.first_byte_seconds is None:
             exchange.status = told.status
             await refusal(told, self._api, exchange.id)(scope, receive, send)

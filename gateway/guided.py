@@ -41,7 +41,7 @@ class Guided(LogitsProcessor):
         wanted = {"type": "object"} if schema is True else schema
         try:
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(wanted))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _bad(str(error)) from None
         try:
             vocabulary = _vocabulary(tokenizer)

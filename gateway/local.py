@@ -304,6 +304,8 @@ def _length(source: LocalSource, spec: ExpertSpec, order: Order) -> int:
     """
     try:
         return source.length(spec, order.prompt, order.tools)
+    except MemoryError:
+        raise
     except Exception as error:
         try:
             source.length(spec, [{"role": "user", "content": "Hello"}])
@@ -319,6 +321,8 @@ def _refused(order: Order, error: Exception) -> GatewayError:
     except UnicodeEncodeError:
         message = "There is half a character in it, such as one of the pair \\ud83d\\ude00: send whole ones."
         return GatewayError(400, "invalid_value", message, order.field)
+    except RecursionError:
+        return GatewayError(400, "invalid_value", "It is nested too deeply to be read.", order.field)
     if has_images(order.prompt):
         message = f"The expert's processor refuses this conversation or its images ({type(error).__name__})."
         return _cannot(order, message, code="invalid_image")

@@ -474,6 +474,19 @@ def test_the_last_of_several_seeds_begins_anew(here: World) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
+def test_what_can_just_be_read_and_not_be_written_again_is_refused(here: World, stream: bool) -> None:
+    """A response holds the request's `metadata`, a level deeper than it came."""
+    asked = {"model": "law", "input": "court", "max_output_tokens": 1, "stream": stream}
+    statuses = []
+    for depth in range(900, 1010, 3):
+        nested = '{"a":' * depth + "1" + "}" * depth
+        body = f'{json.dumps(asked)[:-1]}, "metadata": {nested}}}'.encode()
+        statuses.append(here.send("POST", "/v1/responses", body).status)
+    assert set(statuses) == {200, 400}
+    assert statuses == sorted(statuses)
+
+
+@pytest.mark.parametrize("stream", [False, True])
 def test_a_fault_of_the_gateways_own_is_told_in_the_form_of_its_api(
     here: World, stream: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -172,30 +172,9 @@ class Answer:
             exchange.outcome = "broken"
             exchange.failures.append((exchange.expert, f"{failure.why} in the middle of its answer"))
         except Exception as error:
-            await self._failed(error, exchange, scope, receive, send)
+            await tell_failure(error, self._api, exchange, scope, receive, send)
         finally:
             self._gateway.went_out(exchange)
-
-    async def _failed(self, error: Exception, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        """Tells the client of a fault of the gateway's own, and the log where it was; what it says may hold what was
-        said, and goes nowhere.
-        """
-        if isinstance(error, RecursionError):  # what could just be read is written again, within something else
-            told = GatewayError(400, "invalid_json", "The body is nested too deeply to be answered.")
-            exchange.outcome = told.code
-        else:
-            message = f"The gateway failed; its log says more of request {exchange.id}."
-            told = GatewayError(500, "internal_error", message)
-            exchange.outcome = "error"
-            lines = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("Request %s: the gateway failed with %s\n%s", exchange.id, type(error).__name__, lines)
-        if exchange.first_byte_seconds is None:
-            exchange.status = told.status
-            await refusal(told, self._api, exchange.id)(scope, receive, send)
-        elif exchange.reply is not None and exchange.reply.is_events and not exchange.reply.is_coded:
-            event = self._api.error_event(told, exchange.sent)
-            await send({"type": "http.response.body", "body": event, "more_body": False})
-        # Else half of an answer in one piece is with the client, which sees the connection close.
 
     async def _answer(self, request: Request, headers: dict[str, str], send: Send, exchange: Exchange) -> None:
         gateway = self._gateway
@@ -266,6 +245,36 @@ def refusal(error: GatewayError, api: Api, id_: str) -> Response:
     """The response that tells a client of an error."""
     headers = {**error.headers, "x-request-id": id_}
     return Response(json.dumps(api.error(error)), error.status, headers, "application/json")
+
+
+async def tell_failure(
+    error: Exception, api: Api, exchange: Exchange, scope: Scope, receive: Receive, send: Send
+) -> None:
+    """Tells the client of a fault of the gateway's own, and the log where it was; the error's words may hold what was
+    said, and go nowhere.
+
+    Args:
+        error (`Exception`): that nobody expected.
+        api ([`Api`]): whose form the client reads.
+        exchange ([`Exchange`]): where it is noted.
+        scope, receive, send: of ASGI.
+    """
+    if isinstance(error, RecursionError):  # what could just be read is written again, within something else
+        told = GatewayError(400, "invalid_json", "The body is nested too deeply to be answered.")
+        exchange.outcome = told.code
+    else:
+        message = f"The gateway failed; its log says more of request {exchange.id}."
+        told = GatewayError(500, "internal_error", message)
+        exchange.outcome = "error"
+        lines = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("Request %s: the gateway failed with %s\n%s", exchange.id, type(error).__name__, lines)
+    if exchange.first_byte_seconds is None:
+        exchange.status = told.status
+        await refusal(told, api, exchange.id)(scope, receive, send)
+    elif exchange.reply is not None and exchange.reply.is_events and not exchange.reply.is_coded:
+        event = api.error_event(told, exchange.sent)
+        await send({"type": "http.response.body", "body": event, "more_body": False})
+    # Else half of an answer in one piece is with the client, which sees the connection close.
 
 
 def _tell_route(choice: Choice, exchange: Exchange) -> Response:

@@ -14,7 +14,7 @@ from .body import Body
 from .errors import GatewayError
 from .exchange import Exchange
 from .forward import ExpertFailed, RemoteExpert, in_header, unavailable
-from .gateway import Gateway, headers_of, refusal, request_id
+from .gateway import Gateway, headers_of, refusal, request_id, tell_failure
 from .presence import Presence
 from .reading import read_body
 from .relay import relay
@@ -47,6 +47,8 @@ class Other:
             await refusal(error, _api(scope["path"]), exchange.id)(scope, receive, send)
         except ExpertFailed:
             exchange.outcome = "broken"
+        except Exception as error:
+            await tell_failure(error, _api(scope["path"]), exchange, scope, receive, send)
         finally:
             self._gateway.went_out(exchange)
 

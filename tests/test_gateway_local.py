@@ -14,6 +14,7 @@ import pytest
 from aiohttp import web
 
 from ir3de import IR3DERoutingPipeline
+from ir3de.gateway.forward import Forwarder
 from ir3de.gateway.generation import Piece, Stops
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.settings import Settings
@@ -471,6 +472,20 @@ def test_the_last_of_several_seeds_begins_anew(here: World) -> None:
     answer = here.ask(seed=2**32 - 1, n=2, temperature=1.5, max_tokens=8).json
     first = here.ask(seed=0, temperature=1.5, max_tokens=8).json
     assert answer["choices"][1]["message"] == first["choices"][0]["message"]
+
+
+def test_a_fault_of_the_gateways_own_at_another_address_is_told_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: Any) -> None:
+        raise KeyError
+
+    with world(settings=Settings(default_expert="law")) as made:
+        assert made.send("GET", "/v1/files").status == 200
+        monkeypatch.setattr(Forwarder, "open", fails)
+        answered = made.send("GET", "/v1/files", x_request_id="r1")
+        assert (answered.status, answered.code) == (500, "internal_error")
+        assert answered.headers["x-request-id"] == "r1"
+        metrics = made.send("GET", "/metrics").body.decode()
+        assert 'api="other",expert="",outcome="error"' in metrics
 
 
 @pytest.mark.parametrize("stream", [False, True])

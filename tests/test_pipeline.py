@@ -21,6 +21,7 @@ from ir3de.experts_ir3de import ExpertPool
 from ir3de.pipeline_ir3de import EmptyPromptError
 from ir3de.policy_ir3de import Policy
 from ir3de.prompts_ir3de import token_ids_of
+from ir3de.scripts.reports.route import describe
 
 from . import tiny
 
@@ -40,6 +41,13 @@ def experts(records: Any) -> list[str]:
 
 
 # Inputs.
+
+
+def test_a_route_is_told_in_words_without_what_acts_in_a_terminal() -> None:
+    prompt = "court \x1b[31mjudge\x9b2J\r\x07 ü\tjury\nstatute"
+    told = describe(prompt, IR3DERoutingPipeline(tiny.router(), device="cpu")(prompt, generate=False, explain=True))
+    assert told.startswith("court \\x1b[31mjudge\\x9b2J\\r\\x07 ü\tjury\nstatute\n  -> law")
+    assert not set(told) & set("\x1b\x9b\r\x07")
 
 
 def test_a_string_gives_a_record(pipe: IR3DERoutingPipeline) -> None:

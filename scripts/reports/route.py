@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .words import harmless
+
 
 def describe(prompt: str, record: Mapping[str, Any]) -> str:
     """A route in words: the prompt, the ranking, and the tokens that decided."""
     ranking = "  ".join(f"{expert['expert']} {expert['score']:.2f}" for expert in record["ranking"])
     second = "  (with the second opinion)" if "second_opinion" in record else ""
-    lines = [f"{prompt}\n  -> {ranking}{second}", f"     decided by: {deciding_tokens(record)}"]
+    lines = [f"{harmless(prompt)}\n  -> {ranking}{second}", f"     decided by: {deciding_tokens(record)}"]
     if "familiarity" in record:
         share = f"{100 * record['familiarity']:.0f} % of held-out prompts were less familiar"
         lines.append(f"     familiarity: {share}{_unknown(record)}")
@@ -34,4 +36,4 @@ def _unknown(record: Mapping[str, Any], most: int = 6) -> str:
 
 def _words(tokens: Iterable[Mapping[str, Any]]) -> str:
     """The text of tokens, each once."""
-    return " ".join(dict.fromkeys(token["token"].strip() or repr(token["token"]) for token in tokens))
+    return " ".join(dict.fromkeys(harmless(token["token"].strip()) or repr(token["token"]) for token in tokens))

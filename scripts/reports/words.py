@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")  # all but ends of lines and tabs
 
 
 def number_of(count: int, one: str, more: str) -> str:
     """A number with what it counts, such as `1 answer was` and `1,000 answers were`."""
     return f"{count:,} {one if count == 1 else more}"
+
+
+def harmless(text: str) -> str:
+    """Text for a terminal or a page: what would act there, such as the start of a colour, is escaped."""
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text.replace("\r\n", "\n"))
 
 
 def width_of(text: str) -> int:

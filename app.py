@@ -57,13 +57,13 @@ from openai import OpenAI
 
 client = OpenAI(base_url="{url}/v1", api_key="none")
 answer = client.chat.completions.create(
-    model="ir3de",  # or one of: {experts}
+    model="ir3de",  # {or_one}
     messages=[{{"role": "user", "content": {prompt}}}],
     max_tokens=64,
     extra_body={{"ir3de": {{"min_score": 0.3, "stickiness": 0.2}}}},  # options of routing
 )
-answer.model  # the expert that answered
-answer.ir3de  # expert, score, ranking
+answer.ir3de  # expert, score, ranking: who answered, and why
+client.models.list()  # "ir3de", and each expert that answers
 ```
 
 Streaming works as usual. A request has at most {limits.body:,} bytes, {limits.messages} messages and
@@ -112,8 +112,10 @@ def build_demo(site: Site) -> gr.Blocks:
             """How to reach this server, under the name that the visitor knows it by."""
             url = f"{request.url.scheme}://{request.url.netloc}"
             prompt = json.dumps(next(iter(route.examples(site.samples)), "A prompt"), ensure_ascii=False)
-            experts = ", ".join(site.router.model.config.expert_names)
-            return CONNECT.format(url=url, experts=experts, limits=site.limits, prompt=prompt)
+            silent = site.routing_only(None)
+            answering = [name for name in site.router.model.config.expert_names if name not in silent]
+            one = f", such as {json.dumps(answering[0], ensure_ascii=False)}" if answering else ""
+            return CONNECT.format(url=url, or_one=f"or one expert by its name{one}", limits=site.limits, prompt=prompt)
 
         demo.load(connect, None, how, queue=False, api_visibility="private")
     demo.queue(max_size=64, default_concurrency_limit=4)

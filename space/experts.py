@@ -11,6 +11,7 @@ import gradio as gr
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.names_ir3de import name_of_file
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.reports.words import number_of
 from ir3de.space import views
 from ir3de.space.sharing import packed, public_words, push, stranger
 from ir3de.space.site import Options, Site, Visitor
@@ -212,6 +213,9 @@ def compared(site: Site, before: IR3DERoutingPipeline, after: IR3DERoutingPipeli
     for when, router in (("before", before), ("after", after)):
         figures = site.figures(router)
         said = views.percent(figures["macro_accuracy"]) if figures else "–"
-        of = f"on {figures['prompts']} sample prompts of {len(figures['domains'])} domains" if figures else "no samples"
+        of = "no samples"
+        if figures:
+            prompts = number_of(figures["prompts"], "sample prompt", "sample prompts")
+            of = f"on {prompts} of {number_of(len(figures['domains']), 'domain', 'domains')}"
         shown.append(f'<div class="ir-tile"><b>{said}</b><span>accuracy {when}, {of}</span></div>')
     return f'<div role="status">{views.message(what + ".")}<div class="ir-tiles">{"".join(shown)}</div></div>'

@@ -32,7 +32,7 @@ Options = dict[str, Any]  # of one of Gradio's listeners, or of a call of the pi
 UNDO_STEPS = 10
 PAUSE = 0.1  # seconds between two pieces of an answer on the page
 _LOG = logging.getLogger(__name__)
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 class RefusedError(ValueError):
@@ -237,12 +237,11 @@ class Site:
         """Returns a prompt without the space around it.
 
         Raises:
-            RefusedError: it is too long, or holds control characters.
+            RefusedError: it is too long, or holds half a surrogate pair, which is no text.
         """
         prompt, most = prompt.strip(), self.limits.characters
-        found = _CONTROL.search(prompt)
-        if found:
-            raise RefusedError(f"The prompt holds the control character U+{ord(found[0]):04X}: remove it.")
+        if found := _HALF.search(prompt):
+            raise RefusedError(f"The prompt holds half a surrogate pair, U+{ord(found[0]):04X}: remove it.")
         if most is not None and len(prompt) > most:
             raise RefusedError(f"The prompt has {len(prompt):,} characters; at most {most:,} go.")
         return prompt

@@ -9,6 +9,7 @@ from typing import Any
 
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.policy_ir3de import Record, TokenRecord
+from ir3de.scripts.reports.words import harmless
 from ir3de.space.palette import Palette
 from ir3de.specs_ir3de import ExpertSpec, is_remote
 
@@ -100,7 +101,7 @@ def tokens(record: Record, palette: Palette) -> str:
         says = f"{vote}, weight {weight:.2f}" if counted else f"left out (would speak for {vote})"
         shade = f";--w:{8 + 52 * weight:.0f}%" if counted else ""
         kind = "ir-token" if counted else "ir-token ir-out"
-        text = escape(token["token"])
+        text = escape(harmless(token["token"]))
         marks.append(f'<span class="{kind}" style="{palette.style(vote)}{shade}" title="{escape(says)}">{text}</span>')
         rows.append(
             (f"<code>{text}</code>", escape(vote), f"{weight:.2f}" if counted else "left out", *_familiarity(token))
@@ -131,14 +132,14 @@ def _unknown(tokens: Sequence[TokenRecord]) -> str:
     unknown = list(dict.fromkeys(token["token"].strip() for token in tokens if not token.get("known", True)))
     if not unknown:
         return ""
-    named = ", ".join(f"<code>{escape(each)}</code>" for each in unknown[:_PAIRS])
+    named = ", ".join(f"<code>{escape(harmless(each))}</code>" for each in unknown[:_PAIRS])
     more = f" and {len(unknown) - _PAIRS} more" if len(unknown) > _PAIRS else ""
     return f'<p class="ir-hint">Never seen by this router before: {named}{more}.</p>'
 
 
 def text(answer: str) -> str:
     """An answer's text: fenced parts as code, the rest as it is."""
-    parts = answer.split("```")
+    parts = harmless(answer).split("```")
     shown = []
     for index, part in enumerate(parts):
         if index % 2:
@@ -180,8 +181,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], caption: str) -> s
     top = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return (
-        f'<div class="ir-scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table class="ir-table">'
-        f"<caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>"
+        f'<div class="ir-scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+        f'<table class="ir-table ir-sticky"><caption>{escape(caption)}</caption><thead><tr>{top}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

@@ -28,8 +28,8 @@ WIDE = {  # twelve domains with long names, each of a few of the tiny world's wo
     "international-customs-and-duties": ("contract", "court", "crime"),
     "marketing-newsletter-cancellation": ("judge", "jury", "lawsuit"),
     "mobile-application-crashes": ("liable", "plaintiff", "statute"),
-    "press-and-partnership-enquiries": ("algebra", "angle", "circle"),
-    "product-advice-before-the-purchase": ("cosine", "cube", "derivative"),
+    'Press, partners & "Öffentlichkeitsarbeit" for patients and staff (central desk)': ("algebra", "angle", "circle"),
+    "product_advice_and_comparison_before_the_purchase_of_goods": ("cosine", "cube", "derivative"),
     "returns-of-damaged-goods": ("equation", "integral", "matrix"),
     "spare-parts-and-repair-instructions": ("prime", "proof", "root"),
 }

@@ -94,9 +94,21 @@ def test_the_app_says_which_tokens_were_never_seen(site: Site) -> None:
 
 
 def test_a_bad_prompt_is_explained(site: Site) -> None:
-    for text, said in (("", "Type a prompt"), ("court\x00", "U+0000"), ("court " * 1000, "at most 2,000")):
+    for text, said in (("", "Type a prompt"), ("court\ud83d", "U+D83D"), ("court " * 1000, "at most 2,000")):
         assert said in route.shown(site, text, route.Controls("prompt", 1, 0, 0), None)[0]
     assert "at most" in list(route.answered(site, "court " * 1000, 8, route.Controls("prompt", 1, 0, 0), None))[-1]
+
+
+def test_colours_of_a_terminal_are_answered_and_shown_as_text(site: Site) -> None:
+    text = "court \x1b[31mjudge\x00\x9b2J <b>"
+    ranking, tokens = route.shown(site, text, route.Controls("prompt", 1, 0, 0), None)
+    assert "law" in ranking
+    assert not set(tokens) & set("\x00\x1b\x9b")
+    assert "\\x1b" in tokens
+    assert "law" in list(route.answered(site, text, 8, route.Controls("prompt", 1, 0, 0), None))[-1]
+    *_, (html, turns, _, notice) = chat.replied(site, text, [], 0, "last", 4, None)
+    assert (turns[0]["content"], notice) == (text, "")
+    assert "court \\x1b[31mjudge\\x00\\x9b2J &lt;b&gt;" in html
 
 
 def test_the_answer_grows_and_names_its_expert(site: Site) -> None:
@@ -233,10 +245,10 @@ def test_a_chat_keeps_to_its_expert_as_far_as_stickiness_goes(site: Site) -> Non
 
 def test_a_message_that_is_refused_leaves_the_chat_as_it_was(site: Site) -> None:
     *_, (_, turns, _, _) = chat.replied(site, CODE, [], 0, "last", 4, None)
-    *_, (_, after, said, notice) = chat.replied(site, "court\x1b[2J", turns, 0, "last", 4, None)
+    *_, (_, after, said, notice) = chat.replied(site, "court\ud83d", turns, 0, "last", 4, None)
     assert after == turns
-    assert said == "court\x1b[2J"
-    assert "U+001B" in notice
+    assert said == "court\ud83d"
+    assert "U+D83D" in notice
 
 
 # Thumbs.
@@ -317,6 +329,8 @@ def test_an_edit_shows_accuracy_before_and_after(site: Site) -> None:
     after = site.edited(None, lambda model: model.remove_expert("law"))
     html = experts.compared(site, site.router, after.router, "Removed law")
     assert "18 sample prompts of 3 domains" in html
+    one = make_site({name: {} for name in tiny.DOMAINS}, samples=[Row("court", "law")])
+    assert "1 sample prompt of 1 domain<" in experts.compared(one, one.router, one.router, "Nothing")
     assert "12 sample prompts of 2 domains" in html
 
 
@@ -484,8 +498,8 @@ def test_gradios_api_has_two_named_endpoints(site: Site, url: str) -> None:
     answer = client.predict(LAW, "math", 4, api_name="/ask")
     assert answer["expert"] == "math"
     assert isinstance(answer["answer"], str)
-    for text in ("court\x00", "court " * 1000, ""):
-        with pytest.raises(Exception, match=r"U\+0000|at most|empty"):
+    for text in ("court " * 1000, ""):
+        with pytest.raises(Exception, match=r"at most|empty"):
             client.predict(text, api_name="/route")
 
 

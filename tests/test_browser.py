@@ -325,6 +325,36 @@ def test_a_phone_shows_all_of_a_wide_router(open_page: Any, wide_url: str) -> No
     assert "radial-gradient" in scroll.evaluate("box => getComputedStyle(box).backgroundImage"), "which a shadow tells"
 
 
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desk", "phone"])
+def test_long_names_are_read_whole(open_page: Any, wide_url: str, wide: Site, size: dict[str, int]) -> None:
+    page = open_page(size, wide_url)
+    prompt(page, "algebra angle circle cosine cube derivative judge")
+    page.wait_for_function("() => document.querySelectorAll('#tokens .ir-legend .ir-badge').length > 2")
+    right = max(page.locator("#tokens .ir-legend .ir-badge").evaluate_all(RIGHT))
+    assert right <= size["width"], "the legend"
+    go(page, "Experts")
+    page.locator("#experts tbody tr").first.wait_for()
+    kind = page.locator("#experts tbody td:nth-child(2)").first.bounding_box()
+    assert kind["x"] + kind["width"] <= size["width"], "beside the names something else is seen"
+    go(page, "Measured")
+    heads = page.locator("#figures .ir-upright thead th:not(:first-child) span")
+    heads.first.wait_for()
+    caption = page.locator("#figures .ir-confusion caption").first.bounding_box()
+    for each in heads.all()[: len(wide.router.model.config.domain_names)]:
+        span, cell = each.bounding_box(), each.locator("xpath=..").bounding_box()
+        assert span["y"] >= cell["y"] >= caption["y"] + caption["height"] - 1, "a head stands below the caption"
+        assert span["height"] <= cell["height"]
+        assert each.evaluate("span => span.scrollHeight <= span.clientHeight + 1"), "none of it is cut"
+
+
+def test_the_app_says_how_experts_are_asked_by_name(open_page: Any, wide_url: str) -> None:
+    page = open_page(PHONE, wide_url)
+    go(page, "Connect")
+    code = page.locator("pre:visible", has_text='or one expert by its name, such as "billing-and-refund-requests"')
+    code.wait_for()
+    assert "account-and-login-problems" not in code.inner_text(), "which only routes"
+
+
 def test_what_a_wide_router_shows_on_a_desk(open_page: Any, wide_url: str, wide: Site) -> None:
     page = open_page(address=wide_url)
     examples = page.locator("#examples button")
@@ -406,6 +436,7 @@ def test_the_route_view_is_quick(open_page: Any) -> None:
     assert sorted(times)[len(times) // 2] < 150
 
 
+RIGHT = "badges => badges.map(badge => badge.getBoundingClientRect().right)"
 COLOURS = "badges => badges.map(badge => [badge.innerText, badge.style.getPropertyValue('--c')])"
 
 # From Enter, after new text, to the change of the view.

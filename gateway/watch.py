@@ -21,7 +21,7 @@ from .trial import check_no_worse, is_passing, loaded_beside, samples_of
 
 logger = logging.getLogger(__name__)
 
-_HEED_SECONDS = 1.0  # between two looks at what other worker processes say
+_HEED_SECONDS = 0.25  # between two looks at what other worker processes say
 _MOST_SECONDS = 600.0  # until a revision that could not be loaded is tried again
 
 
@@ -113,7 +113,7 @@ class Watch:
         self._revisions.read()
         bad = self._gateway.serving.revision
         instead = self._revisions.instead(bad)
-        if instead is not None and not self._leaving:
+        if instead is not None:
             await self._go_back(bad, instead)
 
     async def roll_back(self) -> str:
@@ -133,6 +133,8 @@ class Watch:
             raise LookupError("no router served before this one")
         self._revisions.took_back(bad, before)
         await self._go_back(bad, before)
+        if self._watched.revisions is not None:
+            await asyncio.sleep(2 * _HEED_SECONDS)  # who is told that it is done finds all processes done
         return before
 
     async def _go_back(self, bad: str, revision: str) -> None:
@@ -144,7 +146,7 @@ class Watch:
             new = await asyncio.to_thread(loaded_beside, self._gateway.serving, recall, revision)
             if self._gateway.serving.revision == bad:  # else a newer one has come meanwhile
                 self._swap(new, "taken back")
-        else:
+        elif not self._leaving:
             self._leaving = True
             logger.error(
                 "Revision %s of the router is not to be served, and this process, which started with it, has no other:"
@@ -194,19 +196,24 @@ def first_revision(origin: Origin, path: Path | None) -> str:
     Raises:
         OSError: it cannot be reached.
     """
-    revisions, waits = Revisions(path), False
-    while True:
-        revisions.read()
-        current = origin.current()
-        allowed = revisions.allowed(current)
-        if allowed == current or not origin.is_folder:
-            return allowed
-        if not waits:
-            logger.warning(
-                "Revision %s of the router is not to be served: a change of the folder is waited for", current
-            )
-        waits = True
+    revisions = Revisions(path)
+    allowed = _allowed(origin, revisions)
+    if allowed is not None:
+        return allowed
+    logger.warning("The router's present revision is not to be served: this process waits until its folder changes")
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # that of uvicorn is heeded only once it serves
+    while (allowed := _allowed(origin, revisions)) is None:
         time.sleep(_HEED_SECONDS)
+    signal.signal(signal.SIGTERM, before)
+    return allowed
+
+
+def _allowed(origin: Origin, revisions: Revisions) -> str | None:
+    """The present revision, or on the Hub what is served in its place; None where a folder has no other."""
+    revisions.read()
+    current = origin.current()
+    allowed = revisions.allowed(current)
+    return allowed if allowed == current or not origin.is_folder else None
 
 
 def _plain(error: Exception) -> str:

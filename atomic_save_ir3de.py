@@ -16,6 +16,7 @@ import re
 import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,6 +103,7 @@ def staged(folder: Path) -> Iterator[Path]:
         try:
             yield new
             _check_stays_inside(new, folder)
+            _open_to_others(new)
             _sync(new)
             _switch_to(new, folder)
         except BaseException:
@@ -112,6 +114,26 @@ def staged(folder: Path) -> Iterator[Path]:
         (folder / _SWITCH).unlink()
         _sync_folder(folder)
         _clear_up(folder)
+
+
+def usual_mode(folder: Path) -> int:
+    """The mode that `open` gives a new file in a folder, by the umask. That cannot be read without changing it for all
+    threads, so a file is made and looked at. safetensors from 0.8 on writes files that only their owner may read.
+    """
+    probe = folder / f"{_STATE}mode-{uuid.uuid4().hex}"
+    probe.touch(exist_ok=False)
+    try:
+        return stat.S_IMODE(probe.stat().st_mode)
+    finally:
+        os.remove(probe)
+
+
+def _open_to_others(new: Path) -> None:
+    """Gives new files, and the folder they are in, the modes that they would have without safetensors and tempfile."""
+    mode = usual_mode(new)
+    for path in new.rglob("*.safetensors"):
+        path.chmod(mode)
+    new.chmod(mode | (mode & 0o444) >> 2)  # who may read a folder may enter it
 
 
 def _switch_to(new: Path, folder: Path) -> None:

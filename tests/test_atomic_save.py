@@ -125,6 +125,23 @@ def test_a_save_that_fails_leaves_the_old(tmp_path: Path, monkeypatch: pytest.Mo
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such modes there")
+@pytest.mark.parametrize(
+    ("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750), (0o077, 0o600, 0o700)]
+)
+def test_what_is_saved_may_be_read_by_whom_the_umask_says(umask: int, file: int, folder: int, tmp_path: Path) -> None:
+    model, place = tiny.router(), tmp_path / "router"
+    before = os.umask(umask)
+    try:
+        model.save_pretrained(place)
+        model.statistics["law"].save(tmp_path / "law.safetensors")
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode & 0o777 for path in [place, *place.rglob("*"), tmp_path / "law.safetensors"]}
+    assert modes == {path: folder if path.is_dir() else file for path in modes}
+    assert (place / "model.safetensors") in modes
+
+
 # Folders of strangers.
 
 

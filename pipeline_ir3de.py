@@ -308,7 +308,7 @@ class IR3DERoutingPipeline(Pipeline):
             raise ValueError(f"`route_on` is 'last' (user message) or 'conversation', got {route_on!r}.")
         prompts = [_check_prompt(prompt, index) for index, prompt in enumerate(prompts)]
         first = 0 if stickiness else -1
-        turns = [[_readable(text) for text in _turns(prompt, route_on)[first:]] for prompt in prompts]
+        turns = [[_as_routed(text) for text in _turns(prompt, route_on)[first:]] for prompt in prompts]
         texts = list(chain.from_iterable(turns))
         token_ids = token_ids_of(self.tokenizer, texts, self.model.config.max_length)
         if not all(token_ids):
@@ -630,8 +630,12 @@ def _check_prompt(prompt: Any, index: int) -> Prompt:
     return list(prompt)
 
 
-def _readable(text: str) -> str:
-    """Text with the replacement character for each half of a surrogate pair, which no tokenizer reads."""
+def _as_routed(text: str) -> str:
+    """Text with the replacement character for each half of a surrogate pair, which no tokenizer reads; of white space
+    alone nothing, although many tokenizers have tokens for it.
+    """
+    if text.isspace():
+        return ""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,5 +1,6 @@
 """The pipeline: what goes in, what comes out, and that nothing of one call is left for the next."""
 
+import copy
 import json
 import math
 import threading
@@ -12,10 +13,11 @@ import pandas
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast, pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
-from ir3de import IR3DERoutingPipeline
+from ir3de import IR3DEModel, IR3DERoutingPipeline
 from ir3de.configuration_ir3de import VARIANTS
 from ir3de.experts_ir3de import ExpertPool
 from ir3de.pipeline_ir3de import EmptyPromptError
@@ -186,6 +188,22 @@ def test_an_empty_prompt_is_refused_and_among_others_has_a_record_that_says_so(
     assert list(pipe(iter([LAW, empty, CODE]), **GREEDY)) == [law, none, code]
     told = pipe([empty, LAW, empty], generate=False, explain=True)
     assert [len(record["tokens"]) for record in told] == [0, 5, 0]
+
+
+@pytest.mark.parametrize("blank", ["   ", "\n\t", "\u3000\u00a0"])
+def test_white_space_alone_is_empty_whatever_the_tokenizer_makes_of_it(router: IR3DEModel, blank: str) -> None:
+    spaces = copy.deepcopy(router.tokenizer)
+    spaces.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "isolated")  # a space is a token
+    pipe = IR3DERoutingPipeline(router, tokenizer=spaces, device="cpu")
+    assert spaces(blank, add_special_tokens=False)["input_ids"]
+    with pytest.raises(EmptyPromptError, match="Prompt 0 is empty"):
+        pipe(blank)
+    with pytest.raises(EmptyPromptError, match="Prompt 0 is empty"):
+        pipe([{"role": "user", "content": LAW}, {"role": "user", "content": blank}], generate=False, stickiness=0.5)
+    [none, law] = pipe([blank, f" {LAW}"], generate=False)
+    assert (none["expert"], none["reason"]) == (None, "It is empty: nothing to route on.")
+    assert law == pipe(f" {LAW}", generate=False)
+    assert law["expert"] is not None
 
 
 def test_an_empty_turn_before_the_last_is_no_turn(pipe: IR3DERoutingPipeline) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterable, Iterator
+from itertools import tee
 
 from ir3de.scripts.command import command
 from ir3de.scripts.fitting.options import add_minimum_arguments
@@ -13,7 +15,7 @@ from ir3de.scripts.fitting.options import add_minimum_arguments
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ir3de route`."""
     parser.add_argument("router", metavar="DIR", help="folder or Hub id of a router")
-    parser.add_argument("prompt", nargs="+", help="prompt to route; repeatable")
+    parser.add_argument("prompt", nargs="+", help="prompt to route; repeatable; -: each line of standard input is one")
     parser.add_argument("--json", action="store_true", help="print one record a line instead")
     parser.add_argument("--variant", help="instead of the router's own")
     parser.add_argument("--num-votes", type=int, help="instead of the router's own")
@@ -33,10 +35,26 @@ def run(args: argparse.Namespace) -> int:
     given = {key: getattr(args, key) for key in ("variant", "num_votes", "min_score", "min_familiarity")}
     given["fallback_expert"] = args.fallback
     choice = {key: value for key, value in given.items() if value is not None}
-    records = router(args.prompt, generate=False, on_error="raise", explain=True, **choice)
-    for prompt, record in zip(args.prompt, records, strict=True):
+    prompts, routed = tee(_prompts(args.prompt))
+    records = router(routed, generate=False, on_error="raise", explain=True, **choice)
+    for prompt, record in zip(prompts, records, strict=True):
         print(json.dumps({"prompt": prompt, **record}, ensure_ascii=False) if args.json else describe(prompt, record))
     return 0
+
+
+def _prompts(given: Iterable[str]) -> Iterator[str]:
+    """The prompts, those of standard input where `-` stands; there, lines of white space alone are none."""
+    for prompt in given:
+        if prompt != "-":
+            yield prompt
+            continue
+        found = False
+        for line in sys.stdin:
+            if not line.isspace():
+                found = True
+                yield line.rstrip("\r\n")
+        if not found:
+            raise ValueError("Standard input holds no prompt: give one a line.")
 
 
 main = command("route", __doc__, add_arguments, run)

@@ -20,6 +20,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from .names_ir3de import file_name
 
 try:
@@ -36,6 +38,7 @@ _SWITCH, _STATE = ".ir3de-switch", ".ir3de-state-"
 _STATE_NAME = re.compile(rf"{re.escape(_STATE)}[a-z0-9_]{{1,32}}")
 _FORMER = ".ir3de-staged"  # of a save by version 0.1.0 before its release
 _LEFT = (f"{_STATE}*", f"{_SWITCH}-*", ".ir3de-writing-*", _FORMER)  # what killed saves leave
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}  # no space, or no right
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EBADF, errno.EINVAL, errno.ENOSYS}  # some network file systems
 
 
@@ -96,16 +99,19 @@ def staged(folder: Path) -> Iterator[Path]:
 
     Raises:
         ValueError: a folder inside, into which files would be put, is a link to elsewhere.
+        OSError: the disk is full, or the folder may not be written to. Nothing was saved, and a folder that was made
+            for it is gone.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, exclusive=True):
-        new = Path(tempfile.mkdtemp(prefix=_STATE, dir=folder))
+    with _made(folder), _locked(folder, exclusive=True):
+        with _nothing_saved(folder):
+            new = Path(tempfile.mkdtemp(prefix=_STATE, dir=folder))
         try:
-            yield new
-            _check_stays_inside(new, folder)
-            _open_to_others(new)
-            _sync(new)
-            _switch_to(new, folder)
+            with _nothing_saved(folder):
+                yield new
+                _check_stays_inside(new, folder)
+                _open_to_others(new)
+                _sync(new)
+                _switch_to(new, folder)
         except BaseException:
             shutil.rmtree(new, ignore_errors=True)
             raise
@@ -114,6 +120,48 @@ def staged(folder: Path) -> Iterator[Path]:
         (folder / _SWITCH).unlink()
         _sync_folder(folder)
         _clear_up(folder)
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a folder; where what follows fails, those that were made and hold nothing go again."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with _nothing_saved(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # of one that was not made, or holds something by now
+            for path in missing:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def _nothing_saved(folder: Path) -> Iterator[None]:
+    """Has errors of the disk name the folder that a person knows, and say that nothing changed."""
+    try:
+        yield
+    except SafetensorError as error:  # of a disk that is full
+        raise OSError(f"Nothing was saved to {folder}: {error}") from error
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise OSError(error.errno, f"{os.strerror(error.errno)}, so nothing was saved", str(folder)) from error
+
+
+@contextlib.contextmanager
+def writing_tensors(path: Path) -> Iterator[None]:
+    """What writes a safetensors file goes in here: then it is for whom the umask says, and an error names it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    path.chmod(usual_mode(path.parent))
 
 
 def usual_mode(folder: Path) -> int:

@@ -26,7 +26,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .atomic_save_ir3de import usual_mode
+from .atomic_save_ir3de import writing_tensors
 from .batch_ir3de import MOST_TOKENS, Prompts, batches, prompt_weights, prompts_of, weighted_sums
 
 FORMAT = "ir3de-statistics-1"
@@ -345,8 +345,8 @@ class DomainStatistics:
             for kind in sorted(self.contributions[key])
         }
         # One metadata entry: safetensors does not keep the order of several.
-        save_file(tensors, path, metadata={"ir3de": json.dumps(header, sort_keys=True)})
-        os.chmod(path, usual_mode(Path(path).parent))
+        with writing_tensors(Path(path)):
+            save_file(tensors, path, metadata={"ir3de": json.dumps(header, sort_keys=True)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], expected: FeatureSpace | None = None) -> DomainStatistics:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command, need
+from ir3de.scripts.command import check_folder, command, need
 
 if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
     import torch
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.routers.base import Options, choose_routers
     from ir3de.scripts.routers.encoders import default_encoder
 
+    check_folder(args.output)
     if bool(args.data) == bool(args.outcomes):
         raise ValueError("Give labelled prompts with --data, or judged ones with --outcomes.")
     if args.outcomes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -35,12 +36,21 @@ COMMANDS = (
     "benchmark",
     "quickstart",
 )
+_SIGINT = 2  # Ctrl-C
 _SIGPIPE = 13  # what ends other programs whose reader has left; a shell says 128 more
 FILES = {"inspect": "inspect_data"}  # a file inspect.py would hide the standard library's where a script runs beside it
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a subcommand; bad input ends with one line on standard error and exit code 2."""
+    """Runs a subcommand; bad input ends with one line on standard error and exit code 2, and Ctrl-C without a word."""
+    try:
+        return _main(arguments)
+    except KeyboardInterrupt:  # also while the packages are imported, which takes seconds
+        return 128 + _SIGINT
+
+
+def _main(arguments: list[str] | None) -> int:
+    """Runs a subcommand."""
     if not sys.stderr.isatty():  # before any import that brings tqdm, which reads this once
         os.environ.setdefault("TQDM_DISABLE", "1")  # of every library's bars
     arguments = sys.argv[1:] if arguments is None else arguments
@@ -48,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     module = _import(name)
     args = parsed(name, _summary(name), module.add_arguments, arguments[1:])
     ir3de.register()
-    return _run(name, partial(module.run, args), getattr(args, "router", None))
+    place = getattr(args, "output", None) or getattr(args, "router", None)
+    return _run(name, partial(module.run, args), getattr(args, "router", None), place)
 
 
 def _chosen(arguments: list[str]) -> str:
@@ -60,9 +71,10 @@ def _chosen(arguments: list[str]) -> str:
     return str(parser.parse_args(arguments).command)
 
 
-def _run(name: str, command: Callable[[], int], router: str | None) -> int:
-    """Runs the subcommand that was asked for; `router` is the one it was given, if any."""
+def _run(name: str, command: Callable[[], int], router: str | None, place: str | None) -> int:
+    """Runs the subcommand that was asked for; `router` is the one it was given, if any, and `place` where it writes."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+    from safetensors import SafetensorError
 
     try:
         code = command()
@@ -73,8 +85,8 @@ def _run(name: str, command: Callable[[], int], router: str | None) -> int:
             print(f"ir3de {name}: {error}", file=sys.stderr)
             return 2
         return 128 + _SIGPIPE
-    except (ValueError, OverflowError, TypeError, OSError, ImportError, RuntimeError) as error:
-        print(f"ir3de {name}: {_missing_router(router, error)}{error}", file=sys.stderr)
+    except (ValueError, OverflowError, TypeError, OSError, ImportError, RuntimeError, SafetensorError) as error:
+        print(f"ir3de {name}: {_missing_router(router, error)}{_full_disk(place, error)}{error}", file=sys.stderr)
         return 2
     except HTTPError as error:  # those that say something of a repository are OSErrors too
         absent = (
@@ -84,8 +96,6 @@ def _run(name: str, command: Callable[[], int], router: str | None) -> int:
         )
         print(f"ir3de {name}: {absent}the Hub cannot be reached ({error}). Your files are unchanged.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        return 130
 
 
 def _is_reader_gone() -> bool:
@@ -96,6 +106,12 @@ def _is_reader_gone() -> bool:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
+
+
+def _full_disk(place: str | None, error: Exception) -> str:
+    """What goes before an error of a disk that says nothing of where it is."""
+    of_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None
+    return f"Writing to {place or os.getcwd()}: " if of_disk else ""
 
 
 def _missing_router(router: str | None, error: Exception) -> str:

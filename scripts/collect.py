@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from ir3de.names_ir3de import file_name
-from ir3de.scripts.command import command
+from ir3de.scripts.command import check_file, check_folder, command
 from ir3de.scripts.data.rows import RowSource, add_text_arguments
 
 
@@ -52,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
             raise
         raise ImportError('Collecting needs datatrove: `pip install "ir3de[collect]"`.') from error
     output = Path(args.output or (f"{file_name(args.name)}.safetensors" if args.name else "statistics"))
+    (check_file if args.name else check_folder)(str(output))
+    check_folder(args.tasks_folder or f"{output}.tasks", "name another with --tasks-folder")
     collection = Collection(
         router=args.router,
         source=RowSource.of(**vars(args)),

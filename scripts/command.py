@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 Values = TypeVar("Values")
@@ -42,6 +44,41 @@ def values_of(kind: type[Values], options: Mapping[str, object]) -> Values:
     """A dataclass of those options that bear the names of its fields; a command's others are passed over."""
     names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
     return kind(**{name: value for name, value in options.items() if name in names})
+
+
+OTHER_OUTPUT = "name another with --output"
+
+
+def check_folder(path: str | None, remedy: str = OTHER_OUTPUT) -> None:
+    """Checks before long work that a folder can be written to, or made.
+
+    Args:
+        path (`str`, *optional*): of the folder.
+        remedy (`str`): what a person may do, in the imperative.
+
+    Raises:
+        ValueError: it is a file, or cannot be written to or made.
+    """
+    if path is not None:
+        _check_writable(path, Path(path), remedy)
+
+
+def check_file(path: str | None, remedy: str = OTHER_OUTPUT) -> None:
+    """Checks before long work that a file can be written; as [`check_folder`]."""
+    if path is not None and Path(path).is_dir():
+        raise ValueError(f"{path} is a folder, and a file is to be written: {remedy}.")
+    if path is not None:
+        _check_writable(path, Path(path).parent, remedy)
+
+
+def _check_writable(path: str, folder: Path, remedy: str) -> None:
+    """Raises ValueError where a folder, or the first above it that exists, cannot be written to."""
+    place = folder.absolute()
+    there = next(each for each in (place, *place.parents) if each.exists())
+    if not there.is_dir():
+        raise ValueError(f"{there} is a file, and a folder is needed for {path}: {remedy}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{there} may not be written to, so nothing can go to {path}: {remedy}.")
 
 
 def need(package: str, extra: str, reason: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import check_folder, command
 from ir3de.scripts.data.rows import RowSource, add_data_arguments
 
 if TYPE_CHECKING:  # these load torch, which nobody who asks for help waits for
@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-votes", type=int, help="instead of the router's own")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON")
     parser.add_argument("--output", metavar="DIR", help="folder for results.md, results.json, figures and what is kept")
-    parser.add_argument("--card", action="store_true", help="write the figures into the router's card (a folder's)")
+    parser.add_argument(
+        "--card", action="store_true", help="write the figures into the router's card (a folder's); needs --output"
+    )
     parser.add_argument(
         "--outside", action="append", metavar="DATA", help="prompts of none of the domains: how well are they noticed?"
     )
@@ -76,6 +78,9 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.routers.base import Options
     from ir3de.scripts.routers.encoders import default_encoder
 
+    check_folder(args.output)
+    if args.card:
+        check_folder(args.router, "make a copy of the router")
     sizes = _sizes(args.quick, {name: getattr(args, name) for name in LEAST})
     source = RowSource.of(**vars(args))
     reading, training, outside = None, None, None

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from ir3de.scripts.command import command, need, values_of
+from ir3de.scripts.command import check_folder, command, need, values_of
 from ir3de.scripts.data.duplicates import Duplicates
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import (
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.data.sources import gguf_of, load_source, public_name
     from ir3de.scripts.fitting.fit import check_before, fit_rows
 
+    check_folder(args.output)
     _check_together(args.data, args.outcomes, args.discover, args.second)
     options, source, duplicates = values_of(FitOptions, vars(args)), RowSource.of(**vars(args)), Duplicates()
     options.check_minimums()

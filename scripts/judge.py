@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ir3de.scripts.command import command, need
+from ir3de.scripts.command import check_file, command, need
 from ir3de.scripts.judging.ways import PERPLEXITY, WAYS
 from ir3de.scripts.metrics.tasks import TaskOptions
 
@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.pipeline_ir3de import IR3DERoutingPipeline
     from ir3de.scripts.judging.asking import failures_of
 
+    check_file(args.output)
     server = (args.judge_endpoint, args.judge_model, args.rubric)
     _check_together(args.by, args.data, args.at_once, args.budget, server)
     if args.by not in WAYS:

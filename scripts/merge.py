@@ -39,10 +39,13 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.edits_ir3de import TakesPrompts
     from ir3de.modeling_ir3de import IR3DEModel
     from ir3de.scripts.publishing.review import Proposal, Snapshot, accumulated, compare
-    from ir3de.scripts.publishing.targets import apply_edit
+    from ir3de.scripts.publishing.targets import apply_edit, check_target
 
     if bool(args.source) == (args.pr is not None):
         raise ValueError("Give either sources to merge or --pr N.")
+    target = values_of(TargetRouter, vars(args))
+    if not args.dry_run:
+        check_target(target)
     named = _named(args.source, args.name)
     given = list(read_rows(RowSource.of(**vars(args)))) if args.data else []
 
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     names = [Path(source).name if Path(source).exists() else source for source in args.source]  # no local paths
     message = f"Merge {', '.join(names)}" if args.pr is None else f"Merge pull request {args.pr}"
-    place = apply_edit(values_of(TargetRouter, vars(args)), edit, message)
+    place = apply_edit(target, edit, message)
     if args.pr is not None and args.output is None:
         comment = f"It was merged: {place}"
         HfApi().change_discussion_status(args.router, args.pr, "closed", comment=comment)

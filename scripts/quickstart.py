@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import check_folder, command
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 
 
@@ -23,6 +23,7 @@ def run(args: argparse.Namespace) -> int:
     """Builds the router and prints where it is."""
     from ir3de.scripts.fitting.embedded import build, refit, remeasure
 
+    check_folder(args.output)
     if args.refit != bool(args.data):
         raise ValueError("Give --refit and --data together, to make the embedded statistics anew, or neither.")
     if args.refit:

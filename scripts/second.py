@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ir3de.scripts.command import command
+from ir3de.scripts.command import check_folder, command
 from ir3de.scripts.data.rows import RowSource, add_data_arguments, read_rows
 from ir3de.scripts.fitting.options import MOST_TEXTS
 
@@ -51,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
     from ir3de.scripts.reports.second import describe, write
     from ir3de.scripts.routers.encoders import MINILM
 
+    check_folder(args.output)
     if not Path(args.router, CONFIG).is_file():
         raise ValueError(f"{args.router} is no folder of a router: download the router first, and push it afterwards.")
     if args.max_train_per_domain < 0:
         raise ValueError(f"--max-train-per-domain must be at least 0, got {args.max_train_per_domain}.")
+    check_folder(args.router, "make a copy of the router")
     model = IR3DEModel.from_pretrained(args.router)
     names = model.config.expert_names
     opinion = ready(args.encoder, args.encoder_revision)

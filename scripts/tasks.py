@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ir3de.scripts.command import command, need, values_of
+from ir3de.scripts.command import check_folder, command, need, values_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluates each domain's tasks twice; the exit code is 1 where a task failed."""
+    check_folder(args.output)
     need("lm_eval", "evaluation", "Tasks need lm-eval")
     from ir3de.pipeline_ir3de import IR3DERoutingPipeline
     from ir3de.scripts.measuring.tasks import describe, load_router, measure_tasks

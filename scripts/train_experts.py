@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from ir3de.scripts.command import command, need, values_of
+from ir3de.scripts.command import check_folder, command, need, values_of
 from ir3de.scripts.data.rows import RowSource, add_data_arguments
 
 
@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains the adapters and prints what each is worth."""
+    check_folder(args.output)
     need("peft", "adapters", "Training adapters needs peft")
     from ir3de.scripts.fitting.adapters import Base, TextOptions, TrainingOptions, describe, open_output, train_experts
 

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from ir3de.scripts import cli
 from ir3de.scripts.reports import progress
 from ir3de.scripts.routers.base import Options
 from ir3de.scripts.routers.baselines import BASELINES
+
+from . import tiny
 
 HEAVY = ("torch", "transformers", "numpy", "huggingface_hub", "sklearn", "lm_eval", "datatrove", "ir3de.modeling_ir3de")
 
@@ -247,3 +250,119 @@ def test_a_router_that_needs_a_missing_package_is_refused_as_it_is_made(
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(ImportError, match=r"need scikit-learn.*ir3de\[benchmark\]"):
         BASELINES[name](Options(encoder="no"))
+
+
+WRITERS = {
+    "fit": ["fit", "--data", "{data}", "--embeddings", "{absent}", "--output", "{place}"],
+    "evaluate": ["evaluate", "{absent}", "--data", "{data}", "--output", "{place}"],
+    "tasks": ["tasks", "{absent}", "--task", "a=b", "--output", "{place}"],
+    "add": ["add", "{absent}", "art", "--data", "{data}", "--output", "{place}"],
+    "remove": ["remove", "{absent}", "art", "--output", "{place}"],
+    "experts": ["experts", "{absent}", "--set", "art", "cost=1", "--output", "{place}"],
+    "merge": ["merge", "{absent}", "{data}", "--output", "{place}"],
+    "outcomes": ["outcomes", "{absent}", "{data}", "--output", "{place}"],
+    "collect": ["collect", "--router", "{absent}", "--data", "{data}", "--output", "{place}"],
+    "second": ["second", "{absent}", "--data", "{data}", "--output", "{place}"],
+    "quickstart": ["quickstart", "--output", "{place}"],
+    "train-experts": ["train-experts", "--model", "{absent}", "--data", "{data}", "--output", "{place}"],
+    "benchmark": ["benchmark", "--data", "{data}", "--output", "{place}"],
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    name: str, tmp_path: Path, json_lines: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(place: Path) -> str:
+        names = {"data": json_lines, "absent": tmp_path / "absent", "place": place}
+        assert cli.main([part.format(**names) for part in WRITERS[name]]) == 2
+        return capsys.readouterr().err
+
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    for place in (file, file / "router"):
+        error = said(place)
+        assert f"{file} is a file, and a folder is needed for {place}: name another with --output." in error
+    monkeypatch.setattr("ir3de.scripts.command.os.access", lambda *_: False)  # as on a disk that is read alone
+    new = tmp_path / "new" / "router"
+    error = said(new)
+    assert error.startswith(f"ir3de {name}: {tmp_path} may not be written to, so nothing can go to {new}: name another")
+    assert error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted({file.name, json_lines.name})
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in (["judge", "absent", "--by", "exact"], ["collect", "--router", "a", "--name", "b"]):
+        assert cli.main([*command, "--data", "absent", "--output", str(tmp_path)]) == 2
+        assert f"{tmp_path} is a folder, and a file is to be written: name another" in capsys.readouterr().err
+
+
+def test_a_router_in_a_folder_that_cannot_be_written_may_go_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "router"
+    tiny.router().save_pretrained(place)
+    monkeypatch.setattr("ir3de.scripts.command.os.access", lambda path, _: Path(path) != place)
+    command = ["experts", str(place), "--set", "law", "cost=2"]
+    assert cli.main(command) == 2
+    said = capsys.readouterr().err
+    assert "may not be written to" in said
+    assert "name a folder for the result with --output" in said
+    assert cli.main([*command, "--output", str(tmp_path / "other")]) == 0
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no such limit there")
+@pytest.mark.parametrize("there", [False, True])
+def test_a_disk_that_is_full_is_one_line_and_leaves_what_was(there: bool, tmp_path: Path) -> None:
+    router, place = tmp_path / "router", tmp_path / "made" / "copy"
+    tiny.router().save_pretrained(router)
+    if there:
+        shutil.copytree(router, place)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    # A limit of files' size is the nearest to a full disk that a test may bring about: writes fail the same way.
+    program = (
+        "import resource, signal, sys; sys.argv[0] = 'ir3de'\n"
+        "from ir3de.scripts.cli import main\n"
+        "import ir3de.scripts.publishing.targets\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "limit = int(sys.argv.pop())\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        f"sys.exit(main(['experts', {str(router)!r}, '--set', 'law', 'cost=2', '--output', {str(place)!r}]))\n"
+    )
+    for limit in (300, 2000):  # less than the config; less than the weights
+        command = [sys.executable, "-c", program, str(limit)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        assert str(place) in done.stderr
+        assert "othing was saved" in done.stderr
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+        assert (tmp_path / "made").exists() == there
+
+
+@pytest.mark.parametrize("where", ["_import", "_summary", "_run"])
+def test_ctrl_c_is_silent_while_packages_are_imported_too(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, where, interrupted)
+    assert cli.main(["experts", "--keys"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+def test_route_reads_a_prompt_a_line_from_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.router().save_pretrained(tmp_path / "router")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the court\n\n  \ninteger loop"))
+    assert cli.main(["route", str(tmp_path / "router"), "prime proof", "-", "--json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["prompt"] for record in records] == ["prime proof", "the court", "integer loop"]
+    assert [record["expert"] for record in records] == ["math", "law", "code"]
+    monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
+    assert cli.main(["route", str(tmp_path / "router"), "-"]) == 2
+    assert "Standard input holds no prompt" in capsys.readouterr().err

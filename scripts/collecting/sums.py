@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ir3de.atomic_save_ir3de import writing_tensors
 from ir3de.batch_ir3de import Prompts
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.prompts_ir3de import token_ids_of
@@ -146,7 +147,8 @@ def save_sums(path: Path, sums: Mapping[str, Sums], fingerprint: str, notes: Map
     tensors = {f"{i}.{key}": value for i, of in enumerate(sums.values()) for key, value in of._asdict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(tensors or {"none": torch.zeros(0)}, partial, metadata={"ir3de": json.dumps(header, sort_keys=True)})
+    with writing_tensors(partial):
+        save_file(tensors or {"none": torch.zeros(0)}, partial, metadata={"ir3de": json.dumps(header, sort_keys=True)})
     os.replace(partial, path)
 
 

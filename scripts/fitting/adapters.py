@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments, set_seed
 
-from ir3de.atomic_save_ir3de import usual_mode
+from ir3de.atomic_save_ir3de import writing_tensors
 from ir3de.card_ir3de import markdown_table
 from ir3de.names_ir3de import check_names, file_name
 from ir3de.scripts.data.rows import RowSource, by_domain, read_rows
@@ -264,8 +264,9 @@ def save_adapter(model: Any, domain: str, folder: Path, base: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = get_peft_model_state_dict(model, adapter_name=adapter_name(domain), save_embedding_layers=False)
     weights = {key: value.to("cpu", torch.float16).contiguous() for key, value in state.items()}
-    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    (folder / "adapter_model.safetensors").chmod(usual_mode(folder))
+    file = folder / "adapter_model.safetensors"
+    with writing_tensors(file):
+        save_file(weights, file, metadata={"format": "pt"})
     config = model.peft_config[adapter_name(domain)]
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(folder)

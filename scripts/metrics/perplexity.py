@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tqdm.auto import tqdm
 
+from ir3de.atomic_save_ir3de import writing_tensors
 from ir3de.configuration_ir3de import IR3DEConfig
 from ir3de.experts_ir3de import ExpertPool, describe_error
 from ir3de.names_ir3de import file_name
@@ -84,7 +85,8 @@ class _Column:
         """Keeps the scores; a run that is cut off meanwhile leaves the file as it was."""
         partial = file.with_suffix(".partial")
         scores = {"nats": self.nats, "tokens": self.tokens, "seconds": np.array(self.seconds)}
-        save_file(scores, partial, metadata={"key": key})
+        with writing_tensors(partial):
+            save_file(scores, partial, metadata={"key": key})
         os.replace(partial, file)
 
 

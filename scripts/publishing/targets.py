@@ -15,6 +15,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.portable_ir3de import check_portable, private_parts
 from ir3de.samples_ir3de import SAMPLES_NAME
+from ir3de.scripts.command import check_folder
 from ir3de.scripts.publishing.options import TargetRouter
 
 Edit = Callable[[IR3DEModel], None]
@@ -26,14 +27,17 @@ _SHOWN = 80  # characters of a sample
 
 
 def check_target(target: TargetRouter) -> None:
-    """Refuses a pull request for what goes to a folder.
+    """Refuses a pull request for what goes to a folder, and a folder that cannot be written to.
 
     Raises:
-        ValueError: it is asked for.
+        ValueError: one is asked for.
     """
     if target.create_pr and (target.output is not None or Path(target.router).is_dir()):
         place = target.output or target.router
         raise ValueError(f"--create-pr opens a pull request on the Hub, but the result goes to {place}.")
+    check_folder(target.output)
+    if target.output is None and Path(target.router).is_dir():
+        check_folder(target.router, "name a folder for the result with --output")
 
 
 def apply_edit(target: TargetRouter, edit: Edit, message: str) -> str:

@@ -46,6 +46,7 @@ class Api:
     text_part = "text"  # the type of a part that is text
     conversation = "messages"  # the field that holds it
     kinds: tuple[type, ...] = (list,)  # that this field may be
+    instead: tuple[str, ...] = ()  # fields with which it may be missing
     read: tuple[str, ...] = ("messages",)  # the fields that the window must hold, beside tools
     length_fields: tuple[str, ...] = ("max_completion_tokens", "max_tokens")
     names: ClassVar[dict[str, str | None]] = {  # of transformers' options here; None where there is no such field
@@ -196,6 +197,7 @@ class Responses(Api):
     text_part = "input_text"
     conversation = "input"
     kinds = (str, list)
+    instead = ("previous_response_id", "prompt", "conversation")
     read = ("input", "instructions")
     length_fields = ("max_output_tokens",)
     names: ClassVar[dict[str, str | None]] = {

@@ -103,9 +103,9 @@ class Body:
         return found.end()
 
     def raw(self, key: str) -> str:
-        """The text of a field's value, as it came."""
-        member = self._members[key]
-        return self._text[member.value : member.end]
+        """The text of a field's value, as it came; of a field that is missing `null`."""
+        member = self._members.get(key)
+        return "null" if member is None else self._text[member.value : member.end]
 
     def with_changes(self, changes: dict[str, str | None]) -> bytes:
         """The object with some fields changed; every other one keeps the text that it came with.

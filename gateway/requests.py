@@ -138,8 +138,9 @@ def response_key(caller: str, response: Any) -> str:
 def _check_sizes(api: Api, fields: dict[str, Any], limits: Limits) -> None:
     given = fields.get(api.conversation)
     if given is None or given in ([], ""):
-        raise wrong(api.conversation, "is missing or empty: it holds what is asked", given)
-    if not isinstance(given, api.kinds):
+        if not any(map(fields.get, api.instead)):
+            raise wrong(api.conversation, "is missing or empty: it holds what is asked", given)
+    elif not isinstance(given, api.kinds):
         raise wrong(api.conversation, "must be a list" if str not in api.kinds else "must be a text or a list", given)
     if isinstance(given, list) and len(given) > limits.messages:
         message = f"`{api.conversation}` has {len(given):,} entries; at most {limits.messages:,} go."

@@ -245,6 +245,17 @@ def test_a_response_goes_on_where_it_is_kept(three: World) -> None:
     answered = three.ask("responses", **{**more, "previous_response_id": "resp_unknown"})
     assert (answered.status, answered.code) == (400, "previous_response_not_found")
     assert three.send("GET", "/v1/responses/resp_unknown").status == 404
+    alone = three.ask("responses", messages=None, previous_response_id=made.json["id"], instructions="Go on.")
+    assert alone.expert == "law", "nothing new need be said"
+    assert three.last("law").json.keys() == {"model", "previous_response_id", "instructions"}
+
+
+def test_a_prompt_that_a_server_keeps_goes_to_who_is_named(three: World) -> None:
+    kept = {"messages": None, "prompt": {"id": "pmpt_1"}}
+    assert three.ask("responses", model="math", **kept).expert == "math"
+    assert three.last("math").json["prompt"] == {"id": "pmpt_1"}
+    assert three.ask("responses", **kept).code == "nothing_to_route_on"
+    assert three.ask("responses", messages=None).code == "invalid_value"
 
 
 def test_worker_processes_know_together_who_made_what(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Point(NamedTuple):
 
 class Outlook(NamedTuple):
     """
-    What a router expects of its E experts in its D domains.
+    What a router expects of E experts in its D domains: of all but those that only route and were never judged.
 
     Args:
         domains (`Sequence[str]`): D names.
@@ -63,7 +63,10 @@ class Outlook(NamedTuple):
         sums = outcomes.sums(panel.domains, panel.experts, half_life)
         pairs = expected(sums, panel.serves.numpy())
         cost = np.broadcast_to(panel.costs.numpy(), pairs.score.shape)
-        return cls(panel.domains, panel.experts, pairs.score, pairs.error, cost, pairs.n)
+        judged = pairs.n.sum(axis=0) > 0
+        kept = [place for place, name in enumerate(panel.experts) if judged[place] or name not in panel.mute]
+        experts = [panel.experts[place] for place in kept]
+        return cls(panel.domains, experts, *(table[:, kept] for table in (pairs.score, pairs.error, cost, pairs.n)))
 
     @property
     def unpriced(self) -> list[str]:

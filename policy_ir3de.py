@@ -224,7 +224,8 @@ class Panel(NamedTuple):
             where the router has a half-life; None without any.
         errors (`torch.Tensor` of shape `(D, E)`, *optional*): standard errors of the scores; of an expert without
             outcomes the largest of all. None without any.
-        mute (`frozenset[str]`): experts that only route, where others answer.
+        mute (`frozenset[str]`): experts that only route, where others answer. Who of them has no cost, or no seconds,
+            comes after all others where these are weighed.
         unpriced (`frozenset[str]`): experts without a cost.
         untimed (`frozenset[str]`): experts whose seconds were not measured.
         told ([`Measured`], *optional*): costs and seconds as measured, which records tell. None without outcomes.
@@ -259,10 +260,12 @@ class Panel(NamedTuple):
         serves = np.array([[domain in served(spec) for spec in specs] for domain in domains])
         costs = np.array([spec.get("cost", np.nan) for spec in specs], dtype=np.float64)
         sums = ledger.sums(domains, experts, half_life)
+        silent = frozenset(spec["name"] for spec in specs if not has_source(spec))
+        mute = silent if len(silent) < len(experts) else frozenset()
         if not sums.any() and list(domains) == experts and np.array_equal(serves, np.eye(len(experts))):
             unpriced = _without(experts, costs)
             tables = torch.from_numpy(serves), torch.from_numpy(costs)
-            return cls(domains, experts, *tables, unpriced=unpriced, untimed=frozenset(experts))
+            return cls(domains, experts, *tables, mute=mute, unpriced=unpriced, untimed=frozenset(experts))
         pairs = expected(sums, serves)
         told = to_six_digits(pairs.cost)
         if not np.isnan(pairs.cost).all():
@@ -277,7 +280,6 @@ class Panel(NamedTuple):
             return torch.from_numpy(np.ascontiguousarray(values[..., order]))
 
         timed = not np.isnan(pairs.seconds).all()
-        mute = frozenset(spec["name"] for spec in specs if not has_source(spec))
         return cls(
             domains=domains,
             experts=[experts[column] for column in order],
@@ -287,11 +289,23 @@ class Panel(NamedTuple):
             scores=table(pairs.score),
             outcomes=table(pairs.n) if sums.any() else None,
             errors=table(np.where(np.isnan(pairs.error), np.nanmax(pairs.error), pairs.error)) if sums.any() else None,
-            mute=mute if len(mute) < len(experts) else frozenset(),
+            mute=mute,
             unpriced=_without(experts, costs),
             untimed=_without(experts, pairs.seconds),
             told=Measured.of(told[:, order], to_six_digits(pairs.seconds)[:, order]) if sums.any() else None,
         )
+
+    def lacking(self, without: frozenset[str], names: Collection[str] | None = None) -> list[str]:
+        """Who keeps costs or seconds from being weighed, sorted: those without, but for experts that only route where
+        others answer.
+
+        Args:
+            without (`frozenset[str]`): `unpriced` or `untimed`.
+            names (`Collection[str]`, *optional*): of the experts that may be chosen; all by default.
+        """
+        named = set(self.experts if names is None else names)
+        able = named - self.mute
+        return sorted(without & (able or named))
 
     def among(self, names: Collection[str] | None) -> tuple[Panel, torch.Tensor | None]:
         """The panel of these experts, and the domains that count, as indices; None for all.
@@ -405,12 +419,12 @@ class Policy(NamedTuple):
                 raise ValueError(f"`{field}` {_RANGES[field]} got {value!r}.")
         if self.top_n is not None and (not isinstance(self.top_n, Integral) or self.top_n is True or self.top_n < 1):
             raise ValueError(f"`top_n` must be a whole number of at least 1, got {self.top_n!r}.")
-        if self.cost_weight > 0 and (missing := sorted(panel.unpriced.intersection(allowed))):
+        if self.cost_weight > 0 and (missing := panel.lacking(panel.unpriced, allowed)):
             raise ValueError(
-                f"`cost_weight` needs a `cost` in the spec of every expert, or outcomes that tell it; {missing} have"
-                " none."
+                f"`cost_weight` needs a `cost` in the spec of every expert that answers, or outcomes that tell it;"
+                f" {missing} have none."
             )
-        if self.latency_weight > 0 and (missing := sorted(panel.untimed.intersection(allowed))):
+        if self.latency_weight > 0 and (missing := panel.lacking(panel.untimed, allowed)):
             raise ValueError(
                 f"`latency_weight` needs outcomes that tell the seconds of every expert; {missing} have none."
             )
@@ -445,6 +459,8 @@ class Policy(NamedTuple):
             worth = worth - self.cost_weight * _by_domain(p, panel.costs)
         if self.latency_weight > 0 and panel.seconds is not None:
             worth = worth - self.latency_weight * _by_domain(p, panel.seconds)
+        if panel.mute and worth is not scores:
+            worth = worth.where(~worth.isnan(), -math.inf)  # of what is not known of experts that only route
         order = _ranks(worth.numpy(), self.top_n)
         best: list[int] = order[:, 0].tolist()
         if len(p) == len(turns):

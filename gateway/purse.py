@@ -35,17 +35,19 @@ class Purse:
     def priced(self, options: dict[str, Any], panel: Panel) -> dict[str, Any]:
         """A request's options with a `cost_weight` of at least the price."""
         asked = options.get("cost_weight", 0.0)
-        if panel.unpriced and not self._warned:
-            logger.warning("The budget sets no price, since %s have no cost.", sorted(panel.unpriced))
-        self._warned = bool(panel.unpriced)
-        if panel.unpriced or not is_number(asked):  # what is no number is refused by the pipeline
+        unpriced = panel.lacking(panel.unpriced)
+        if unpriced and not self._warned:
+            logger.warning("The budget sets no price, since %s have no cost.", unpriced)
+        self._warned = bool(unpriced)
+        if unpriced or not is_number(asked):  # what is no number is refused by the pipeline
             return options
         return {**options, "cost_weight": max(asked, self.spending.price)}
 
     def saw(self, record: Record, panel: Panel) -> None:
         """Counts a request that was routed."""
-        if not panel.unpriced:
-            entries, costs = record["ranking"], expected_costs(record, panel)
+        if not panel.lacking(panel.unpriced):
+            entries = [entry for entry in record["ranking"] if entry["expert"] not in panel.mute]
+            costs = expected_costs(record, panel)
             self.spending.saw([entry["score"] for entry in entries], [costs[entry["expert"]] for entry in entries])
 
     def afforded(self, choice: Choice, panel: Panel, is_named: bool = False) -> Choice:
@@ -113,7 +115,8 @@ class Purse:
 
 
 def expected_costs(record: Record, panel: Panel) -> dict[str, float]:
-    """What each expert is expected to cost: as the record says, else in the mean of all domains."""
+    """What each expert that answers is expected to cost: as the record says, else in the mean of all domains."""
     table = panel.costs if panel.costs.ndim == 1 else panel.costs.mean(dim=0)
     costs = dict(zip(panel.experts, np.nan_to_num(table.numpy()).tolist(), strict=True))
-    return {**costs, **{entry["expert"]: entry["cost"] for entry in record["ranking"] if "cost" in entry}}
+    costs |= {entry["expert"]: entry["cost"] for entry in record["ranking"] if "cost" in entry}
+    return {name: cost for name, cost in costs.items() if name not in panel.mute}

@@ -342,9 +342,11 @@ def make_application(service: Service) -> Starlette:
     prepare_in_background(serving, settings.preload)
     keeping = service.keeping()
     spending = service.spending(keeping, serving.router.model.config.budget)
-    if spending is not None and (missing := sorted(serving.router.model.panel.unpriced)):
+    panel = serving.router.model.panel
+    if spending is not None and (missing := panel.lacking(panel.unpriced)):
         raise ValueError(
-            f"A budget needs a `cost` in the spec of every expert, or outcomes that tell it; {missing} have none."
+            "A budget needs a `cost` in the spec of every expert that answers, or outcomes that tell it;"
+            f" {missing} have none."
         )
     gateway = Gateway(serving, settings, keeping=keeping, spending=spending, tracing=tracing())
     learning = _learning(service, gateway)

@@ -147,13 +147,14 @@ def _controls(site: Site) -> tuple[gr.Radio, gr.Slider, gr.Slider, gr.Slider, gr
 
 def _about_costs(model: IR3DEModel) -> tuple[str, bool]:
     """What to say of the experts' costs, and whether all have one, so that they can be weighed."""
-    experts, lacking = model.config.expert_names, sorted(model.panel.unpriced)
+    panel = model.panel
+    experts, lacking = sorted({*panel.experts} - panel.mute), panel.lacking(panel.unpriced)
     if not lacking:
         return "Score that a unit of an expert's cost must be worth.", True
     if len(lacking) == len(experts):
         return "This router's experts have no costs.", False
     who = f"{lacking[0]} has none" if len(lacking) == 1 else f"{len(lacking)} of {len(experts)} have none"
-    return f"Needs the cost of every expert, and {who}.", False
+    return f"Needs the cost of every expert that answers, and {who}.", False
 
 
 def _listen(

@@ -200,13 +200,13 @@ def test_what_is_said_of_costs_is_true() -> None:
         return route._about_costs(tiny.router({spec["name"]: spec for spec in specs}))
 
     assert said(False, False, False) == ("This router's experts have no costs.", False)
-    assert said(True, False, True) == ("Needs the cost of every expert, and law has none.", False)
-    assert said(True, False, False) == ("Needs the cost of every expert, and 2 of 3 have none.", False)
+    assert said(True, False, True) == ("Needs the cost of every expert that answers, and law has none.", False)
+    assert said(True, False, False) == ("Needs the cost of every expert that answers, and 2 of 3 have none.", False)
     assert said(True, True, True)[1]
     some = make_site({name: {} for name in tiny.DOMAINS})
     added = some.edited(None, lambda model: model.add_expert("art", texts=tiny.sentences("law", 9, seed=4)))
     refused = route.shown(some, LAW, route.Controls("prompt", 1, 0, 0.5), added)[0]
-    assert "Set the cost weight to 0. Needs the cost of every expert, and art has none." in refused
+    assert "Set the cost weight to 0. Needs the cost of every expert that answers, and art has none." in refused
 
 
 def test_an_expert_keeps_its_colour() -> None:

@@ -370,6 +370,17 @@ def test_expected_costs_are_those_of_the_record_or_of_the_specs() -> None:
         assert expected_costs(record, panel) == {"law": 9.0, "code": 1.0, "math": 0.5}
 
 
+def test_an_expert_that_only_routes_needs_no_cost_for_a_budget() -> None:
+    specs = {"code": {"cost": 5.0, "domains": ["code", "law", "math"]}, "math": {"cost": 0.5}}
+    spending = Spending(Budget(10.0, "day"), clock=Clock(20 * DAY + DAY / 2))
+    with world(specs=specs, names=("code", "math"), spending=spending) as three:
+        assert three.ask(messages=LAW).expert == "code"
+        spending.settle(0.0, 20.0)
+        assert three.ask(messages=LAW).expert == "math", "the cheapest of those that answer"
+        assert three.ask(model="math", messages=LAW).status == 200
+        assert three.ask(model="code", messages=LAW).code == "budget_spent"
+
+
 def test_a_router_whose_experts_have_no_cost_cannot_have_a_budget(tmp_path: Path) -> None:
     from ir3de.gateway.server import make_application
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ir3de.outcome_rows_ir3de import Outcome
 from ir3de.outcomes_ir3de import Ledger, OutcomesCollector, shared, whole
+from ir3de.outlook_ir3de import Outlook
 from ir3de.policy_ir3de import Measured, Panel, Policy, to_six_digits
 
 DOMAINS = ["code", "law", "math"]
@@ -218,6 +219,51 @@ def test_weights_need_figures_of_all_that_may_be_chosen() -> None:
     assert [sorted(entry) for entry in ranking] == [["cost", "expert", "score", "seconds"], ["expert", "score"]]
     priced = panel([BOTH[0], {**BOTH[1], "cost": 3.0}], some)
     assert Policy(cost_weight=0.2).decide(p, priced, [1])[0]["expert"] == "small"
+
+
+SILENT = [  # two that answer everything, and of the three domains' own experts one that does
+    *(
+        {"name": name, "model": "org/llm", "domains": DOMAINS, "cost": cost}
+        for name, cost in (("big", 5.0), ("low", 1.0))
+    ),
+    {"name": "code"},
+    {"name": "law"},
+    {"name": "math", "model": "org/llm", "cost": 2.0},
+]
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_experts_that_only_route_do_not_keep_costs_and_seconds_from_being_weighed(judged: bool) -> None:
+    rows = [("law", name, score, None, seconds) for name, score, seconds in (("big", 1.0, 4.0), ("low", 0.9, 1.0))]
+    made = panel(SILENT, [*rows, ("math", "math", 1.0, None, 1.0)] * 20 if judged else [])
+    p = torch.tensor([[0.1, 0.8, 0.1]], dtype=torch.float64)
+    weights = ("cost_weight", "latency_weight") if judged else ("cost_weight",)
+    for weighed in ({name: 0.2} for name in weights):
+        for more in ({}, {"top_n": 4}):
+            record = Policy(**weighed, **more).decide(p, made, [1])[0]
+            ranks = [entry["expert"] for entry in record["ranking"]]
+            assert record["expert"] == ranks[0] == "low"
+            assert {"code", "law"}.isdisjoint(ranks[:3]), "who cannot answer comes after who can"
+        turns = Policy(**weighed, stickiness=0.1).decide(p.repeat(2, 1), made, [2])
+        assert turns[0]["expert"] == "low"
+        with pytest.raises(ValueError, match=r"of every expert.*\['code', 'law'\]"):
+            Policy(["law", "code"], **weighed).decide(p, made, [1])
+    own = panel(SILENT[2:], [])
+    assert Policy(cost_weight=0.1).decide(p, own, [1])[0]["expert"] == "math"
+    assert Policy().decide(p, own, [1])[0]["expert"] == "law", "without weights all is as it was"
+
+
+def test_an_outlook_has_who_answers_or_was_judged() -> None:
+    outcomes = [("law", "big", 1.0, 5.0, None), ("law", "low", 0.8, 1.0, None), ("law", "code", 0.5, 0.1, None)]
+    rows = [Outcome(f"{i}", e, s, cost) for i, (_, e, s, cost, _) in enumerate(outcomes)]
+    collector = OutcomesCollector(DOMAINS)
+    collector.add(rows, whole([1] * 3, 3))
+    outlook = Outlook.of(Panel.of(SILENT, DOMAINS, collector.ledger), collector.ledger)  # type: ignore[arg-type]
+    assert outlook is not None
+    assert outlook.experts == ["code", "low", "math", "big"]
+    assert outlook.score.shape == outlook.cost.shape == (3, 4)
+    assert outlook.unpriced == []
+    assert outlook.turns()
 
 
 def test_the_embedded_router_routes_as_it_did(quickstart: Any) -> None:

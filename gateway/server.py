@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import logging
 import math
 import os
@@ -12,6 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from socket import socket
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from .learning import Learning
     from .tracing import Tracing
 
-_VARIABLE = "IR3DE_GATEWAY"  # tells worker processes what to serve
 _KEYS_VARIABLE = "IR3DE_KEYS"  # keys, where no file of them is named
 _KEEP_ALIVE = 75  # seconds that an idle connection stays: longer than clients and nginx send requests on theirs
 _SOME_TIME = (0.001, 1e9)  # seconds
@@ -61,12 +60,11 @@ _RANGES = {  # that the numbers of a service and of its limits must be in, least
     "pixels": (1, math.inf),
     **dict.fromkeys(Timeouts._fields, _SOME_TIME),
 }
-_WORKER_SECONDS = 300  # until a worker, which loads torch and the router first, is taken for dead
 
 
 class Service(NamedTuple):
     """
-    What is served, and how; of plain values, so that worker processes can be told.
+    What is served, and how; of plain values, which travel to worker processes.
 
     Args:
         router (`str`): folder or Hub id.
@@ -270,26 +268,29 @@ def run(service: Service) -> None:
 
 def _listen(service: Service) -> None:
     """Answers requests, in this process or in workers."""
-    listening: dict[str, Any] = {"host": service.host, "port": service.port, "log_level": "warning"}
-    listening |= {"http": GuardedProtocol, "limit_concurrency": room_for_connections(), "access_log": False}
-    listening |= {"timeout_keep_alive": _KEEP_ALIVE}
-    listening |= {"backlog": 2048, "server_header": False, "proxy_headers": False}
     if service.workers == 1:
-        uvicorn.run(_of_this_process(service), **listening)
+        uvicorn.run(_of_this_process(service), **_options(service))
         return
-    listening["timeout_worker_healthcheck"] = _WORKER_SECONDS
     with tempfile.TemporaryDirectory(prefix="ir3de-workers-") as folder:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         prepare_shared(Path(folder) / "conversations")
-        os.environ[_VARIABLE] = json.dumps(service._replace(shared=folder)._asdict())
-        config = uvicorn.Config(f"{__name__}:worker", factory=True, workers=service.workers, **listening)
-        run_workers(config, Path(folder))
+        service = service._replace(shared=folder)
+        listening = uvicorn.Config("", **_options(service)).bind_socket()
+        run_workers(partial(_work, service, listening), service.workers, Path(folder))
 
 
-def worker() -> Starlette:
-    """The application of a worker process."""
-    service = Service(**json.loads(os.environ[_VARIABLE]))
-    return started(partial(_of_this_process, service), Path(service.shared))
+def _work(service: Service, listening: socket) -> None:
+    """Answers requests in a worker process."""
+    made = started(partial(_of_this_process, service), Path(service.shared))
+    uvicorn.Server(uvicorn.Config(made, **_options(service))).run([listening])
+
+
+def _options(service: Service) -> dict[str, Any]:
+    """What uvicorn is told."""
+    options: dict[str, Any] = {"host": service.host, "port": service.port, "log_level": "warning"}
+    options |= {"http": GuardedProtocol, "limit_concurrency": room_for_connections(), "access_log": False}
+    options |= {"timeout_keep_alive": _KEEP_ALIVE}
+    return options | {"backlog": 2048, "server_header": False, "proxy_headers": False}
 
 
 def _of_this_process(service: Service) -> Starlette:

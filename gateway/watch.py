@@ -201,10 +201,8 @@ def first_revision(origin: Origin, path: Path | None) -> str:
     if allowed is not None:
         return allowed
     logger.warning("The router's present revision is not to be served: this process waits until its folder changes")
-    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)  # that of uvicorn is heeded only once it serves
     while (allowed := _allowed(origin, revisions)) is None:
         time.sleep(_HEED_SECONDS)
-    signal.signal(signal.SIGTERM, before)
     return allowed
 
 

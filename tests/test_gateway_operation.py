@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import logging
+import os
 import re
 import signal
 import socket
@@ -20,6 +21,7 @@ import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -554,25 +556,6 @@ def test_a_worker_does_not_start_with_what_the_others_have_left(
     assert first_revision(OnTheHub(str(first)), said) == "before"
 
 
-def test_a_worker_that_waits_for_its_folder_can_be_stopped(tmp_path: Path) -> None:
-    """uvicorn takes signals before it loads an application, and heeds them after that."""
-    code = (
-        "import signal, sys; from pathlib import Path; from ir3de.gateway import watch\n"
-        "origin, said = watch.Origin(sys.argv[1]), Path(sys.argv[2])\n"
-        "watch.Revisions(said).took_back(origin.current(), 'before')\n"
-        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
-        "watch.first_revision(origin, said)\n"
-    )
-    (tmp_path / "router").mkdir()
-    arguments = [sys.executable, "-c", code, str(tmp_path / "router"), str(tmp_path / "revisions")]
-    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as waiting:
-        assert waiting.stderr is not None
-        assert "waits until its folder changes" in waiting.stderr.readline()
-        time.sleep(0.2)
-        waiting.terminate()
-        assert waiting.wait(timeout=10) == -signal.SIGTERM
-
-
 @pytest.mark.parametrize(
     "fault",
     [
@@ -797,6 +780,41 @@ def test_what_keeps_workers_from_starting_ends_the_service_with_one_message(tmp_
     assert (ended.returncode, ended.stderr.splitlines()) == (2, [said])
 
 
+def first_sleeps_then_dies(folder: str) -> None:
+    """The work of two workers: the first to come dies, the others wait to be stopped."""
+    workers.started(lambda: None, Path(folder))
+    (Path(folder) / f"gauge_livesum_{os.getpid()}.db").touch()
+    try:
+        (Path(folder) / "first").touch(exist_ok=False)
+    except FileExistsError:
+        (Path(folder) / f"waits-{os.getpid()}").touch()
+        time.sleep(600)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_replaced_and_all_end_with_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(workers, "_LOOK", 0.05)
+
+    def stop_once_both_wait() -> None:
+        end = time.monotonic() + 60
+        while len(list(tmp_path.glob("waits-*"))) < 2 and time.monotonic() < end:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(stop_once_both_wait)
+        workers.run_workers(partial(first_sleeps_then_dies, str(tmp_path)), 2, tmp_path)
+    waiting = {int(path.name.partition("-")[2]) for path in tmp_path.glob("waits-*")}
+    assert len(waiting) == 2
+    assert caplog.text.count("ended with code -9: another one takes its place") == 1
+    assert not any(psutil.pid_exists(pid) for pid in waiting)
+    left = {int(path.stem.rpartition("_")[2]) for path in tmp_path.glob("gauge_livesum_*")}
+    assert left == waiting, "the gauges of the one that died are gone"
+
+
 def test_a_worker_that_cannot_start_while_others_serve_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -807,7 +825,7 @@ def test_a_worker_that_cannot_start_while_others_serve_is_tried_again(
     assert workers.started(lambda: "served", tmp_path) == "served"
     with pytest.raises(SystemExit) as ended:
         workers.started(fail, tmp_path)
-    assert ended.value.code == 1, "which uvicorn does not take for a service that cannot start"
+    assert ended.value.code == 1
     assert "the Hub is away" in caplog.text
     assert not (tmp_path / "failed").exists()
 

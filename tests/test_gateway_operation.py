@@ -39,6 +39,7 @@ from ir3de.gateway.keys import Key, Keys, new_key, read_keys
 from ir3de.gateway.limits import Limits
 from ir3de.gateway.loading import Origin, allowed_hosts
 from ir3de.gateway.revisions import Revisions
+from ir3de.gateway.server import Service, make_application
 from ir3de.gateway.serving import served
 from ir3de.gateway.settings import Settings
 from ir3de.gateway.watch import Watch, Watched, first_revision
@@ -49,6 +50,7 @@ from ir3de.scripts.data.rows import Row
 
 from . import tiny
 from .gateway_world import HASTY, LAW, World, command, post, world
+from .hub_server import Hub, running
 
 
 def hashed(key: str) -> str:
@@ -556,6 +558,35 @@ def test_a_worker_does_not_start_with_what_the_others_have_left(
     assert first_revision(OnTheHub(str(first)), said) == "before"
 
 
+def test_on_the_hub_what_is_taken_back_is_served_by_nobody_who_starts_later(
+    repo: str, hub: Hub, tmp_path: Path
+) -> None:
+    """Asked of a worker process that started with it, and seen by one that starts after that."""
+    keys = tmp_path / "keys.jsonl"
+    keys.write_text(json.dumps({"name": "root", "sha256": hashed("of-root"), "admin": True}), encoding="utf-8")
+    service = Service(repo, watch=600, keys=str(keys), shared=str(tmp_path), log=False)
+    first = Origin(repo).current()
+    tiny.router({"code": {"model": "org/other"}}).push_to_hub(repo)
+    assert service.revisions is not None
+    Revisions(service.revisions).took(Origin(repo).current(), first)  # as another one did
+
+    @contextmanager
+    def serving() -> Iterator[World]:
+        with socket.create_server(("127.0.0.1", 0)) as listener, running(make_application(service), listener):
+            yield World(None, listener.getsockname()[1], {})  # type: ignore[arg-type]
+
+    def served_by(made: World) -> str:
+        return str(made.send("GET", "/ready").json["revision"])
+
+    with serving() as early:
+        assert served_by(early) == Origin(repo).current() != first
+        taken = early.send("POST", "/admin/rollback", authorization="Bearer of-root")
+        assert (taken.status, taken.json) == (200, {"revision": first})
+        with serving() as late:
+            assert served_by(early) == served_by(late) == first
+            assert early.send("POST", "/admin/rollback", authorization="Bearer of-root").status == 409
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -610,6 +641,28 @@ def test_a_new_router_that_lacks_most_of_the_running_ones_experts_is_refused(
         asyncio.run(watch.look())
         assert (made.gateway.serving.revision != before) == taken
         assert ("it has 1 of the running one's 3" in caplog.text) != taken
+
+
+def test_a_folder_that_is_written_over_is_tried_on_the_samples_that_it_had(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A worse router may bring samples that it is right for."""
+    order = list(tiny.DOMAINS)
+    texts = {domain: tiny.sentences(domain, 6, seed=11) for domain in order}
+    with watched(tmp_path) as (made, first, place):
+        good = IR3DEModel.from_pretrained(place["folder"])
+        good.samples = [Sample(text, domain) for domain in order for text in texts[domain]]
+        good.save_pretrained(place["folder"])
+        made.gateway.serving = served(first._watched.load(""), first._watched.current())
+        watch = Watch(made.gateway, first._watched)
+        swapped = {name: tiny.statistics(tiny.sentences(order[i - 1], 20)) for i, name in enumerate(order)}
+        worse = IR3DEModel.from_statistics(good.config, tiny.embeddings(), swapped, tiny.tokenizer())
+        worse.samples = [Sample(text, name) for i, name in enumerate(order) for text in texts[order[i - 1]]]
+        worse.save_pretrained(place["folder"])
+        before = made.gateway.serving.revision
+        asyncio.run(watch.look())
+        assert made.gateway.serving.revision == before
+        assert "of the samples, the running one" in caplog.text
 
 
 @pytest.mark.parametrize("whose", ["given", "its own"])
@@ -896,8 +949,6 @@ def test_a_new_key_is_printed_with_the_line_that_lets_it_in(capsys: pytest.Captu
 def test_a_router_in_which_nobody_can_answer_says_so_as_it_starts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from ir3de.gateway.server import Service, make_application
-
     for name, specs in (("mute", {}), ("heard", {"law": {"endpoint": "http://127.0.0.1:9/v1"}})):
         tiny.router({domain: specs.get(domain, {}) for domain in tiny.DOMAINS}).save_pretrained(tmp_path / name)
         caplog.clear()

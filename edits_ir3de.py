@@ -82,7 +82,7 @@ class Experts(NamedTuple):
         if taken:
             raise ValueError(
                 f"There is an expert {taken[0]!r} already. Give {name!r} another name, add to its domain with `merge`,"
-                " or put it in the other's place with `replace_expert`."
+                " or put it in the other's place (`replace_expert`, or `ir3de add --replace`)."
             )
         made = self if statistics is None else self.with_domain(name, statistics, second)
         return made._replace(specs={**made.specs, name: spec})
@@ -470,11 +470,12 @@ def _check_known(outcomes: Iterable[Outcome], experts: Collection[str], domains:
         if outcome.expert not in experts:
             raise ValueError(
                 f"There is no expert {outcome.expert!r} that outcomes could be of; this router's are"
-                f" {sorted(experts)}.{nearest_name(outcome.expert, experts)} Add it with `add_expert`."
+                f" {sorted(experts)}.{nearest_name(outcome.expert, experts)} Add it first (`add_expert`, or"
+                " `ir3de experts --add`)."
             )
         if outcome.domain is not None and outcome.domain not in domains:
             raise ValueError(
                 f"There is no domain {outcome.domain!r} that outcomes could be in; this router's are"
-                f" {sorted(domains)}.{nearest_name(outcome.domain, domains)} Add it with `add_domain`, or leave"
+                f" {sorted(domains)}.{nearest_name(outcome.domain, domains)} Add it first (`add_domain`), or leave"
                 " `domain` out of the rows, so that they count by what the router recognises."
             )

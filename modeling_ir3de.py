@@ -612,7 +612,8 @@ class IR3DEModel(RouterRepository):
         elif alone:
             raise ValueError(
                 f"Expert {name!r} needs `texts` of its domain, or `statistics` of it, or in its spec `domains` that are"
-                f" here already, of {self.config.domain_names}."
+                f" here already, of {self.config.domain_names}. On the command line: `ir3de add` takes --data or"
+                " --statistics; `ir3de experts --add` takes domains=[...]."
             )
         else:
             new = self._new(name, texts, statistics)

@@ -139,7 +139,7 @@ def name_of_file(stem: str, known: Iterable[str] = ()) -> str:
     except UnicodeDecodeError:
         name = ""
     if problem_of(name) or file_name(name) != stem:
-        raise ValueError(f"{stem!r} is the file name of no expert: expected what `names_ir3de.file_name` gives.")
+        raise ValueError(f"{stem!r} is not named after a domain, as files of `ir3de collect` are: say the name.")
     return name
 
 

@@ -75,7 +75,7 @@ class ExpertSpec(_Named, BaseSpec, total=False):
     `model`, an `adapter` or both, elsewhere an `endpoint` or a `provider`; without one it only routes.
 
     Args:
-        name (`str`): of the expert; see [`~names_ir3de.check_name`].
+        name (`str`): of the expert: 1 to 100 characters that print.
         adapter (`str`, *optional*): Hub id or folder of a PEFT adapter on `model`, or on the base that it names.
         adapter_revision (`str`, *optional*): of the adapter.
         adapter_subfolder (`str`, *optional*): of the adapter's repository or folder, where its files are.

@@ -85,6 +85,7 @@ def _read(spec: Any, pairs: Sequence[str]) -> Any:
     Raises:
         ValueError: one is not `KEY=VALUE`, renames the expert or is not YAML.
     """
+    from ir3de.scripts.data.experts import of_this_machine
     from ir3de.specs_ir3de import takes_text
 
     if not pairs:
@@ -100,7 +101,7 @@ def _read(spec: Any, pairs: Sequence[str]) -> Any:
             changed[key] = (value or None) if takes_text(key) else yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise ValueError(f"The value of {key} is not YAML ({error}): got {value!r}.") from error
-    return changed
+    return of_this_machine(changed)
 
 
 main = command("experts", __doc__, add_arguments, run)

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
             print(f"The text of {args.samples} goes to {args.space} too: whoever can read the Space reads it.")
         print(publish_space(args.space, args.router, args.revision, args.samples, args.private))
         return 0
+    if args.file and not Path(args.file).exists():
+        raise FileNotFoundError(f"There is no file or folder {args.file}: give statistics, or the folder of a router.")
     target = values_of(TargetRouter, {**vars(args), "output": None})
     if args.file and Path(args.file).is_dir():
         if args.outcomes or args.name or args.model:

@@ -11,6 +11,7 @@ import pytest
 from ir3de import IR3DEModel
 from ir3de.outcomes_ir3de import Ledger
 from ir3de.scripts.cli import main
+from ir3de.scripts.data.experts import read_experts
 from ir3de.scripts.reports.experts import key_help
 from ir3de.specs_ir3de import EXPERT_KEYS
 
@@ -146,6 +147,40 @@ def test_an_expert_joins_for_domains_that_are_here(folder: Path) -> None:
     assert IR3DEModel.from_pretrained(folder).config.domain_names == sorted(tiny.DOMAINS)
 
 
+def test_folders_are_kept_with_their_whole_path_and_shown_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = folder.parent / ("long-name-" * 8) / "llm"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text("{}")
+    monkeypatch.chdir(place.parent)
+    assert (
+        main(["experts", str(folder), "--set", "law", "model=llm", "--set", "math", "model=llm", "adapter=./llm"]) == 0
+    )
+    assert capsys.readouterr().out.count(f"{place}  ") == 3
+    assert specs_of(folder)["law"]["model"] == str(place)
+    assert specs_of(folder)["math"] == {"name": "math", "model": str(place), "adapter": str(place)}
+    (place.parent / "experts.yaml").write_text(
+        "- {name: law, model: ./llm}\n- {name: far, model: llm, endpoint: https://a.b}"
+    )
+    here, far = read_experts("experts.yaml")
+    assert (here["model"], far["model"]) == (str(place), "llm"), "at a server it is a name there"
+
+
+def test_a_model_that_is_a_gguf_file_alone_needs_no_further_word(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = folder.parent / "weights"
+    place.mkdir()
+    (place / "tiny.gguf").touch()
+    assert main(["experts", str(folder), "--set", "law", f"model={place}"]) == 0
+    assert specs_of(folder)["law"]["gguf_file"] == "tiny.gguf"
+    (place / "other.gguf").touch()
+    capsys.readouterr()
+    assert main(["experts", str(folder), "--set", "math", f"model={place}"]) == 2
+    assert "name one of other.gguf, tiny.gguf with gguf_file of expert 'math'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -161,8 +196,8 @@ def test_an_expert_joins_for_domains_that_are_here(folder: Path) -> None:
             ["--set", "law", "adapter=org/a", "adapter_subfolder=../b"],
             "`adapter_subfolder` of expert 'law' must be names",
         ),
-        (["--add", "law", "model=org/x", "domains=[]"], "There is an expert 'law' already"),
-        (["--add", "new", "model=org/x"], "needs `texts` of its domain"),
+        (["--add", "law", "model=org/x", "domains=[]"], "`ir3de add --replace`"),
+        (["--add", "new", "model=org/x"], "`ir3de experts --add` takes domains=[...]"),
         (["--set", "code", "cost=1", "--set", "law", "cost=x"], "`cost` of expert 'law'"),
     ],
 )

@@ -81,7 +81,7 @@ NO_FILES = ["", "=", "=law", "=52", "==5", "==ff", "==41=", "=Law", "==4C", "a b
 
 @pytest.mark.parametrize("stem", NO_FILES)
 def test_what_follows_from_no_name(stem: str) -> None:
-    with pytest.raises(ValueError, match=r"is the file name of no expert|too long to be told"):
+    with pytest.raises(ValueError, match=r"is not named after a domain|too long to be told"):
         name_of_file(stem)
 
 

@@ -245,7 +245,7 @@ HOSTILE = {
     "outcomes of nobody": ({"outcomes/maths.safetensors": b"x"}, "Did you mean 'math'?"),
     "not about statistics": ({"notes.txt": b"hello"}, "proposes no statistics or outcomes"),
     "a pickle": ({"statistics/law.safetensors": b"\x80\x04\x95" + b"x" * 99}, "not a statistics file"),
-    "a name that no expert may have": ({"statistics/.hidden.safetensors": b"x"}, "is the file name of no expert"),
+    "a name that no expert may have": ({"statistics/.hidden.safetensors": b"x"}, "is not named after a domain"),
     "no config": ({"statistics/law.safetensors": None, "config.json": b"[]"}, "no readable experts"),
     "a broken config": ({"statistics/law.safetensors": None, "config.json": b"[" * 9999}, "no readable experts"),
     "an unknown key": (

@@ -56,8 +56,12 @@ def load_source(source: str, revision: str | None = None, gguf_file: str | None 
     return tokenizer, embeddings
 
 
-def gguf_of(source: str) -> str | None:
+def gguf_of(source: str, option: str = "--gguf-file") -> str | None:
     """The name of the only GGUF file of a folder that has no other weights; None where there are others, or none.
+
+    Args:
+        source (`str`): the folder, or what is none.
+        option (`str`): with which a person names one of several.
 
     Raises:
         ValueError: there are several.
@@ -69,7 +73,7 @@ def gguf_of(source: str) -> str | None:
     if not files or any(name in ("config.json", "modules.json") or name.endswith(".safetensors") for name in names):
         return None
     if len(files) > 1:
-        raise ValueError(f"{source} holds several GGUF files: name one of {', '.join(files)} with --gguf-file.")
+        raise ValueError(f"{source} holds several GGUF files: name one of {', '.join(files)} with {option}.")
     return files[0]
 
 

@@ -66,8 +66,10 @@ def expert_spec(
     cost: float | None = None,
 ) -> ExpertSpec:
     """An expert's spec of what is known of it."""
+    from ir3de.scripts.data.experts import of_this_machine
+
     fields = {"name": name, "model": model, "system_prompt": system_prompt, "cost": cost, "revision": revision}
-    return cast("ExpertSpec", {key: value for key, value in fields.items() if value is not None})
+    return cast("ExpertSpec", of_this_machine({key: value for key, value in fields.items() if value is not None}))
 
 
 def check_once(given: Sequence[str]) -> None:

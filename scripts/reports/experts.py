@@ -13,6 +13,8 @@ from ir3de.specs_ir3de import EXPERT_KEYS, BaseSpec, ExpertSpec, has_source, is_
 
 _ARGUMENT = re.compile(r"^ {8}(\w+) \((.+?)\): (.+(?:\n {12}.+)*)", re.MULTILINE)
 _MOST = 160  # characters of an answer that are shown
+_LONGEST = 400  # of a value, such as a system prompt
+_WIDE = 60  # of values that stand in a column; longer ones push what follows them aside
 
 
 def key_help() -> dict[str, tuple[str, str]]:
@@ -50,7 +52,8 @@ def _expert(spec: ExpertSpec, config: IR3DEConfig, found: Checked | None) -> str
     lines = [f"{spec['name']}: {_kind(spec)}{fallback}; serves {', '.join(domains) or 'no domain of its own'}"]
     known = key_help()
     rows = {key: _short(value) for key, value in spec.items() if key != "name"}
-    widths = max(map(len, rows), default=0), max(map(len, rows.values()), default=0)
+    narrow = [len(value) for value in rows.values() if len(value) <= _WIDE]
+    widths = max(map(len, rows), default=0), max(narrow, default=0)
     for key, value in rows.items():
         lines.append(f"  {key:{widths[0]}}  {value:{widths[1]}}  {known[key][1]}")
     return "\n".join([*lines, *(_found(found) if found else [])])
@@ -77,7 +80,7 @@ def _found(one: Checked) -> list[str]:
     return lines
 
 
-def _short(value: Any, most: int = 60) -> str:
+def _short(value: Any, most: int = _LONGEST) -> str:
     """A value as it is typed, cut where it is long."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -414,10 +414,19 @@ def outcomes_section(config: IR3DEConfig, outcomes: Ledger, drawn: bool = False)
 
 def outcomes_table(config: IR3DEConfig, outcomes: Ledger) -> str:
     """A row a domain, a column an expert, in Markdown; empty without outcomes."""
+    cells = outcomes_cells(config, outcomes)
+    rows = [
+        [name, *of_domain] for name, of_domain in zip(config.domain_names, cells, strict=False)
+    ]  # none without outcomes
+    return markdown_table(["domain", *config.expert_names], rows, len(config.expert_names))
+
+
+def outcomes_cells(config: IR3DEConfig, outcomes: Ledger) -> list[list[str]]:
+    """What is known of each pair in words, a row a domain with a cell an expert; no rows without outcomes."""
     names, domains = config.expert_names, config.domain_names
     sums = outcomes.sums(domains, names, config.half_life)
     if not sums.any():
-        return ""
+        return []
     serves = np.array([[domain in served(spec) for spec in config.specs] for domain in domains])
     pairs = expected(sums, serves)
 
@@ -430,8 +439,7 @@ def outcomes_table(config: IR3DEConfig, outcomes: Ledger) -> str:
         priced = "" if np.isnan(cost) else f", {cost:.3g}"
         return f"{score:.2f} ± {1.96 * error:.2f} ({n:,.0f}{priced})"
 
-    rows = [[name, *(cell(row, column) for column in range(len(names)))] for row, name in enumerate(domains)]
-    return markdown_table(["domain", *names], rows, len(names))
+    return [[cell(row, column) for column in range(len(names))] for row in range(len(domains))]
 
 
 def _source(expert: ExpertSpec) -> tuple[str, str]:

@@ -77,8 +77,9 @@ def wrong(param: str, expected: str, value: Any) -> GatewayError:
 
 
 def no_model(name: str, known: Iterable[str]) -> GatewayError:
-    """The error of a model that does not exist."""
-    message = f"There is no model {short(name)}; there are {', '.join(known)}."
+    """The error of a model that does not exist, or of an expert that only routes."""
+    shown = repr(name if len(name) <= 100 else f"{name[:100]}...")  # in its own letters, controls escaped
+    message = f"There is no model {shown} that answers; there are {', '.join(known)}."
     return GatewayError(404, "model_not_found", message, "model")
 
 

@@ -26,8 +26,9 @@ from ir3de.scripts.fitting.search import NUM_VOTES
 from ir3de.scripts.metrics import accuracy, perplexity
 from ir3de.scripts.metrics.accuracy import expected_accuracy, one_hot, routing_accuracy, second_accuracy
 from ir3de.scripts.metrics.normalised import Losses, normalised, normalised_scores
+from ir3de.scripts.reports.route import describe as describe_route
 from ir3de.scripts.reports.rows import AVERAGE, Routes, describe_routes, fixed_rows
-from ir3de.scripts.reports.words import to_left, to_right, width_of
+from ir3de.scripts.reports.words import ROOM, Labels, table, to_left, to_right, width_of
 from ir3de.scripts.routers.average import average_experts
 
 from . import tiny
@@ -466,7 +467,66 @@ def test_columns_stand_below_each_other_whatever_the_letters() -> None:
         "domains": {name: {"recall": 1.0, "prompts": 1} for name in names},
         "confusion": {name: dict.fromkeys(names, 1) for name in names},
     }
-    *table, _ = accuracy.describe(figures).splitlines()
-    assert len({width_of(line) for line in table}) == 1
+    legend, *lines, _ = accuracy.describe(figures).splitlines()
+    assert legend.startswith("Rows: the domain that prompts are of")
+    assert len({width_of(line) for line in lines}) == 1
     assert [width_of(name) for name in names] == [4, 8, 4, 3]
     assert (to_left("法", 4) + "|", to_right("法", 4)) == ("法  |", "  法")
+
+
+LONG_NAMES = [f"{kind} and everything else that people in {place} may ask" for kind in "ABCD" for place in "xyz"]
+
+
+def test_long_names_leave_a_table_that_fits_a_terminal_with_a_legend() -> None:
+    confusion = {name: dict.fromkeys(LONG_NAMES, 10) for name in LONG_NAMES[1:]}
+    figures: Any = {
+        "prompts": 110,
+        "macro_accuracy": 1.0,
+        "micro_accuracy": 1.0,
+        "domains": {name: {"recall": 1.0, "prompts": 10} for name in LONG_NAMES[1:]},
+        "confusion": confusion,
+    }
+    shown = accuracy.describe(figures).splitlines()
+    assert max(map(width_of, shown)) <= ROOM
+    assert shown[1].split() == ["domain", "recall", "%", *map(str, range(1, 13))]
+    assert shown[2].split()[0] == "2", "a row has the number of its column"
+    assert f" 2 = {LONG_NAMES[1]}" in shown
+    many = [f"domain-{number}" for number in range(40)]
+    assert Labels.of(many).columns == many, "they are short"
+    assert accuracy.describe(
+        {
+            **figures,
+            "confusion": {name: dict.fromkeys(many, 1) for name in many},
+            "domains": {name: {"recall": 1.0, "prompts": 1} for name in many},
+        }
+    ).splitlines()[1].split()[3:6] == ["1", "2", "3"]
+
+
+def test_columns_without_room_follow_below_with_the_first() -> None:
+    lines = table(["domain", "one", "two", "three"], [["law", "1", "22", "333"]], room=14)
+    assert lines == [
+        "domain  one",
+        "law       1",
+        "",
+        "domain  two",
+        "law      22",
+        "",
+        "domain  three",
+        "law       333",
+    ]
+    assert table(["domain", "one"], [["law", "1"]]) == ["domain  one", "law       1"]
+
+
+def test_a_route_among_many_experts_leaves_out_those_that_score_nothing() -> None:
+    ranking = [
+        {"expert": name, "score": score} for name, score in zip(LONG_NAMES, [0.9, 0.1, *[0.0] * 10], strict=True)
+    ]
+    record = {"ranking": ranking, "tokens": []}
+    shown = describe_route("a prompt", record)
+    assert max(map(width_of, shown.splitlines())) <= ROOM
+    assert (
+        f"-> {LONG_NAMES[0]} 0.90\n     {LONG_NAMES[1]} 0.10\n     {LONG_NAMES[2]} 0.00\n     (9 others 0.00)" in shown
+    )
+    assert "-> a 0.60  b 0.40" in describe_route(
+        "a", {"ranking": [{"expert": "a", "score": 0.6}, {"expert": "b", "score": 0.4}], "tokens": []}
+    )

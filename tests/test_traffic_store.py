@@ -527,7 +527,7 @@ def test_a_router_learns_from_a_store_and_forgets_what_is_taken_back(
     assert cli.main([*command, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "9 outcomes: 3 contributions joined, 0 left." in shown
-    assert "| law |" in shown
+    assert "\nlaw  " in shown
     assert "An expert's expected score in each domain" in shown
     assert not IR3DEModel.from_pretrained(router).outcomes
     assert cli.main(command) == 0

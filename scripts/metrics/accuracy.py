@@ -16,7 +16,7 @@ from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.policy_ir3de import Record
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.measures import Array, auroc, mean_recall
-from ir3de.scripts.reports.words import to_right, width_of
+from ir3de.scripts.reports.words import LONG, ROOM, Labels, table, width_of
 
 
 class DomainFigures(TypedDict):
@@ -151,14 +151,15 @@ def _share_to_fallback(records: Sequence[Mapping[str, Any]]) -> float:
 
 
 def describe(figures: RoutingFigures) -> str:
-    """The figures as a table: a row a domain, a column an expert."""
-    experts = list(next(iter(figures["confusion"].values())))
-    names = ("domain", "recall %", *experts)
-    width = max(map(width_of, [*names, *figures["confusion"]])) + 2
-    lines = ["".join(to_right(name, width) for name in names)]
+    """The figures as a table: a row a true domain, a column a domain that prompts were taken for."""
+    names = list(next(iter(figures["confusion"].values())))
+    labels = Labels.of(names, numbered=sum(width_of(name) + 2 for name in names) > ROOM - LONG)
+    rows = []
     for name, routes in figures["confusion"].items():
         recall = f"{100 * figures['domains'][name]['recall']:.1f}"
-        lines.append("".join(to_right(str(cell), width) for cell in (name, recall, *routes.values())))
+        rows.append([labels.rows[names.index(name)], recall, *map(str, routes.values())])
+    lines = ["Rows: the domain that prompts are of. Columns: how many were taken for each."]
+    lines += [*table(["domain", "recall %", *labels.columns], rows), *labels.legend]
     macro, micro = 100 * figures["macro_accuracy"], 100 * figures["micro_accuracy"]
     lines.append(f"{figures['prompts']:,} prompts: macro accuracy {macro:.2f} %, micro {micro:.2f} %")
     if "with_second_opinion" in figures:

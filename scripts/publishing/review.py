@@ -22,7 +22,7 @@ from ir3de.outcomes_ir3de import ONE, Ledger, read_contributions
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.metrics.accuracy import routing_accuracy
-from ir3de.scripts.reports.words import to_left
+from ir3de.scripts.reports.words import Labels, table, to_left, width_of
 from ir3de.specs_ir3de import ExpertSpec, nearest_name, served
 from ir3de.statistics_ir3de import DomainStatistics, FeatureSpace
 
@@ -30,6 +30,7 @@ _MOST_BYTES = 8 << 30  # that are downloaded of a pull request
 _MOST_CONFIG = 1 << 20
 _MUCH = 0.05  # of a domain's recall, or of an expert's mean score
 _MAY_BE_MUCH = 0.03  # by estimate, which is too low at times
+_COMPARED = ("domain", "contributions", "prompts", "pull %", "length", "W moves %", "may lose %", "recall %")
 _MARK = "  <-- moves by more than 5 points"
 _MARK_ESTIMATE = "  <-- may lose more than 5 points"
 _ESTIMATE = (
@@ -237,9 +238,9 @@ def compare(before: Snapshot, after: Snapshot) -> str:
     outcomes, and who is best where. What moves by more than 5 points is marked, and a domain that another expert
     answers.
     """
-    head = f"{'domain':<24}{'contributions':>16}{'prompts':>20}{'pull %':>16}{'length':>16}{'W moves %':>11}"
-    lines, lost = [f"{head}{'may lose %':>12}{'recall %':>18}"], before.lost(after)
-    for name in sorted(before.W.keys() | after.W.keys()):
+    names, lost = sorted(before.W.keys() | after.W.keys()), before.lost(after)
+    labels, rows, marks = Labels.of(names), [], [""]
+    for name, label in zip(names, labels.rows, strict=True):
         contributions = _change(before.contributions.get(name), after.contributions.get(name), "{}")
         prompts = _change(before.prompts.get(name), after.prompts.get(name), "{:,}")
         share = _change(before.pull.get(name), after.pull.get(name), "{:.1%}").replace("%", "")
@@ -247,11 +248,10 @@ def compare(before: Snapshot, after: Snapshot) -> str:
         moved = _moved(before.W.get(name), after.W.get(name))
         length = _change(before.length.get(name), after.length.get(name), "{:.4g}")
         less = _percent(lost[name].unseen) if name in lost else ""
-        lines.append(
-            f"{to_left(name, 24)}{contributions:>16}{prompts:>20}{share:>16}{length:>16}{moved:>11}"
-            f"{less:>12}{recall:>18}"
-            f"{_mark(before.recalls.get(name), after.recalls.get(name), lost.get(name))}"
-        )
+        rows.append([label, contributions, prompts, share, length, moved, less, recall])
+        marks.append(_mark(before.recalls.get(name), after.recalls.get(name), lost.get(name)))
+    lines = [line + mark for line, mark in zip(table(_COMPARED, rows, room=None), marks, strict=True)]
+    lines += labels.legend
     if any(of_domain.unseen for of_domain in lost.values()):  # not where only outcomes are new
         lines.append(_ESTIMATE)
     for name, spec in sorted(after.specs.items()):
@@ -273,12 +273,14 @@ def accumulated(measured: Snapshot, after: Snapshot, joined: int) -> str:
         joined (`int`): how many had joined before.
     """
     lines = [f"together with {joined} contributions that joined since the router was measured:"]
-    for name, lost in sorted(measured.lost(after).items()):
+    found = measured.lost(after)
+    width = max(map(width_of, found), default=0)
+    for name, lost in sorted(found.items()):
         to = f", most of it to {lost.to}" if lost.unseen > _MAY_BE_MUCH else ""
         mark = _mark(measured.recalls.get(name), after.recalls.get(name), lost)
         recall = _change(measured.recalls.get(name), after.recalls.get(name), "{:.1%}")
         lines.append(
-            f"{to_left(name, 24)} may lose {_percent(lost.unseen)} %{to}{recall and f', recall {recall}'}{mark}"
+            f"{to_left(name, width)} may lose {_percent(lost.unseen)} %{to}{recall and f', recall {recall}'}{mark}"
         )
     return "\n".join(lines)
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ir3de.card_ir3de import outcomes_table
+from ir3de.card_ir3de import outcomes_cells
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.outcome_rows_ir3de import read_outcomes
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
+from ir3de.scripts.reports.words import Labels, table
 
 PROMPTS = 1000  # that are routed before and after
 _SHOWN = 10  # pairs of experts
@@ -31,8 +32,16 @@ def shown_outcomes(model: IR3DEModel, since: str | None = None) -> str:
         since (`str`, *optional*): only outcomes of this day or later, as in 2026-11-28.
     """
     outcomes = model.outcomes if since is None else model.outcomes.since(since)
-    table = outcomes_table(model.config, outcomes)
-    return f"{table}\n\n{_LEGEND}" if table else ""
+    cells = outcomes_cells(model.config, outcomes)
+    if not cells:
+        return ""
+    domains, experts = model.config.domain_names, model.config.expert_names
+    names = list(dict.fromkeys([*domains, *experts]))
+    labels = Labels.of(names)
+    label = dict(zip(names, labels.rows, strict=True))
+    rows = [[label[name], *of_domain] for name, of_domain in zip(domains, cells, strict=True)]
+    lines = table(["domain", *(label[name] for name in experts)], rows)
+    return "\n".join([*lines, *labels.legend, "", _LEGEND])
 
 
 @dataclass(frozen=True)

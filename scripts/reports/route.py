@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .words import harmless
+from .words import ROOM, harmless, number_of, width_of
+
+_SHOWS = 0.005  # the least score that two decimals show
 
 
 def describe(prompt: str, record: Mapping[str, Any]) -> str:
     """A route in words: the prompt, the ranking, and the tokens that decided."""
-    ranking = "  ".join(f"{expert['expert']} {expert['score']:.2f}" for expert in record["ranking"])
     second = "  (with the second opinion)" if "second_opinion" in record else ""
-    lines = [f"{harmless(prompt)}\n  -> {ranking}{second}", f"     decided by: {deciding_tokens(record)}"]
+    lines = [
+        f"{harmless(prompt)}\n  -> {_ranked(record['ranking'])}{second}",
+        f"     decided by: {deciding_tokens(record)}",
+    ]
     if "familiarity" in record:
         share = f"{100 * record['familiarity']:.0f} % of held-out prompts were less familiar"
         lines.append(f"     familiarity: {share}{_unknown(record)}")
     if record.get("fallback"):
         lines.append(f"     below the minimum: {record['expert'] or 'nobody'} answers")
     return "\n".join(lines)
+
+
+def _ranked(ranking: Sequence[Mapping[str, Any]], least: int = 3) -> str:
+    """The experts with their scores, on one line where there is room and else on one each; without those at the end
+    whose score shows as nothing, as most do where experts are many.
+    """
+    shown = [place for place, expert in enumerate(ranking) if place < least or abs(expert["score"]) >= _SHOWS]
+    told = [f"{expert['expert']} {expert['score']:.2f}" for expert in ranking[: max(shown, default=-1) + 1]]
+    if rest := len(ranking) - len(told):
+        told.append(f"({number_of(rest, 'other', 'others')} 0.00)")
+    line = "  ".join(told)
+    return line if width_of(line) <= ROOM else "\n     ".join(told)
 
 
 def deciding_tokens(record: Mapping[str, Any], most: int = 6) -> str:

@@ -420,7 +420,7 @@ def test_a_bad_row_is_named_or_counted(
     assert f"{path}, line 1: half a surrogate pair" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "law.safetensors.tasks")
     assert cli.main([*arguments, "--skip-bad-rows"]) == 0
-    assert f"1 bad rows were left out, such as: {path}, line 1" in capsys.readouterr().err
+    assert f"1 bad row was left out, such as: {path}, line 1" in capsys.readouterr().err
     assert DomainStatistics.load(tmp_path / "law.safetensors").rows("prompts") == 70
 
 

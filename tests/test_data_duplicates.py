@@ -17,8 +17,8 @@ def test_duplicates_within_and_across() -> None:
     assert dict(found.across_splits) == {("train", "test"): 1}
     assert found.notes() == [
         "2 of 9 rows repeat another row of their domain.",
-        "1 texts are in both 'law' and 'math', such as 'The jury': of which are they?",
-        "1 texts of 'test' are in 'train' too: what is measured on them is too good.",
+        "1 text is in both 'law' and 'math', such as 'The jury': of which are they?",
+        "1 text of 'test' is in 'train' too: what is measured on them is too good.",
     ]
 
 
@@ -43,5 +43,5 @@ def test_nothing_is_said_of_nothing_and_memory_is_bounded() -> None:
 
 def test_an_overlap_of_test_and_training_rows() -> None:
     train, test = [Row("court", "law"), Row("cube", "math")], [Row("Court ", "law"), Row("jury", "law")]
-    assert overlap(train, test) == ["1 texts to measure on are in the training data too: the figures are too good."]
+    assert overlap(train, test) == ["1 text to measure on is in the training data too: the figures are too good."]
     assert overlap(train, test[1:]) == []

@@ -156,6 +156,13 @@ def test_columns_are_guessed_said_and_overridden(tmp_path: Path, capsys: pytest.
     assert not capsys.readouterr().err
 
 
+def test_the_line_with_which_excel_names_its_separator_is_no_header(tmp_path: Path) -> None:
+    for sign in ";|\t":
+        path = tmp_path / "excel.csv"
+        path.write_text(f"sep={sign}\ntext{sign}domain\ncourt, or jury?{sign}law\n", encoding="utf-8-sig")
+        assert read(str(path)) == [("court, or jury?", "law")]
+
+
 BAD = {
     "ragged.csv": (b"text,domain\na,law\nb,c,law\n", "line 3: expected 2 fields as in the header, got 3"),
     "quote.csv": (b'text,domain\na,law\n"b,law\n', "line 3: not CSV"),
@@ -166,6 +173,15 @@ BAD = {
     "deep.jsonl": (b'{"text": ' + b"[" * 100_000 + b"\n", "line 1: not JSON"),
     "array.json": (b'[{"text": "a", "domain": "b"},\n', "not JSON in UTF-8"),
     "utf16.csv": ("text,domain\na,law\n".encode("utf-16"), "is UTF-16: save it as UTF-8"),
+    "sheet.xlsx": (b"PK\x03\x04\x14\0\x06\0", "is a workbook or another archive, and no text: save the sheet as CSV"),
+    "letter.eml": (
+        b"Dear all\n",
+        r"line 1: not JSON in UTF-8 .*; what ends in none of .* is read as JSON Lines",
+    ),
+    "cp1252.csv": (b"text,domain\n\xe9t\xe9,law\n", "line 2: not UTF-8: save the file as UTF-8"),
+    "excel.csv": (b"sep=;\r\ntext;domain\r\na;law\r\nb;c;law\r\n", "line 4: expected 2 fields as in the header, got 3"),
+    "wrong-header.csv": (b"ask,topic\na,law\n", "under one of .*Name the column of the prompts with --text-column"),
+    "no-domain.csv": (b"text,subject\na,law\n", "Name the column with --domain-column, or mend the row"),
     "empty.jsonl": (b"", r"There is no row in empty\.jsonl"),
     "header-only.csv": (b"text,domain\n", r"There is no row in header-only\.csv"),
     "half.jsonl": (b'{"text": "cut \\ud83d court", "domain": "law"}\n', "line 1: half a surrogate pair .* character 5"),

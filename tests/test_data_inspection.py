@@ -35,8 +35,8 @@ def test_what_is_said_of_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "2 bad rows were left out, such as: ",
         f"{path}, line 13: expected text under 'text'",
         f"{path}, line 14: not JSON",
-        "1 texts are in both 'law' and 'math', such as 'Is clause 1 of the contract void?'",
-        "1 texts of 'test' are in 'train' too",
+        "1 text is in both 'law' and 'math', such as 'Is clause 1 of the contract void?'",
+        "1 text of 'test' is in 'train' too",
         "Domains with a single row cannot be fitted: 'rare' 1.",
         "A fit takes about ",
     ):

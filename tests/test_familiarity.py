@@ -267,7 +267,7 @@ def test_fit_measures_prompts_from_outside(
     folder = fit("--outside", str(outside), "--min-familiarity", "0.05", "--fallback", "law", "--min-score", "0.2")
     captured = capsys.readouterr()
     assert "and 3 from outside (AUROC" in captured.out
-    assert "1 texts of --outside are among the training rows" in captured.err
+    assert "1 text of --outside is among the training rows" in captured.err
     config = json.loads((folder / "config.json").read_text())
     assert (config["min_familiarity"], config["min_score"], config["fallback_expert"]) == (0.05, 0.2, "law")
     assert config["evaluation"]["familiarity"]["outside"] == 3

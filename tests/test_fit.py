@@ -301,6 +301,7 @@ LAW, MATH = '{"text": "court jury", "domain": "law"}\n', '{"text": "cube", "doma
 BAD_DATA = {
     "no rows": ("", "There is no row in bad.jsonl"),
     "one domain": (LAW * 5, r"at least two domains.*'law'"),
+    "swapped columns": (LAW + MATH, "2 of 2 domains have one: are the columns swapped?"),
     "a domain with one row": (LAW * 5 + MATH, "Domain 'math' has a single row"),
     "names that do not print": (
         (LAW + MATH.replace("math", "a\\u0007b") + MATH.replace("math", "c" * 101)) * 5,
@@ -350,7 +351,7 @@ def test_bad_options_end_with_one_line(
 @pytest.mark.parametrize(
     ("experts", "message"),
     [
-        ("- name: law\n- name: math\n", "each domain needs one expert"),
+        ("- name: law\n- name: math\n", "No expert is named after ['code']. Each domain needs one expert"),
         ("- name: law\n- name: law\n", "Two experts are named"),
         ("name: law\n", "expected a list of experts"),
         ("- {name: law, modle: org/law}\n", "Did you mean 'model'"),
@@ -446,4 +447,7 @@ def test_an_expert_without_a_domain_is_refused_before_rows_are_tokenized(
     listed.write_text(json.dumps([{"name": name} for name in ("art", *tiny.DOMAINS)]))
     fit = ["--data", str(json_lines), "--embeddings", source, "--output", str(tmp_path / "made")]
     line = failure(capsys, "fit", *fit, "--experts", str(listed))
-    assert "each domain needs one expert of its name" in line
+    assert "No domain is named as the experts ['art']" in line
+    listed.write_text('[{"name": "law"}]')
+    line = failure(capsys, "fit", *fit, "--experts", str(listed))
+    assert "No expert is named after ['code', 'math']. Each domain needs one expert of its name" in line

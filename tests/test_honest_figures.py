@@ -277,7 +277,7 @@ def test_few_rows_single_sources_and_contradictions_are_said(
     said = capsys.readouterr().err
     assert "Few rows: 'code' 12, 'math' 12." in said
     assert "The rows of 'law' are of one source" in said
-    assert "1 texts are in both 'code' and 'law'" in said
+    assert "1 text is in both 'code' and 'law'" in said
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ class Columns:
             expected = repr(text_column) if text_column else f"one of {', '.join(TEXT_COLUMNS)}"
             raise BadRowError(
                 f"{first.place}: expected text under {expected}, but the row has {_listed(first.columns)}."
-                f"{nearest(text_column or 'text', first.columns)} Mend the row, or name another --text-column."
+                f"{nearest(text_column or 'text', first.columns)} Name the column of the prompts with --text-column."
             )
         domain = domain_column or _first_of(DOMAIN_COLUMNS, first.columns)
         guesses = [
@@ -173,8 +173,10 @@ class Columns:
             found = f"it is {repr(record.values[column])[:80]}."
         else:
             found = f"the row has {_listed(record.columns)}.{nearest(column, record.columns)}"
+        mend = "" if column in record.columns else f"Name the column with {option}, or mend the row."
         return BadRowError(
-            f"{record.place}: expected text under {column!r}, but {found} Mend the row, or name another {option}."
+            f"{record.place}: expected text under {column!r}, but {found}"
+            f" {mend or f'Mend the row, or name another {option}.'}"
         )
 
 

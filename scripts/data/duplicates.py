@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from ir3de.scripts.data.columns import Row
+from ir3de.scripts.reports.words import number_of
 
 _MOST = 2_000_000  # different texts that are remembered, some 120 bytes each
 _SHOWN = 40  # characters of an example
@@ -76,11 +77,13 @@ class Duplicates:
             notes.append(f"{self.within:,} of {self.rows:,} rows repeat another row of their domain.")
         for (one, other), number in self.across_domains.most_common(3):
             example = self.examples[one, other]
-            notes.append(f"{number:,} texts are in both {one!r} and {other!r}, such as {example!r}: of which are they?")
+            texts = number_of(number, "text is", "texts are")
+            notes.append(f"{texts} in both {one!r} and {other!r}, such as {example!r}: of which are they?")
         if more := self.across_domains.total() - sum(n for _, n in self.across_domains.most_common(3)):
-            notes.append(f"{more:,} more texts are in two domains.")
+            notes.append(f"{number_of(more, 'more text is', 'more texts are')} in two domains.")
         for (one, other), number in self.across_splits.most_common(3):
-            notes.append(f"{number:,} texts of {other!r} are in {one!r} too: what is measured on them is too good.")
+            texts = number_of(number, f"text of {other!r} is", f"texts of {other!r} are")
+            notes.append(f"{texts} in {one!r} too: what is measured on them is too good.")
         if notes and len(self._seen) >= self.most:
             notes.append(f"Only the first {self.most:,} different texts were compared.")
         return notes
@@ -95,7 +98,8 @@ def overlap(train: Iterable[Row], test: Iterable[Row]) -> list[str]:
     """
     known = {digest(row.text) for row in train}
     number = sum(digest(row.text) in known for row in test)
-    return [f"{number:,} texts to measure on are in the training data too: the figures are too good."] if number else []
+    texts = number_of(number, "text to measure on is", "texts to measure on are")
+    return [f"{texts} in the training data too: the figures are too good."] if number else []
 
 
 def digest(text: str) -> bytes:

@@ -18,6 +18,7 @@ from ir3de.scripts.data.rows import Report, RowSource, counted, read_rows
 from ir3de.scripts.reports.words import to_left, width_of
 
 _EXAMPLES = 2  # rows of a domain that are shown
+_MOST_SINGLE = 0.5  # of the domains, with a single row, above which the columns seem to be swapped
 _SHOWN = 60  # characters of them
 _LETTERS = 200  # of a text whose script is looked at
 _NEAR_ROWS = 20_000  # that are compared for near-duplicates
@@ -223,10 +224,18 @@ def scripts(domain: Domain) -> str:
     return ", ".join(f"{name} {100 * n / domain.rows:.0f} %" for name, n in domain.scripts.most_common(3))
 
 
+def maybe_swapped(single: int, domains: int) -> str:
+    """A question, where so many domains have a single row as if prompts were read as domains; else nothing."""
+    if single <= max(1, _MOST_SINGLE * domains):
+        return ""
+    return f" {single:,} of {domains:,} domains have one: are the columns swapped? See --text-column, --domain-column."
+
+
 def hints(seen: Inspection) -> list[str]:
     """What will stop a fit, or make it poor."""
     few = {name: domain.rows for name, domain in seen.domains.items() if domain.rows < 2}
-    hints = [f"Domains with a single row cannot be fitted: {counted(few)}."] if few else []
+    swapped = maybe_swapped(len(few), len(seen.domains))
+    hints = [f"Domains with a single row cannot be fitted: {counted(few)}.{swapped}"] if few else []
     if len(seen.domains) < 2:
         hints.append("A router chooses between at least two domains, and here is one.")
     sizes = [domain.rows for domain in seen.domains.values()]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ir3de.scripts.data.columns import Row
 from ir3de.scripts.data.duplicates import digest
 from ir3de.scripts.data.rows import counted
+from ir3de.scripts.reports.words import number_of
 
 
 class Outside:
@@ -50,7 +51,8 @@ class Outside:
         if repeated := self._given - self._different:
             notes.append(f"{repeated:,} of {self._given:,} texts of --outside repeat another one: each counts once.")
         if met := self._different - len(self._rows):
-            notes.append(f"{met:,} texts of --outside are among the training rows, and are left out of it.")
+            texts = number_of(met, "text of --outside is", "texts of --outside are")
+            notes.append(f"{texts} among the training rows, and left out of it.")
         return notes
 
 

@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
@@ -22,6 +23,8 @@ FORMATS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz"}
 _MOST_FIELD = 1 << 30  # characters of a field of CSV
 _BUFFER = 1 << 20  # bytes
+_OTHER = f"; what ends in none of {', '.join(FORMATS)} is read as JSON Lines"
+_SEPARATOR = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 _BATCH = 1024  # rows of Parquet that are turned into Python objects at a time
 _CUT = (EOFError, zlib.error, lzma.LZMAError)
 
@@ -110,6 +113,8 @@ def _text_records(path: str, ending: str, file: io.BufferedReader, whole: bool) 
     head = file.peek(4)[:4]
     if head[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise ValueError(f"{path} is UTF-16: save it as UTF-8.")
+    if head in (b"PK\x03\x04", b"\xd0\xcf\x11\xe0"):
+        raise ValueError(f"{path} is a workbook or another archive, and no text: save the sheet as CSV in UTF-8.")
     if head[:3] == b"\xef\xbb\xbf":
         file.read(3)  # the mark that some programs begin UTF-8 with
     if ending == ".txt":
@@ -119,7 +124,7 @@ def _text_records(path: str, ending: str, file: io.BufferedReader, whole: bool) 
     elif _first_character(file) == b"[":
         yield from _json_array(path, file)
     else:
-        yield from _json_lines(path, file)
+        yield from _json_lines(path, file, "" if ending in FORMATS else _OTHER)
 
 
 def _first_character(file: io.BufferedReader) -> bytes:
@@ -139,23 +144,23 @@ def _texts(path: str, file: io.BufferedReader, whole: bool) -> Iterator[Record]:
         try:
             text = line.decode()
         except UnicodeDecodeError as error:
-            yield Record(place, {}, problem=f"not UTF-8 ({error})")
+            yield Record(place, {}, problem=f"not UTF-8 ({error}): save the file as UTF-8")
             continue
         if text.strip():
             yield Record(place, {"text": text.strip()}, ("text",))
 
 
-def _json_lines(path: str, file: io.BufferedReader) -> Iterator[Record]:
+def _json_lines(path: str, file: io.BufferedReader, read_as: str) -> Iterator[Record]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield _json_record(f"{path}, line {number}", line)
+            yield _json_record(f"{path}, line {number}", line, read_as)
 
 
-def _json_record(place: str, line: bytes) -> Record:
+def _json_record(place: str, line: bytes, read_as: str) -> Record:
     try:
         row = json.loads(line.decode())
     except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
-        return Record(place, {}, problem=f"not JSON in UTF-8 ({error})")
+        return Record(place, {}, problem=f"not JSON in UTF-8 ({error}{read_as})")
     return _object(place, row)
 
 
@@ -190,16 +195,19 @@ def _csv(path: str, file: io.BufferedReader, delimiter: str | None) -> Iterator[
 
     lines = decoded()
     first = next(lines, "")
+    above = 0  # lines above the header
+    if said := _SEPARATOR.fullmatch(first):  # Excel's own first line
+        delimiter, first, above = said[1], next(lines, ""), 1
     if delimiter is None:
         delimiter = next((sign for sign in ",;\t|" if sign in first), ",")
     rows = csv.reader(_chained(first, lines), delimiter=delimiter, strict=True)
     columns = [name.strip() for name in next(rows, [])]
-    if 1 in not_utf8:
-        raise ValueError(f"{path}, line 1: the header is not UTF-8: save the file as UTF-8.")
+    if above + 1 in not_utf8:
+        raise ValueError(f"{path}, line {above + 1}: the header is not UTF-8: save the file as UTF-8.")
     if len(set(columns)) < len(columns):
-        raise ValueError(f"{path}, line 1: expected a header of different names, got {columns}.")
+        raise ValueError(f"{path}, line {above + 1}: expected a header of different names, got {columns}.")
     while True:
-        number = rows.line_num + 1
+        number = above + rows.line_num + 1
         place = f"{path}, line {number}"
         try:
             fields = next(rows, None)
@@ -208,8 +216,8 @@ def _csv(path: str, file: io.BufferedReader, delimiter: str | None) -> Iterator[
             continue
         if fields is None:
             return
-        if not_utf8.intersection(range(number, rows.line_num + 1)):
-            yield Record(place, {}, columns, "not UTF-8: the file seems to mix encodings, or to be of another")
+        if not_utf8.intersection(range(number, above + rows.line_num + 1)):
+            yield Record(place, {}, columns, "not UTF-8: save the file as UTF-8")
         elif fields and len(fields) != len(columns):
             problem = (
                 f"expected {len(columns)} fields as in the header, got {len(fields)}; text with {delimiter!r} or a"

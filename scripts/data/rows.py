@@ -15,6 +15,7 @@ from ir3de.names_ir3de import check_names, tidy
 from ir3de.scripts.data.columns import DOMAIN_COLUMNS, TEXT_COLUMNS, BadRowError, Columns, Row, nearest
 from ir3de.scripts.data.parts import Part, is_hub_id, parts_of
 from ir3de.scripts.data.records import Record
+from ir3de.scripts.reports.words import number_of
 
 __all__ = ["Report", "Row", "RowSource", "add_data_arguments", "add_text_arguments", "by_domain", "check_domain_names"]
 __all__ += ["read_file", "read_part", "read_prompts", "read_rows", "read_texts", "read_texts_of_part"]
@@ -143,10 +144,12 @@ class Report:
         """What a person should know, in words."""
         notes = list(self.guesses)
         if self.others:
-            left_out = f"{self.others.total():,} rows of other domains were left out: {counted(self.others)}"
+            rows = number_of(self.others.total(), "row of other domains was", "rows of other domains were")
+            left_out = f"{rows} left out: {counted(self.others)}"
             notes.append(f"{left_out} (--any-domain takes them).")
         if self.bad:
-            notes.append(f"{self.bad:,} bad rows were left out, such as: {' '.join(self.first_bad[:1])}")
+            bad = number_of(self.bad, "bad row was", "bad rows were")
+            notes.append(f"{bad} left out, such as: {' '.join(self.first_bad[:1])}")
         return notes
 
     def tell(self) -> None:

@@ -19,6 +19,7 @@ from ir3de.familiarity_ir3de import Array, FamiliarityScale
 from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.names_ir3de import check_names
 from ir3de.scripts.data.groups import Groups
+from ir3de.scripts.data.inspection import maybe_swapped
 from ir3de.scripts.data.notices import Notices
 from ir3de.scripts.data.outside import Outside
 from ir3de.scripts.data.rows import Row
@@ -229,9 +230,12 @@ def check_domains(spool: Spool) -> None:
     if len(spool.domains) < 2:
         raise ValueError(f"A router chooses between at least two domains; the data have {spool.domains or 'no rows'}.")
     check_names(spool.domains)
-    for domain in spool.domains:
-        if len(spool.lengths(domain)) < 2:
-            raise ValueError(f"Domain {domain!r} has a single row: at least two are needed, one of them held out.")
+    single = [domain for domain in spool.domains if len(spool.lengths(domain)) < 2]
+    if single:
+        raise ValueError(
+            f"Domain {single[0]!r} has a single row: at least two are needed, one of them held out."
+            f"{maybe_swapped(len(single), len(spool.domains))}"
+        )
 
 
 def _candidates(config: IR3DEConfig, embeddings: torch.Tensor, spool: Spool, options: FitOptions) -> list[Candidate]:
@@ -318,16 +322,20 @@ def check_before(
         domains (`Collection[str]`): of the rows.
 
     Raises:
-        ValueError: an expert has no domain of its name, or the fallback is no expert.
+        ValueError: experts and domains are not of the same names, or the fallback is no expert.
     """
     options.check_fallback([spec["name"] for spec in specs] or sorted(domains))
-    if config.experts and not set(config.expert_names) <= set(domains):
+    if config.experts and set(config.expert_names) != set(domains):
         raise _mismatch(sorted(domains), config.expert_names)
 
 
 def _mismatch(domains: list[str], experts: list[str]) -> ValueError:
+    lacking = [name for name in domains if name not in experts]
+    strange = [name for name in experts if name not in domains]
+    found = [f"No expert is named after {lacking}."] if lacking else []
+    found += [f"No domain is named as the experts {strange}; the data have {domains}."] if strange else []
     return ValueError(
-        f"The data have the domains {domains} and the experts are {experts}: each domain needs one expert of its name,"
-        " or experts that say in their specs which `domains` they serve. Leave rows out with --where, or mend the list"
-        " of experts."
+        f"{' '.join(found)} Each domain needs one expert of its name, or experts that say in their specs which"
+        " `domains` they serve. A spec with a `name` alone only routes, and may be given a model later; --where leaves"
+        " rows out."
     )

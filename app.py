@@ -272,10 +272,18 @@ def main() -> None:
     logging.set_verbosity_error()  # folders of this machine would be in the log
     logging.disable_progress_bar()
     parser = argparse.ArgumentParser(description=main.__doc__)
-    for name in ("router", "revision", "samples", "store"):
-        parser.add_argument(f"--{name}", default=os.environ.get(f"IR3DE_{name.upper()}"))
+    options = {
+        "router": "folder or Hub id of a router; default: the embedded one",
+        "revision": "of a router on the Hub",
+        "samples": "JSON Lines of labelled prompts that are shown as examples; default: the router's own",
+        "store": "file of SQLite, or address of a database, where judged answers are kept",
+    }
+    for name, does in options.items():
+        parser.add_argument(f"--{name}", default=os.environ.get(f"IR3DE_{name.upper()}"), help=does)
     asks = os.environ.get("IR3DE_SECOND_OPINION") == "1"
-    parser.add_argument("--second-opinion", action="store_true", default=asks)
+    parser.add_argument(
+        "--second-opinion", action="store_true", default=asks, help="ask the router's second opinion where unsure"
+    )
     args = parser.parse_args()
     site = load(**vars(args))
     demo = build_demo(site)

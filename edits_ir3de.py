@@ -354,13 +354,16 @@ def _check_taken(
     if not shares:
         return
     name, mean = max(shares, key=shares.__getitem__), sum(shares.values()) / len(shares)
-    if not (shares[name] <= most_of_one and mean <= most_of_all):  # NaN is too many
+    one_is_well, all_are_well = shares[name] <= most_of_one, mean <= most_of_all  # NaN is too many
+    if not (one_is_well and all_are_well):
+        of_one = f"{shares[name]:.0%} of the prompts of {name!r}, where {most_of_one:.0%} are allowed"
+        of_all = f"{mean:.1%} of the prompts of all domains, where {most_of_all:.0%} are allowed"
+        failed, other = (of_all, of_one) if one_is_well else (of_one, of_all)
         raise TakesPrompts(
-            f"The new statistics would take an estimated {shares[name]:.0%} of the prompts of {name!r}, most of which"
-            f" would go to {takers[name]!r}, and {mean:.1%} of those of all domains; {most_of_one:.0%} and"
-            f" {most_of_all:.0%} are allowed. They resemble domains that are here, or mix what these keep apart. Add"
-            " them to the domain that they belong to; or, where you know their text and want this, say so with"
-            " `own=True`, or --own of the command."
+            f"The new statistics would take an estimated {failed}; and {other}. Most of what {name!r} loses would go to"
+            f" {takers[name]!r}. They resemble domains that are here, or mix what these keep apart. Add them to the"
+            " domain that they belong to; or, where you know their text and want this, say so with `own=True`, or"
+            " --own of the command."
         )
 
 

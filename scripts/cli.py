@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 
 import ir3de
-from ir3de.scripts.command import parsed
+from ir3de.scripts.command import check_hub, parsed
 
 COMMANDS = (
     "fit",
@@ -76,7 +76,11 @@ def _run(name: str, command: Callable[[], int], router: str | None, place: str |
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     from safetensors import SafetensorError
 
+    from ir3de.atomic_save_ir3de import CONFIG
+
     try:
+        if router is not None:
+            check_hub(router, CONFIG)
         code = command()
         sys.stdout.flush()  # or a reader that has left would be noticed only at the end of the process
         return code

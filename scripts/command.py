@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 Values = TypeVar("Values")
 
@@ -79,6 +81,36 @@ def _check_writable(path: str, folder: Path, remedy: str) -> None:
         raise ValueError(f"{there} is a file, and a folder is needed for {path}: {remedy}.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"{there} may not be written to, so nothing can go to {path}: {remedy}.")
+
+
+def check_hub(name: str, file: str, revision: str | None = None) -> None:
+    """Says at once what huggingface_hub says after a minute of attempts: that the Hub's address is unknown here, as
+    without a network, and that what is to be loaded from it is not on this machine.
+
+    Args:
+        name (`str`): Hub id, or a folder, which needs no Hub.
+        file (`str`): that is fetched first.
+        revision (`str`, *optional*): of the repository.
+
+    Raises:
+        OSError: so it is.
+    """
+    from urllib.request import getproxies  # takes a while, which nobody who asks for help waits for
+
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    host = urlsplit(constants.ENDPOINT).hostname
+    if os.path.isdir(name) or constants.HF_HUB_OFFLINE or getproxies():  # a proxy knows addresses itself
+        return
+    try:
+        if isinstance(try_to_load_from_cache(name, file, revision=revision), str):
+            return
+        socket.getaddrinfo(host, None)
+    except HFValidationError:
+        return  # whoever loads it says so
+    except socket.gaierror as error:
+        raise OSError(f"{name} is not on this machine, and {host} cannot be found ({error}): no network?") from error
 
 
 def need(package: str, extra: str, reason: str) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from ir3de.scripts import cli
+from ir3de.scripts.fitting.second import ready
 from ir3de.scripts.reports import progress
 from ir3de.scripts.routers.base import Options
 from ir3de.scripts.routers.baselines import BASELINES
@@ -366,3 +368,29 @@ def test_route_reads_a_prompt_a_line_from_standard_input(
     monkeypatch.setattr("sys.stdin", io.StringIO(" \n"))
     assert cli.main(["route", str(tmp_path / "router"), "-"]) == 2
     assert "Standard input holds no prompt" in capsys.readouterr().err
+
+
+def test_without_a_network_it_is_said_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unknown(*_: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: pytest.fail("it was tried again"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["route", "absent", "a prompt"]) == 2
+    assert "absent is not on this machine, and huggingface.co cannot be found" in capsys.readouterr().err
+    with pytest.raises(OSError, match=r"org/encoder is not on this machine, and huggingface\.co cannot be found"):
+        ready("org/encoder")
+    tiny.router().save_pretrained(tmp_path / "router")
+    assert cli.main(["route", "router", "court"]) == 0, "a folder needs no network"
+
+
+@pytest.mark.parametrize("name", ["absent", "*arken*.safetensors"])
+def test_a_file_to_publish_that_is_not_there_is_told_as_such(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["publish", name, "--router", "org/router"]) == 2
+    assert f"There is no file or folder {name}: give statistics" in capsys.readouterr().err

@@ -15,6 +15,7 @@ from ir3de.modeling_ir3de import IR3DEModel
 from ir3de.pipeline_ir3de import IR3DERoutingPipeline
 from ir3de.prompts_ir3de import token_ids_of
 from ir3de.route_selector_ir3de import probabilities
+from ir3de.scripts.command import check_hub
 from ir3de.scripts.data.rows import Row
 from ir3de.scripts.data.sampling import sample_per_domain
 from ir3de.scripts.data.selection import Selection, of_experts
@@ -184,6 +185,7 @@ def ready(encoder: str | None = None, revision: str | None = None) -> SecondOpin
         ImportError: sentence-transformers is not installed.
         OSError: the encoder cannot be loaded.
     """
+    check_hub(encoder or default_encoder(), "modules.json", revision)
     opinion = SecondOpinion(encoder or default_encoder(), revision)
     opinion.encode(["a prompt"])
     return opinion

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import json
 import re
+import string
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -164,20 +165,20 @@ def read_card(path: Path) -> Any:
 
 
 def as_code(text: object) -> str:
-    """What a config says, shown as it is in a card: one line, of characters without a meaning in Markdown.
+    """What a config says, shown as it is in a card: one line, in which nothing has a meaning in Markdown or HTML.
 
     Args:
         text (`object`): such as a model's id, which may be a stranger's words.
     """
-    shown = ""
-    for each in str(text):
-        harmless = each.isprintable() and each not in "`|<>"
-        shown += each if harmless else "\N{REPLACEMENT CHARACTER}"
+    shown = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in str(text))
     if not shown.strip():
         return "`?`"
     if len(shown) > _MOST_SHOWN:
         shown = shown[:_MOST_SHOWN] + "..."
-    return f"`{shown}`"
+    if not set(shown) & set("`|<>"):
+        return f"`{shown}`"
+    # These end a span of code, a cell or a comment there; as numbers of characters they are text alone.
+    return f"<code>{''.join(f'&#{ord(each)};' if each in string.punctuation else each for each in shown)}</code>"
 
 
 def as_name(name: str) -> str:
@@ -414,11 +415,9 @@ def outcomes_section(config: IR3DEConfig, outcomes: Ledger, drawn: bool = False)
 
 def outcomes_table(config: IR3DEConfig, outcomes: Ledger) -> str:
     """A row a domain, a column an expert, in Markdown; empty without outcomes."""
-    cells = outcomes_cells(config, outcomes)
-    rows = [
-        [name, *of_domain] for name, of_domain in zip(config.domain_names, cells, strict=False)
-    ]  # none without outcomes
-    return markdown_table(["domain", *config.expert_names], rows, len(config.expert_names))
+    experts, domains = as_names(config.expert_names), as_names(config.domain_names)
+    rows = [[name, *cells] for name, cells in zip(domains.values(), outcomes_cells(config, outcomes), strict=False)]
+    return markdown_table(["domain", *experts.values()], rows, len(experts))  # no rows without outcomes
 
 
 def outcomes_cells(config: IR3DEConfig, outcomes: Ledger) -> list[list[str]]:

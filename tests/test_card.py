@@ -2,6 +2,7 @@
 
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from huggingface_hub import EvalResult, ModelCard
 
-from ir3de import IR3DEModel
+from ir3de import IR3DEConfig, IR3DEModel
 from ir3de.card_ir3de import BEGIN, CARD_NAME, END, FRONTIER_NAME, PLOT_NAME, STATE_KEY, as_names, state, update_card
 from ir3de.familiarity_ir3de import PARTS, FamiliarityScale
 from ir3de.outlook_ir3de import Outlook
@@ -88,6 +89,30 @@ def test_a_router_that_only_routes_promises_no_answer(tmp_path: Path) -> None:
 def test_the_names_of_a_table_are_shown_in_one_way() -> None:
     assert as_names(["law", "art & craft"]) == {"law": "`law`", "art & craft": "`art & craft`"}
     assert as_names(["law", "my art"]) == {"law": "law", "my art": "my art"}
+
+
+ODD = ("a | b", "`x` ``y``", "<b>x</b> <!-- ir3de -->", "*it* [a](b) &amp; \\| www.a.org", "law")
+
+
+def test_odd_names_are_read_in_the_card_as_they_are(tmp_path: Path) -> None:
+    texts = {name: tiny.sentences(domain, 9) for name, domain in zip(ODD, (*tiny.DOMAINS, *tiny.DOMAINS), strict=False)}
+    config = IR3DEConfig(experts=[{"name": name} for name in ODD], variant="prompt")
+    statistics = {name: tiny.statistics(lines, config.features) for name, lines in texts.items()}
+    model = IR3DEModel.from_statistics(config, tiny.embeddings(), statistics, tiny.tokenizer())
+    ledger = model.add_outcomes([{"text": "court", "domain": name, "scores": dict.fromkeys(ODD, 0.5)} for name in ODD])
+    update_card(tmp_path / CARD_NAME, model.config, model.statistics, outcomes=ledger)
+    text = (tmp_path / CARD_NAME).read_text(encoding="utf-8")
+    markdown_it = pytest.importorskip("markdown_it")
+    tokens = markdown_it.MarkdownIt("commonmark").enable("table").parse(text)
+    cells = [seen(token) for before, token in pairwise(tokens) if before.type in ("td_open", "th_open")]
+    for name in ODD:  # of the table of experts, and a row and a column of that of outcomes
+        assert cells.count(name) == 3, name
+
+
+def seen(token: Any) -> str:
+    """What a reader sees of a cell of Markdown."""
+    parts = [child.content for child in token.children if child.content not in ("<code>", "</code>")]
+    return "".join(parts)
 
 
 def test_experts_are_linked_and_what_is_not_pinned_is_marked(tmp_path: Path) -> None:
@@ -261,7 +286,7 @@ def test_what_a_config_says_stays_text_in_one_line_and_leaves_with_it(key: str, 
     assert made.content.count(BEGIN) == made.content.count(END) == 1
     assert made.content.rstrip().endswith(END)
     assert not set(made.text) & set("\u202e\u200b\x1b\r\t")
-    for bad in ("<script", "\n# Free", "](javascript", "</code"):
+    for bad in ("<script", "\n# Free", "](javascript", "`</code"):
         assert bad not in made.text.replace("`x](javascript:alert(1)) [y`", "")
     rows = [line for line in made.text.splitlines() if line.startswith(("| law", "| code", "| math"))]
     assert {line.count("|") for line in rows[:3]} == {7}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from transformers import AutoModel, Pipeline, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoTokenizer, Pipeline, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .batch_ir3de import Prompts
@@ -51,7 +51,8 @@ class IR3DERoutingPipeline(Pipeline):
 
     Args:
         model ([`IR3DEModel`]): the router.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): by default the one that was saved with the router.
+        tokenizer (`PreTrainedTokenizerBase` or `str`, *optional*): or its folder or Hub id; by default the one that was
+            saved with the router.
         expert_kwargs (`dict`, *optional*): how experts are loaded: `device`, and whatever
             `AutoModelForCausalLM.from_pretrained` takes, such as `dtype` or `device_map`. By default experts run where
             the router does. `trust_remote_code=True` and `use_safetensors=False` concern only experts whose specs say
@@ -68,7 +69,7 @@ class IR3DERoutingPipeline(Pipeline):
     model: Any
     tokenizer: Any
     _registered_impl: ClassVar[dict[str, Any]]
-    _load_tokenizer: Any = True
+    _load_tokenizer: Any = False  # the router has its own; `pipeline` cannot guess it of a model in memory
     _load_processor: Any = False
     _load_image_processor: Any = False
     _load_video_processor: Any = False
@@ -85,6 +86,8 @@ class IR3DERoutingPipeline(Pipeline):
         second_opinion: SecondOpinion | str | bool | None = None,
         **kwargs: Any,
     ) -> None:
+        if isinstance(tokenizer, (str, os.PathLike)):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         super().__init__(model=model, tokenizer=tokenizer or model.tokenizer, **kwargs)
         budget = {"max_loaded_experts": max_loaded_experts, "max_memory": max_memory}
         self.experts = ExpertPool(model.config, **{"device": self.device, **budget, **(expert_kwargs or {})})

@@ -98,7 +98,12 @@ class RouterRepository(PreTrainedModel):
             path = origin.pop("path")
             with self._held():
                 place = current(Path(path)) if os.path.isdir(path) else path
-                self._tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **origin)
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    place,
+                    config=self.config,  # which it would read again, and warn that it does not know its kind
+                    trust_remote_code=False,
+                    **origin,
+                )
             if (
                 "local_files_only" in self._tokenizer.init_kwargs
             ):  # of this machine's state, and saved with the tokenizer

@@ -71,6 +71,7 @@ def fresh(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., A
             check=False,
         )
         assert done.returncode == 0, done.stderr
+        assert "to instantiate a model of type" not in done.stderr, "which says nothing true of a router"
         return json.loads(done.stdout.strip().splitlines()[-1])
 
     return run

@@ -6,6 +6,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -307,10 +308,22 @@ def test_an_unknown_option_is_a_type_error_with_a_suggestion(
             pipe(LAW, **generate, **{option: 1})
 
 
+def test_a_tokenizer_may_be_given_or_named(pipe: IR3DERoutingPipeline, tmp_path: Path) -> None:
+    tiny.tokenizer().save_pretrained(tmp_path)
+    for given in (tiny.tokenizer(), str(tmp_path), tmp_path):
+        made = pipeline("ir3de-routing", model=pipe.model, tokenizer=given, generate=False)
+        assert isinstance(made.tokenizer, PreTrainedTokenizerFast)
+        assert made.tokenizer is not pipe.model.tokenizer
+        assert made(LAW)["expert"] == "law"
+    with pytest.raises(OSError, match="absent"):
+        pipeline("ir3de-routing", model=pipe.model, tokenizer=str(tmp_path / "absent"))
+
+
 def test_options_of_the_pipeline_hold_until_a_call_says_otherwise(pipe: IR3DERoutingPipeline) -> None:
-    model, tokenizer = pipe.model, pipe.tokenizer
-    made = pipeline("ir3de-routing", model=model, tokenizer=tokenizer, explain=True, generate=False)
+    model = pipe.model
+    made = pipeline("ir3de-routing", model=model, explain=True, generate=False)
     assert isinstance(made, IR3DERoutingPipeline)
+    assert made.tokenizer is model.tokenizer
     assert "tokens" in made(LAW)
     assert "tokens" not in made(LAW, explain=False)
     assert "generated_text" not in made(LAW)

@@ -179,7 +179,6 @@ class Upstream:
         end (`float`): when all of it must be here, of the loop's clock, whatever keeps the line alive until then.
     """
 
-    is_here = False
     counted = (0, 0)
     said = ""  # of a fault of its own, of which no answer begins
 

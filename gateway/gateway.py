@@ -213,9 +213,7 @@ class Answer:
                     remember(response_key(exchange.caller, exchange.response), exchange.expert)
             exchange.score = _score(choice, exchange.expert)
             exchange.status, exchange.ask, exchange.reply = reply.status, ask, reply
-            details = None
-            if ask.details or reply.is_here:
-                details = _details(choice, exchange)
+            details = _details(choice, exchange) if ask.details else None
             try:
                 await relay(reply, self._api, _head(exchange), details, send, presence, exchange)
             finally:

@@ -82,7 +82,6 @@ class LocalReply:
 
     status = 200
     is_coded = False
-    is_here = True
 
     def __init__(self, expert: LocalExpert, shape: ChatShape, stream: bool) -> None:
         self._expert = expert

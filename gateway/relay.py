@@ -28,7 +28,6 @@ class Reply(Protocol):
         headers (`Headers`): that go to the client.
         is_events (`bool`): whether it is a stream of events.
         is_coded (`bool`): whether it is compressed.
-        is_here (`bool`): whether it is made on this machine.
         first (`bytes`): its beginning.
         complete (`bool`): whether that is all.
     """
@@ -37,7 +36,6 @@ class Reply(Protocol):
     headers: Headers
     is_events: bool
     is_coded: bool
-    is_here: bool
     first: bytes
     complete: bool
 

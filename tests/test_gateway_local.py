@@ -41,17 +41,23 @@ def here(expert_specs: dict[str, dict[str, Any]]) -> Iterator[World]:
 
 
 def test_an_answer_names_its_expert_and_the_route(here: World, pipe: IR3DERoutingPipeline) -> None:
-    answer = client(here).chat.completions.create(model="ir3de", messages=LAW, max_tokens=6, temperature=0)
+    asked: dict[str, Any] = {"model": "ir3de", "messages": LAW, "max_tokens": 6, "temperature": 0}
+    answer = client(here).chat.completions.create(**asked, extra_body={"ir3de": {}})
     assert answer.model == "law"
     assert answer.choices[0].message.content == pipe(LAW, max_new_tokens=6, do_sample=False)["generated_text"]
     record = pipe(LAW, generate=False)
     assert answer.ir3de == {key: record[key] for key in ("expert", "score", "ranking")}
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 6, 11)
     assert answer.choices[0].finish_reason == "length"
+    for path in ("/v1/chat/completions", "/v1/messages"):
+        unasked = here.send("POST", path, asked)
+        assert unasked.expert == "law"
+        assert "ir3de" not in unasked.json, "which nobody asked for"
 
 
 def test_a_stream_gives_the_same_answer(here: World) -> None:
     asked: dict[str, Any] = {"model": "ir3de", "messages": LAW, "max_tokens": 6, "temperature": 0}
+    asked["extra_body"] = {"ir3de": {}}
     whole = client(here).chat.completions.create(**asked)
     options = {"include_usage": True}
     chunks = list(client(here).chat.completions.create(**asked, stream=True, stream_options=options))
@@ -455,7 +461,7 @@ def test_a_template_that_takes_nothing_is_the_experts_fault(
     tokenizer.save_pretrained(tmp_path)
     with world({**expert_specs, "law": {"model": str(tmp_path)}}, Settings(limits=LIMITS), names=()) as made:
         assert made.ask(model="law").status == 502
-        answered = made.ask(max_tokens=1)
+        answered = made.ask(max_tokens=1, ir3de={})
         assert answered.json["ir3de"]["failures"] == [{"expert": "law", "error": "it could not generate"}]
 
 
@@ -538,7 +544,7 @@ def test_what_an_expert_fails_with_stays_here(
     specs = {"code": expert_specs["code"], "law": {"model": "/secret/folder"}, "math": {"model": "/secret/other"}}
     with world(specs, Settings(limits=LIMITS), names=()) as made, caplog.at_level(logging.DEBUG):
         failed = made.ask(model="law")
-        answer = made.ask(max_tokens=4)
+        answer = made.ask(max_tokens=4, ir3de={})
         unread = made.ask(stream=True, model="math")
         assert failed.status == unread.status == 502
         assert failed.json["error"]["type"] == "server_error"

@@ -326,3 +326,16 @@ def test_the_first_outcomes_name_another_expert_only_where_one_is() -> None:
     shown = compare(before, Snapshot.of(made, []))
     assert "best in code" not in shown
     assert "best in math: math > code  <-- another expert" in shown
+
+
+def test_the_comparison_of_long_names_keeps_its_columns() -> None:
+    name = "Reinigung, Wäsche und alles, was sonst noch sauber werden muss"
+    made = tiny.router(variant="prompt", feature_map="unit")
+    before = Snapshot.of(made, [])
+    made.add_expert(name, texts=tiny.sentences("law", 5, seed=3), own=True)
+    lines = compare(before, Snapshot.of(made, [])).splitlines()
+    head, rows = lines[0], lines[1:5]
+    end = head.index("contributions") + len("contributions")
+    assert all(row[end - 1].isdigit() for row in rows)
+    assert all(row[end : end + 2] == "  " for row in rows), "each number ends below its head"
+    assert f"1 = {name}" in lines

@@ -234,6 +234,8 @@ def test_an_expert_can_be_asked_by_name_whatever_is_said(three: World) -> None:
     answered = three.ask(model="math", messages=[{"role": "user", "content": None, "x": 1}])
     assert answered.expert == "math"
     assert three.ask(model="gpt-4").code == "model_not_found"
+    said = three.ask(model="Wäsche 🧺\x1b").json["error"]["message"]
+    assert said.startswith("There is no model 'Wäsche 🧺\\x1b' that answers; there are"), "as it is written"
     assert three.ask("messages", **{**APIS["messages"], "model": "gpt-4"}).json["error"]["type"] == "not_found_error"
 
 

@@ -250,7 +250,7 @@ def compare(before: Snapshot, after: Snapshot) -> str:
         less = _percent(lost[name].unseen) if name in lost else ""
         rows.append([label, contributions, prompts, share, length, moved, less, recall])
         marks.append(_mark(before.recalls.get(name), after.recalls.get(name), lost.get(name)))
-    lines = [line + mark for line, mark in zip(table(_COMPARED, rows, room=None), marks, strict=True)]
+    lines = [f"{line}{mark}".rstrip() for line, mark in zip(table(_COMPARED, rows, room=None), marks, strict=True)]
     lines += labels.legend
     if any(of_domain.unseen for of_domain in lost.values()):  # not where only outcomes are new
         lines.append(_ESTIMATE)

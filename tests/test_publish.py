@@ -156,7 +156,7 @@ def test_a_refused_merge_shows_what_it_would_take(
         marked = [line.split()[0] for line in shown.out.splitlines() if line.endswith("more than 5 points")]
         assert "code" in marked
         assert 'who answers for programming: {"model": "org/x", "name": "programming"}' in shown.out
-        assert "most of which would go to 'programming'" in shown.err
+        assert "Most of what 'code' loses would go to 'programming'" in shown.err
         assert experts(repo) == ["code", "math"]
     model = IR3DEModel.from_pretrained(repo)
     model.samples = [{"text": text, "domain": "code"} for text in tiny.sentences("code", 4, seed=7)]

@@ -21,16 +21,18 @@ class _Waiting(NamedTuple):
         prompt (`str` or chat): that is routed on.
         options (`dict`): of the call.
         record (`asyncio.Future`): what comes of it.
+        written (`str`): the options as Python writes them, which tells true from 1.
     """
 
     router: IR3DERoutingPipeline
     prompt: Any
     options: dict[str, Any]
     record: asyncio.Future[Record]
+    written: str
 
     def goes_with(self, other: _Waiting) -> bool:
         """Whether one call can route both."""
-        return self.router is other.router and self.options == other.options
+        return self.router is other.router and self.written == other.written
 
 
 class Together:
@@ -48,12 +50,12 @@ class Together:
             options (`dict`): of the call.
 
         Raises:
-            ValueError, TypeError, OverflowError: as the call of the router does.
+            Exception: as the call of the router does.
         """
         loop = asyncio.get_running_loop()
         if not self._waiting:
             loop.call_soon(loop.call_soon, self._route_some)  # a turn later, in which some more come
-        waiting = _Waiting(router, prompt, options, loop.create_future())
+        waiting = _Waiting(router, prompt, options, loop.create_future(), repr(options))
         self._waiting.append(waiting)
         return await waiting.record
 
@@ -75,11 +77,11 @@ class Together:
 
 
 def _route_at_once(waiting: list[_Waiting]) -> bool:
-    """Routes prompts in one call; where one of them is refused, nothing is done for any."""
+    """Routes prompts in one call; where that fails for one of them, whatever the reason, nothing is done for any."""
     router, options = waiting[0].router, waiting[0].options
     try:
         records = router([each.prompt for each in waiting], generate=False, **options)
-    except (ValueError, TypeError, OverflowError):
+    except Exception:  # each is told its own as it is routed alone
         return False
     if any("reason" in record for record in records):
         return False

@@ -17,7 +17,6 @@ NOT_WORDS = (
     "bash-stdout",
     "command-message",
     "command-name",
-    "context",
     "current_file",
     "editorContext",
     "environment_context",

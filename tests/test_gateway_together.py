@@ -69,6 +69,21 @@ def test_each_has_its_own_options_and_router() -> None:
     assert first.sizes == second.sizes == [4, 4, 4]
 
 
+def test_what_is_equal_and_not_the_same_does_not_share_a_call() -> None:
+    router = Counting()
+    *records, refused = routed(router, *((text, {"top_n": 1}) for text in TEXTS[:3]), (TEXTS[3], {"top_n": True}))
+    assert records == [router.pipe(text, generate=False, top_n=1) for text in TEXTS[:3]]
+    assert "`top_n`" in str(refused), "true is refused as it is alone"
+
+
+def test_a_fault_of_the_router_is_told_to_each() -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("out of memory")
+
+    told = routed(broken, *((text, {}) for text in TEXTS[:5]))
+    assert [str(error) for error in told] == 5 * ["out of memory"]
+
+
 @pytest.mark.parametrize("odd", ["", [{"role": "user"}], 7])
 def test_an_odd_prompt_keeps_nobody_from_an_answer(odd: Any) -> None:
     router = Counting()

@@ -155,7 +155,8 @@ class _Pages:
             revision = await self._watch.roll_back()
         except LookupError as error:
             raise GatewayError(409, "nothing_to_take_back", f"Nothing to take back: {error}.") from None
-        except OSError as error:
+        except Exception as error:
+            logger.exception("The router before cannot be loaded")
             message = f"The router before cannot be loaded just now ({type(error).__name__}); that is tried again."
             raise GatewayError(503, "not_loaded", message) from None
         logger.warning("%s has taken the router back to revision %s", admin, revision)

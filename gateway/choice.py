@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from .purse import Purse
 
 
+_NO_WORDS = "(no words)"  # what stands for a prompt in which nobody said anything
+
+
 class Choice(NamedTuple):
     """
     Who shall answer.
@@ -98,6 +101,7 @@ class Chooser:
         unable = serving.experts.keys() - able
         prompt = self._prompt(ask, _read(serving))
         if prompt is None:
+            await self._route(_NO_WORDS, serving, dict(ask.options))  # which refuses options that make no sense
             return self._without_words(ask, [name for name in allowed if name in able], list(able), serving)
         options = dict(ask.options)
         if not unable.isdisjoint(allowed):
@@ -160,7 +164,8 @@ class Chooser:
                 raise refusal  # nothing else is missing
             _, lacking = capable(names, serving.experts, ask.needs)
             hint = f" These could: {', '.join(sorted(able))}." if able else ""
-            code = TOO_LONG if lacking.startswith("a context") else "unsupported_value"
+            is_long = bool(capable(names, serving.experts, ask.needs._replace(tokens=0))[0])  # and no more is missing
+            code = TOO_LONG if is_long else "unsupported_value"
             raise GatewayError(400, code, f"No expert has what this request needs ({lacking}).{hint}")
         return able
 

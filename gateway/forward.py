@@ -52,9 +52,10 @@ _ASK_AGAIN = frozenset((425, 429, 500, 502, 503, 504, 529))
 # How servers say that a conversation is too long: OpenAI's and llama.cpp's codes; vLLM's, SGLang's, TGI's, Anthropic's
 # and Google's words.
 _TOO_LONG = re.compile(
-    rb"(?i)context_length_exceeded|exceed_context_size|(?:maximum|model's|available) context (?:length|size|window)"
-    rb"|context (?:limit|length)|maximum model length|prompt is too long|input token count|`max_new_tokens` must be <="
+    r"(?i)context_length_exceeded|exceed_context_size|(?:maximum|model's|available) context (?:length|size|window)"
+    r"|exceeds? (?:the )?context|maximum model length|prompt is too long|input token count|`max_new_tokens` must be <="
 )
+_REASONS = ("code", "type", "message", "error", "error_type", "detail")  # fields of a refusal
 _READ = 8192  # bytes of a refusal
 _LONGEST_WAIT = 100_000  # seconds that a server may ask for
 _DIGITS = re.compile(r"\d{1,5}(?:\.\d{1,9})?", re.ASCII)
@@ -377,7 +378,23 @@ def _seconds(after: str) -> float | None:
 
 def says_too_long(reply: Reply) -> bool:
     """Whether a server refuses a request because the conversation is too long for it, so that another may be asked."""
-    return reply.status in (400, 413, 422) and reply.complete and _TOO_LONG.search(_beginning(reply)) is not None
+    if reply.status not in (400, 413, 422) or not reply.complete:
+        return False
+    return any(map(_TOO_LONG.search, _reasons(_beginning(reply))))
+
+
+def _reasons(refusal: bytes) -> list[str]:
+    """What a server says of why it refuses, without what it repeats of the request; of what is no JSON all of it."""
+    text = refusal.decode(errors="replace")
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return [text]
+    reasons: list[str] = []
+    for each in (said, said.get("error") if isinstance(said, dict) else None):
+        values = [each.get(key) for key in _REASONS] if isinstance(each, dict) else [each]
+        reasons += [value for value in values if isinstance(value, str)]
+    return reasons
 
 
 def _beginning(reply: Reply) -> bytes:

@@ -381,6 +381,21 @@ def test_what_is_too_long_for_one_server_goes_to_a_larger_window(code: int, said
         assert not made.gateway.attempts.breaker("law", made.gateway.serving).is_open
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"error": {"message": "bad value: user said 'what is context length?'", "code": "invalid"}},
+        {"detail": [{"msg": "field required", "input": "What is the maximum context length of a model?"}]},
+    ],
+)
+def test_what_a_server_repeats_of_a_request_is_no_reason(said: Any) -> None:
+    async def refuse(request: web.Request, received: Received) -> web.StreamResponse:
+        return web.json_response(said, status=422)
+
+    with world(settings=QUICK, responds={"law": refuse}) as made:
+        assert made.ask().status == 422
+
+
 def test_what_is_wrong_with_a_request_does_not_open_a_breaker() -> None:
     settings = QUICK._replace(breaker=BreakerOptions(failures=2, seconds=60))
     for code in (400, 429):

@@ -516,16 +516,20 @@ def test_a_fault_of_the_gateways_own_is_told_in_the_form_of_its_api(
     def fails(*_: Any) -> None:
         raise KeyError(said)
 
+    def lines() -> list[str]:
+        return [each.message for each in caplog.records if each.name == "ir3de.requests"]
+
     monkeypatch.setattr(MessageShape, "end" if stream else "whole", fails)
     with caplog.at_level(logging.INFO):
         answered = here.ask("messages", max_tokens=2, stream=stream, headers={"x-request-id": "r1"})
-        caplog_line = json.loads(next(each.message for each in caplog.records if each.name == "ir3de.requests"))
+        here.wait(lambda: any('"r1"' in line for line in lines()), "the line of the request, which follows it")
     told = answered.json if not stream else json.loads(answered.body.decode().rsplit("data: ", 1)[1])
     assert (told["type"], told["error"]["type"]) == ("error", "api_error")
     assert "r1" in told["error"]["message"]
     assert answered.headers["x-request-id"] == "r1"
     assert answered.status == (200 if stream else 500)
-    assert (caplog_line["id"], caplog_line["outcome"]) == ("r1", "error")
+    [line] = [json.loads(each) for each in lines() if '"r1"' in each]
+    assert line["outcome"] == "error"
     assert "test_gateway_local" in caplog.text, "where it was"
     assert said not in caplog.text + answered.body.decode()
 

@@ -21,7 +21,7 @@ from .addresses_ir3de import server_of
 from .configuration_ir3de import IR3DEConfig
 from .local_experts_ir3de import LocalModel
 from .local_sources_ir3de import LocalSource, base_spec
-from .options_ir3de import Options, check_options, generation_options, nearest
+from .options_ir3de import Options, check_options, check_seed, generation_options, nearest
 from .prompts_ir3de import Prompt, Unanswerable
 from .remote_experts_ir3de import RemoteModel, key_of
 from .specs_ir3de import BaseSpec, ExpertSpec, check_strangers_spec, has_source, in_bytes, is_remote
@@ -249,7 +249,11 @@ class ExpertPool:
 
     def check_ranges(self, name: str) -> None:
         """Raises ValueError where a default option of an expert's generation is out of range."""
-        check_options(self.spec(name).get("generation", {}), f"expert {name!r}")
+        spec = self.spec(name)
+        options, whose = spec.get("generation", {}), f"expert {name!r}"
+        check_options(options, whose)
+        if not is_remote(spec):
+            check_seed(options, whose)
 
     def generate(self, name: str, prompts: Sequence[Prompt], batch_size: int | None, **options: Any) -> list[Any]:
         """Answers prompts with one expert.

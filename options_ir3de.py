@@ -18,6 +18,7 @@ COLD = 1e-4  # a temperature below which the likeliest token is all that is left
 
 
 _OF_SERVERS = ("frequency_penalty", "presence_penalty")
+MOST_SEED = 2**32 - 1  # that `set_seed` of transformers takes, from 0; servers take others, as -1 for one at random
 
 
 class _Span(NamedTuple):
@@ -39,8 +40,9 @@ class _Span(NamedTuple):
         """Whether a value is one of them; no truth value is, nor infinity or NaN."""
         if not isinstance(value, Integral if self.whole else Real) or isinstance(value, bool):
             return False
-        number = float(value)
-        return math.isfinite(number) and self.least <= number <= self.most and not (self.above and number == self.least)
+        number = int(value) if isinstance(value, Integral) else float(value)
+        finite = isinstance(number, int) or math.isfinite(number)
+        return finite and self.least <= number <= self.most and not (self.above and number == self.least)
 
     def __str__(self) -> str:
         kind = "a whole number" if self.whole else "a finite number"
@@ -61,7 +63,7 @@ _SPANS = {
         ("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size"), _Span(0, whole=True)
     ),
     "top_k": _Span(-1, whole=True),  # -1, like 0, is all of them, and older servers of vLLM know -1 alone
-    "seed": _Span(0, 2**32 - 1, whole=True),
+    "seed": _Span(-math.inf, whole=True),
     **dict.fromkeys(("temperature", "timeout", "max_time"), _Span(0)),
     **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty"), _Span(0, above=True)),
     **dict.fromkeys(("top_p", "min_p", "epsilon_cutoff", "eta_cutoff"), _Span(0, 1)),
@@ -109,6 +111,22 @@ def check_options(options: Options, whose: str = "") -> None:
         raise ValueError(f"The options{of or ' of the generation'} do not go: {error}") from error
 
 
+def check_seed(options: Options, whose: str = "") -> None:
+    """Checks the seed of a generation on this machine; servers take others.
+
+    Args:
+        options (`dict`): that [`check_options`] has let pass.
+        whose (`str`): they are, for messages; empty for those of a call.
+
+    Raises:
+        ValueError: it is below 0 or above `MOST_SEED`.
+    """
+    seed = options.get("seed")
+    if seed is not None and not 0 <= seed <= MOST_SEED:
+        of = f" of {whose}" if whose else ""
+        raise ValueError(f"`seed`{of} must be from 0 to {MOST_SEED} for an expert on this machine, got {seed}.")
+
+
 def _check_tokens(options: Options) -> None:
     """Raises ValueError where what transformers is to do to tokens is not what it takes."""
     from transformers import NoBadWordsLogitsProcessor, SequenceBiasLogitsProcessor
@@ -126,8 +144,10 @@ def for_transformers(options: Options) -> Options:
         options (`dict`): that were checked.
 
     Raises:
-        ValueError: one is for servers alone, or several answers are asked for where only one is the likeliest.
+        ValueError: one, or its value, is for servers alone, or several answers are asked for where only one is the
+            likeliest.
     """
+    check_seed(options)
     made = {name: float(value) if name in _FLOATS and value is not None else value for name, value in options.items()}
     if made.get("temperature") is not None and made["temperature"] < COLD:
         del made["temperature"]

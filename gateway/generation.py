@@ -19,6 +19,7 @@ from transformers.cli.serving.utils import (
 
 from ir3de.experts_ir3de import ExpertPool, from_thread
 from ir3de.local_sources_ir3de import LocalSource
+from ir3de.options_ir3de import MOST_SEED
 from ir3de.remote_experts_ir3de import RemoteModel
 from ir3de.specs_ir3de import ExpertSpec, is_remote
 
@@ -129,7 +130,7 @@ def _generate(
     reader = _Reader(source, order, choice, put, probabilities)
     options: dict[str, Any] = {**order.options, "max_new_tokens": max_tokens, "timeout": seconds, "streamer": reader}
     if "seed" in options:
-        options["seed"] = (options["seed"] + choice) % 2**32
+        options["seed"] = (options["seed"] + choice) % (MOST_SEED + 1)
     if order.tools:
         options["tools"] = order.tools
     processors: list[Any] = []

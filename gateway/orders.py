@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-from ir3de.options_ir3de import COLD
+from ir3de.options_ir3de import COLD, MOST_SEED
 from ir3de.prompts_ir3de import Prompt, text_of
 
 from .apis import CHAT, COMPLETIONS, MESSAGES, RESPONSES, Api
@@ -204,8 +204,15 @@ def _sampling(fields: Fields) -> dict[str, Any]:
         options["do_sample"] = True
     if bias := fields.object("logit_bias"):
         options |= _bias(bias)
-    seed = fields.whole("seed", 0, 2**32 - 1)
+    seed = _seed(fields)
     return options if seed is None else {**options, "seed": seed}
+
+
+def _seed(fields: Fields) -> int | None:
+    seed = fields.get("seed")
+    if isinstance(seed, int) and seed < 0:  # as -1, which asks some servers for one at random
+        raise unsupported("seed", "begins at 0", seed)
+    return fields.whole("seed", 0, MOST_SEED)
 
 
 def _bias(bias: Fields) -> dict[str, Any]:

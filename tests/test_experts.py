@@ -510,6 +510,10 @@ def test_options_out_of_range_and_content_that_is_not_text_are_refused_before_an
         wrong(LAW)
     with pytest.raises(ValueError, match="`repetition_penalty` of expert 'law'"):
         served(wrong)
+    random = pipe({"law": {"model": models["law"], "generation": {"seed": -1}}})
+    for use in (lambda: random(LAW), lambda: served(random)):
+        with pytest.raises(ValueError, match="`seed` of expert 'law' must be from 0 to 4294967295"):
+            use()
 
 
 SAMPLED: Options = {"do_sample": True, "max_new_tokens": 2}
@@ -520,7 +524,7 @@ REFUSED: dict[str, tuple[Options, list[Any]]] = {  # that transformers refuses, 
     "min_new_tokens": ({}, [1.5]),
     "no_repeat_ngram_size": ({}, [1.5]),
     "top_k": ({}, [-2, 1.5]),
-    "seed": ({}, [-1, 2**32]),
+    "seed": ({}, [0.5, "1"]),
     "temperature": ({}, [-0.5, "0.5"]),
     "repetition_penalty": ({}, [0, -1, 0.0]),
     "top_p": ({}, [-0.1]),
@@ -585,6 +589,8 @@ def test_options_that_no_expert_on_this_machine_takes_are_refused_before_it_is_l
     monkeypatch.setattr(ExpertPool, "_use", pytest.fail)
     refused = {
         "is for experts behind servers": {"frequency_penalty": 0.5},
+        "`seed` must be from 0 to 4294967295 for an expert on this machine, got -1": {"seed": -1},
+        "this machine, got 4294967296": {"seed": 2**32},
         "there is one likeliest answer": {"do_sample": False, "num_return_sequences": 2},
         "without sampling there is one": {"temperature": 0, "num_beams": 2, "num_return_sequences": 3},
     }

@@ -488,6 +488,7 @@ def test_an_expert_here_says_what_its_files_show(expert_specs: dict[str, dict[st
     [
         ("chat/completions", {"n": 9}),
         ("chat/completions", {"max_tokens": 20_000}),
+        ("chat/completions", {"seed": -1}),
         ("chat/completions", {"logprobs": True, "top_logprobs": 25}),
         ("chat/completions", {"messages": [{"role": "user", "content": [*SAID, {"type": "input_audio"}]}]}),
         ("chat/completions", {"messages": [{"role": "user", "content": [*SAID, {"type": "file", "file": {}}]}]}),

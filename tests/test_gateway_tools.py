@@ -343,6 +343,8 @@ def test_a_field_of_any_wrong_kind_is_refused_or_without_effect(api: Api) -> Non
         ("stream_options", "x", True),
         ("stream_options", {"include_usage": 1}, True),
         ("seed", "x", True),
+        ("seed", -1, False),
+        ("seed", 2**40, False),
         ("temperature", -1, True),
         ("temperature", 9, False),
         ("max_tokens", 10**6, False),

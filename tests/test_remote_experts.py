@@ -25,6 +25,7 @@ from huggingface_hub.inference._providers._common import _fetch_inference_provid
 from ir3de import IR3DERoutingPipeline
 from ir3de.addresses_ir3de import token_variable
 from ir3de.experts_ir3de import ExpertError
+from ir3de.gateway.serving import served
 
 from . import tiny
 from .gateway_world import world
@@ -327,6 +328,22 @@ def test_options_reach_the_server_in_its_names() -> None:
     assert expected.items() <= bodies[0].items()
     assert bodies[0]["stop"] == ["end"]
     assert len(bodies) == 1
+
+
+@pytest.mark.parametrize("seed", [-1, 2**40, 10**400])
+def test_a_server_is_sent_any_seed_and_one_of_its_spec_keeps_no_gateway_from_starting(seed: int) -> None:
+    bodies: list[dict[str, Any]] = []
+
+    def respond(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        bodies.append(json.loads(body))
+        send(handler, 200, completion("a jury"))
+
+    with serve(respond) as server:
+        pipe({"endpoint": server.url})(LAW, seed=seed, on_error="raise")
+        made = pipe({"endpoint": server.url, "generation": {"seed": seed}})
+        made(LAW, on_error="raise")
+    assert [body["seed"] for body in bodies] == [seed, seed]
+    assert list(served(made).experts) == ["law"]
 
 
 def test_plain_text_goes_to_a_server_of_text_generation() -> None:

@@ -101,12 +101,25 @@ class GuardedProtocol(HttpToolsProtocol):
         its expert as where a client leaves.
         """
         super().pause_writing()
-        self._reading_timer = self.loop.call_later(_READING_SECONDS, self.transport.abort)
+        self._wait_for_reading()
 
     def resume_writing(self) -> None:
         """The client has read."""
         self._stop_waiting_for_reading()
         super().resume_writing()
+
+    def _wait_for_reading(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._reading_timer = self.loop.call_later(_READING_SECONDS, self._cut_unless_read, unread)
+
+    def _cut_unless_read(self, unread: int) -> None:
+        """Cuts the client where all that was unread still is: of a large piece one may read for long before writing is
+        resumed, which the transport does only when little is left.
+        """
+        if self.transport.get_write_buffer_size() < unread:
+            self._wait_for_reading()
+        else:
+            self.transport.abort()
 
     def _stop_waiting_for_reading(self) -> None:
         if self._reading_timer is not None:

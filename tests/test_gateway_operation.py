@@ -316,6 +316,29 @@ def test_a_client_that_stops_reading_frees_its_expert(monkeypatch: pytest.Monkey
         assert 'expert="law",outcome="left"} 1.0' in text
 
 
+def test_a_client_that_reads_slowly_but_steadily_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of a large answer is written at once, and reading it takes several times the patience with one who stops."""
+    monkeypatch.setattr(guard, "_READING_SECONDS", 1.0)
+    size = 8 << 20
+
+    async def large(_: web.Request, __: Received) -> web.Response:
+        return web.json_response({"choices": [{"index": 0, "message": {"content": size * "a"}}]})
+
+    body = json.dumps({"model": "ir3de", "messages": LAW}).encode()
+    request = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    read, began = 0, time.monotonic()
+    with world(responds={"law": large}, http=guard.GuardedProtocol) as made, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection.settimeout(5)
+        connection.connect(("127.0.0.1", made.port))
+        connection.sendall(request)
+        while read < size and (some := connection.recv(1 << 17)):
+            read += len(some)
+            time.sleep(0.05)
+    assert read >= size
+    assert time.monotonic() - began > 2.5
+
+
 @pytest.mark.parametrize("length", ["-1", "1e3", "99999999999999999999", "5, 6"])
 def test_a_length_that_is_none_is_refused(guarded: World, length: str) -> None:
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n".encode()

@@ -18,6 +18,8 @@ from typing import TypeVar
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from ir3de.traffic.orphans import end_with_parent
+
 logger = logging.getLogger(__name__)
 
 _STARTED, _FAILED = "started", "failed"  # files in the folder that the workers share
@@ -73,6 +75,8 @@ def _start(work: Callable[[], None]) -> SpawnProcess:
 
 
 def _work(work: Callable[[], None]) -> None:
+    parent = multiprocessing.parent_process()
+    end_with_parent(signal.SIGTERM, parent.pid if parent else None)
     with suppress(KeyboardInterrupt):  # of a terminal, which sends it to all processes
         work()
 
@@ -88,6 +92,7 @@ def _replace_dead(workers: list[SpawnProcess], work: Callable[[], None], shared:
             return False
         logger.warning("Worker process %s %s: another one takes its place", worker.pid, said)
         mark_process_dead(worker.pid)  # or its requests would count as under way for ever
+        (shared / _FAILED).unlink(missing_ok=True)  # noted before others started: it is no reason to end any more
         workers[index] = _start(work)
     return True
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import multiprocessing
 import os
 import re
 import signal
@@ -14,7 +15,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -540,6 +541,55 @@ def test_a_worker_that_dies_is_replaced_and_all_end_with_the_service(
     assert not any(psutil.pid_exists(pid) for pid in waiting)
     left = {int(path.stem.rpartition("_")[2]) for path in tmp_path.glob("gauge_livesum_*")}
     assert left == waiting, "the gauges of the one that died are gone"
+
+
+def waits(folder: str) -> None:
+    """The work of a worker that is never told to stop."""
+    (Path(folder) / f"waits-{os.getpid()}").touch()
+    time.sleep(600)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent has ended")
+def test_workers_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    def until(done: Callable[[], bool]) -> bool:
+        end = time.monotonic() + 60
+        while not done() and time.monotonic() < end:
+            time.sleep(0.05)
+        return done()
+
+    def alive(pid: int) -> bool:  # one that nobody has waited for yet is not
+        try:
+            return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        except psutil.NoSuchProcess:
+            return False
+
+    work = partial(waits, str(tmp_path))
+    parent = multiprocessing.get_context("spawn").Process(target=workers.run_workers, args=(work, 2, tmp_path))
+    parent.start()
+    assert until(lambda: len(list(tmp_path.glob("waits-*"))) == 2)
+    children = [int(path.name.partition("-")[2]) for path in tmp_path.glob("waits-*")]
+    parent.kill()
+    parent.join()
+    try:
+        assert until(lambda: not any(map(alive, children)))
+    finally:
+        for child in filter(alive, children):
+            os.kill(child, signal.SIGKILL)
+
+
+def test_a_worker_that_could_not_start_beside_one_that_did_is_no_reason_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    (tmp_path / "started").touch()
+    workers._note_failure(tmp_path, ConnectionError("the Hub is away"))
+
+    class Dead:
+        exitcode, pid = 1, 1
+
+    monkeypatch.setattr(workers, "_start", lambda _: Dead())
+    assert workers._replace_dead([Dead()], lambda: None, tmp_path)  # type: ignore[list-item]
+    workers._raise_failure(tmp_path)  # as where the service is told to stop
 
 
 def test_a_worker_that_cannot_start_while_others_serve_is_tried_again(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import io
 import os
 import shutil
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,10 +20,10 @@ from datatrove.utils.stats import PipelineStats
 from loguru import logger
 
 from ir3de.scripts.reports.progress import Steps
+from ir3de.traffic.orphans import end_with_parent
 
 ENGINES = ("local", "slurm", "ray")
 _LOOK_EVERY = 1.0  # seconds
-_PR_SET_PDEATHSIG = 1  # of prctl: the signal that a process gets when the one that forked it ends
 
 
 @dataclass(frozen=True)
@@ -148,8 +146,8 @@ def _ending_together() -> Iterator[None]:
 
 
 def _after_fork() -> None:
-    if _ends_with_us.is_set() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    if _ends_with_us.is_set():
+        end_with_parent(signal.SIGKILL)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork

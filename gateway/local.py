@@ -205,7 +205,7 @@ class Workshop:
         order = read_order(ask, self._limits)
         pictures = pictures_in(order.prompt)
         if self._inside >= self._limits.at_once + self._limits.waiting:
-            message = f"{self._inside} requests are waiting already: try again in a moment."
+            message = f"{self._inside} requests are being answered or waiting already: try again in a moment."
             raise GatewayError(429, "busy", message, retry_after=1)
         self._count(1)
         try:
@@ -315,13 +315,15 @@ def _length(source: LocalSource, spec: ExpertSpec, order: Order) -> int:
 
 def _refused(order: Order, error: Exception) -> GatewayError:
     """What to say of a conversation that the expert's files refuse, though they read others."""
-    try:
-        json.dumps([order.prompt, order.tools], default=str, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        message = "There is half a character in it, such as one of the pair \\ud83d\\ude00: send whole ones."
-        return GatewayError(400, "invalid_value", message, order.field)
-    except RecursionError:
-        return GatewayError(400, "invalid_value", "It is nested too deeply to be read.", order.field)
+    for field, value in ((order.field, order.prompt), ("tools", order.tools)):
+        what = f"The conversation (`{field}`)" if field == order.field else f"`{field}`"
+        try:
+            json.dumps(value, default=str, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            message = f"{what} has half a character in it, such as one of the pair \\ud83d\\ude00: send whole ones."
+            return GatewayError(400, "invalid_value", message, field)
+        except RecursionError:
+            return GatewayError(400, "invalid_value", f"{what} is nested too deeply to be read.", field)
     if has_images(order.prompt):
         message = f"The expert's processor refuses this conversation or its images ({type(error).__name__})."
         return _cannot(order, message, code="invalid_image")

@@ -357,7 +357,7 @@ class ResponseShape(ChatShape):
             "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
             **echoed,
             "output": list(self._output),
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": self.fields.get("parallel_tool_calls") is not False,
             "previous_response_id": None,
             "temperature": self.fields.get("temperature"),
             "tool_choice": self.fields.get("tool_choice") or "auto",

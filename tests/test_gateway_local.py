@@ -14,9 +14,13 @@ import pytest
 from aiohttp import web
 
 from ir3de import IR3DERoutingPipeline
+from ir3de.gateway.apis import CHAT
 from ir3de.gateway.forward import Forwarder
 from ir3de.gateway.generation import Piece, Stops
 from ir3de.gateway.limits import Limits
+from ir3de.gateway.local import _refused
+from ir3de.gateway.orders import read_order
+from ir3de.gateway.requests import read_ask
 from ir3de.gateway.settings import Settings
 from ir3de.gateway.shapes import MessageShape
 from ir3de.scripts.bench.stand_in import Received
@@ -345,7 +349,7 @@ def test_a_client_that_leaves_stops_the_generation(slow: tuple[World, Slow]) -> 
 
 def test_answers_belong_to_their_requests_and_too_many_are_refused(slow: tuple[World, Slow]) -> None:
     made, generate = slow
-    asking = client(made)
+    asking, told = client(made), list[str]()
 
     def ask(word: str) -> str:
         try:
@@ -353,12 +357,14 @@ def test_answers_belong_to_their_requests_and_too_many_are_refused(slow: tuple[W
             answer = asking.chat.completions.create(model="ir3de", messages=messages, max_tokens=20)
             return str(answer.choices[0].message.content)
         except openai.RateLimitError as error:
+            told.append(error.message)
             return f"{error.code}, try again in {error.response.headers['retry-after']} s"
 
     words = [f"word{index}" for index in range(10)]
     with ThreadPoolExecutor(10) as threads:
         answers = list(threads.map(ask, words))
     assert answers.count("busy, try again in 1 s") == 6, "two are answered at once, two wait"
+    assert all("4 requests are being answered or waiting already" in message for message in told)
     assert generate.most == 2
     for word, answer in zip(words, answers, strict=True):
         assert answer.startswith("busy") or answer == f"{word} " * 20
@@ -418,6 +424,18 @@ def test_what_an_expert_here_cannot_do_is_refused_at_once(
     assert answered.json["error"]["type"] == "invalid_request_error"
     assert "Traceback" not in caplog.text
     assert here.ask(max_tokens=1).status == 200
+
+
+def test_what_holds_half_a_character_is_named(here: World) -> None:
+    half: dict[str, Any] = {"messages": [{"role": "user", "content": "the court \ud83d"}]}
+    told = here.ask(**half).json["error"]
+    assert told["param"] == "messages"
+    assert told["message"].startswith("The conversation (`messages`) has half a character")
+    asked = read_ask(CHAT, json.dumps({"model": "law", "messages": LAW}).encode(), {}, LIMITS, ["law"], "")
+    tools = [{"function": {"name": "f", "description": "\ud83d"}}]
+    refused = _refused(read_order(asked, LIMITS)._replace(tools=tools), TypeError())
+    assert refused.param == "tools"
+    assert refused.message.startswith("`tools` has half a character")
 
 
 @pytest.fixture(scope="module")

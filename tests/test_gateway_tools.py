@@ -146,6 +146,12 @@ def test_calls_in_the_shape_of_each_api() -> None:
     assert [item["type"] for item in events[-1]["response"]["output"]] == ["message", "function_call"]
 
 
+@pytest.mark.parametrize("fields", [{}, {"parallel_tool_calls": True}, {"parallel_tool_calls": False}])
+def test_a_response_says_whether_several_calls_may_come(fields: dict[str, Any]) -> None:
+    expected = fields.get("parallel_tool_calls", True)
+    assert shaped(RESPONSES, [Piece("end", finish="stop")], **fields)["parallel_tool_calls"] is expected
+
+
 def test_calls_are_counted_in_each_of_several_answers() -> None:
     pieces = [Piece("call", "{}", choice, name="look") for choice in (0, 0, 1)]
     chunks = streamed(CHAT, [*pieces, Piece("end", finish="tool_calls"), Piece("end", choice=1, finish="tool_calls")])

@@ -18,7 +18,7 @@ from huggingface_hub import EvalResult, ModelCard
 from .atomic_save_ir3de import PICTURES
 from .configuration_ir3de import IR3DEConfig
 from .outcomes_ir3de import Ledger, expected
-from .outlook_ir3de import Outlook, plot_frontier
+from .outlook_ir3de import Outlook, plot_frontier, save_picture
 from .policy_ir3de import Panel
 from .samples_ir3de import Sample
 from .specs_ir3de import ExpertSpec, has_source, is_remote, served
@@ -591,7 +591,6 @@ def plot_confusion(path: Path, confusion: Mapping[str, Mapping[str, int]]) -> bo
         `bool`: whether it was drawn, for which matplotlib must be installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
@@ -609,6 +608,5 @@ def plot_confusion(path: Path, confusion: Mapping[str, Mapping[str, int]]) -> bo
             color, cell = "white" if share > 50 else "black", f"{share:.0f}" if share >= 1 else "<1"
             axes.text(j, i, cell if share else "", ha="center", va="center", fontsize=8, color=color)
     canvas.colorbar(image, ax=axes, label="% of the domain's prompts", shrink=0.8)
-    FigureCanvasAgg(canvas)
-    canvas.savefig(path, dpi=120, metadata={"Software": None})  # the same figures are the same bytes
+    save_picture(canvas, path)
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -136,7 +137,6 @@ def plot_frontier(path: Path, outlook: Outlook) -> bool:
         `bool`: whether it was drawn, for which every cost must be known, and matplotlib installed.
     """
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
@@ -156,6 +156,22 @@ def plot_frontier(path: Path, outlook: Outlook) -> bool:
     axes.margins(0.12)
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
-    FigureCanvasAgg(canvas)
-    canvas.savefig(path, dpi=120, metadata={"Software": None})  # the same figures are the same bytes
+    save_picture(canvas, path)
     return True
+
+
+def save_picture(canvas: Any, path: Path, dpi: int = 120, **more: Any) -> None:
+    """Saves a figure as PNG; the same figures are the same bytes.
+
+    Args:
+        canvas (`matplotlib.figure.Figure`): that is drawn.
+        path (`Path`): of the PNG.
+        dpi (`int`): dots an inch.
+        more (*optional*): options of `savefig`.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(canvas)
+    with warnings.catch_warnings():  # of each letter of a name that the font lacks, for which it draws a box
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        canvas.savefig(path, dpi=dpi, metadata={"Software": None}, **more)

@@ -2,8 +2,10 @@
 
 import re
 import sys
+import warnings
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,20 @@ import pytest
 from huggingface_hub import EvalResult, ModelCard
 
 from ir3de import IR3DEConfig, IR3DEModel
-from ir3de.card_ir3de import BEGIN, CARD_NAME, END, FRONTIER_NAME, PLOT_NAME, STATE_KEY, as_names, state, update_card
+from ir3de.card_ir3de import (
+    BEGIN,
+    CARD_NAME,
+    END,
+    FRONTIER_NAME,
+    PLOT_NAME,
+    STATE_KEY,
+    as_names,
+    plot_confusion,
+    state,
+    update_card,
+)
 from ir3de.familiarity_ir3de import PARTS, FamiliarityScale
-from ir3de.outlook_ir3de import Outlook
+from ir3de.outlook_ir3de import Outlook, Point, plot_frontier
 from ir3de.samples_ir3de import Sample
 from ir3de.scripts import cli
 
@@ -177,6 +190,17 @@ def test_no_plot_without_a_confusion_matrix_or_matplotlib(tmp_path: Path, monkey
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert PLOT_NAME not in card(tiny.router(evaluation=EVALUATION), tmp_path).text
     assert not (tmp_path / PLOT_NAME).exists()
+
+
+def test_names_in_letters_that_the_font_lacks_are_drawn_without_a_word(tmp_path: Path) -> None:
+    name, point = "\u6cd5\u5f8b", [Point(1.0, 0.5)]
+    outlook: Any = SimpleNamespace(unpriced=[], frontier=lambda: point, singles=lambda: point, experts=[name])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert plot_confusion(tmp_path / PLOT_NAME, {name: {name: 3}})
+        assert plot_frontier(tmp_path / FRONTIER_NAME, outlook)
+    assert (tmp_path / PLOT_NAME).exists()
+    assert (tmp_path / FRONTIER_NAME).exists()
 
 
 def test_the_card_shows_what_weighing_costs_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ir3de.outlook_ir3de import save_picture
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -25,7 +27,4 @@ def draw(module: str, results: Mapping[str, Any], folder: Path) -> list[str]:
 
 def save_plot(canvas: Figure, path: Path, dpi: int) -> None:
     """Writes a plot as PNG, without a window or a state that all plots share."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    FigureCanvasAgg(canvas)
-    canvas.savefig(path, dpi=dpi, bbox_inches="tight")
+    save_picture(canvas, path, dpi, bbox_inches="tight")

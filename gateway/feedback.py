@@ -250,7 +250,7 @@ class FeedbackPages:
         """Takes a score."""
         try:
             caller = self._keys.admit(request.headers)
-            body = Body(await read_body(request, self._limits))
+            body = Body(await read_body(request.receive, request.headers, self._limits))
             given, comment = read_given(body.fields, request.headers.get("idempotency-key"))
             is_admin = self._keys.is_admin(caller)
             if caller and not is_admin and (given.cost, given.seconds) != (None, None):

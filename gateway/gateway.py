@@ -6,9 +6,9 @@ import asyncio
 import json
 import logging
 import re
+import secrets
 import time
 import traceback
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -180,7 +180,7 @@ class Answer:
         gateway = self._gateway
         exchange.caller = gateway.keys.admit(headers)
         serving = gateway.serving
-        data = await read_body(request, gateway.settings.limits)
+        data = await read_body(request.receive, headers, gateway.settings.limits)
         async with Presence(request.receive) as presence:
             known = [ROUTER, *serving.experts]
             ask = read_ask(self._api, data, headers, gateway.settings.limits, known, exchange.caller)
@@ -236,7 +236,7 @@ def headers_of(scope: Scope) -> dict[str, str]:
 def request_id(headers: Mapping[str, str]) -> str:
     """The client's name for its request, if it is a short and plain one, or a new one."""
     given = headers.get("x-request-id", "")
-    return given if _ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _ID.fullmatch(given) else secrets.token_hex(16)
 
 
 def refusal(error: GatewayError, api: Api, id_: str) -> Response:

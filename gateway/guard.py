@@ -78,11 +78,13 @@ class GuardedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._beside_body > _HEAD_BYTES:
             self._refuse(_TOO_LARGE)
+        elif self._in_head and self._timer is None:  # few heads come in pieces, and a timer takes a while to make
+            self._wait()
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._in_head, self._beside_body = True, 0
-        self._wait()
+        self._stop_waiting()
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:

@@ -71,7 +71,7 @@ class Other:
         if not isinstance(expert, RemoteExpert) or not {".", ".."}.isdisjoint(path.split("/")):
             message = f"Not Found: {request.method} is not answered at this address."
             raise GatewayError(404, "not_found", message)
-        data = await read_body(request, gateway.settings.limits)
+        data = await read_body(request.receive, request.headers, gateway.settings.limits)
         api = _api(request.scope["path"])
         headers = expert.headers(client, exchange.id, api)
         headers["content-type"] = client.get("content-type", "application/json")

@@ -416,3 +416,5 @@ def _log_requests() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+    # What a line says nothing of, and what takes as long to find as all the rest of it.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

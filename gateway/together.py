@@ -10,6 +10,7 @@ from ir3de.policy_ir3de import Record
 
 _FEWEST = 3  # prompts for which one call takes less time than a call for each
 _MOST = 32  # prompts of a call, which holds up the loop
+_TURNS = 2  # of the loop, in which some more come
 
 
 class _Waiting(NamedTuple):
@@ -36,7 +37,7 @@ class _Waiting(NamedTuple):
 
 
 class Together:
-    """Routes prompts on the event loop, together with those that come within a turn of it."""
+    """Routes prompts on the event loop, together with those that come within a few turns of it."""
 
     def __init__(self) -> None:
         self._waiting: list[_Waiting] = []
@@ -54,10 +55,17 @@ class Together:
         """
         loop = asyncio.get_running_loop()
         if not self._waiting:
-            loop.call_soon(loop.call_soon, self._route_some)  # a turn later, in which some more come
+            loop.call_soon(self._wait, _TURNS)
         waiting = _Waiting(router, prompt, options, loop.create_future(), repr(options))
         self._waiting.append(waiting)
         return await waiting.record
+
+    def _wait(self, turns: int) -> None:
+        """Lets turns of the loop go by before some are routed; each takes microseconds where there is nothing to do."""
+        if turns:
+            asyncio.get_running_loop().call_soon(self._wait, turns - 1)
+        else:
+            self._route_some()
 
     def _route_some(self) -> None:
         """Routes the first that waits and those that go with it; what is left has the next turn of the loop."""

@@ -14,7 +14,7 @@ from .breaker import Breaker, BreakerOptions
 from .choice import Choice
 from .errors import TOO_LONG, GatewayError
 from .exchange import Exchange
-from .forward import ExpertFailed, Forwarder, Upstream, says_too_long, unavailable
+from .forward import ExpertFailed, Forwarder, RemoteExpert, Upstream, says_too_long, unavailable
 from .local import LocalExpert, Workshop
 from .metrics import Metrics
 from .relay import Reply
@@ -111,6 +111,18 @@ def _without_thoughts(ask: Ask, choice: Choice, name: str, exchange: Exchange) -
         return None
     exchange.note = f"{dropped} parts that only {choice.before} can read were left out"
     return kept
+
+
+def _folded(
+    expert: RemoteExpert, ask: Ask, conversation: str | None, body: bytes, first: Upstream | ExpertFailed
+) -> bytes | None:
+    """A request's body with the spec's system prompt in the user's first message, if that may be what the server
+    refused, and is not how it was asked already.
+    """
+    if not may_refuse_system(first.status, first.said):
+        return None
+    folded = expert.body(ask, conversation, no_system=True)
+    return None if folded == body else folded
 
 
 class Attempts:
@@ -260,20 +272,17 @@ class Attempts:
             sent["accept-encoding"] = "identity"  # or the route could not be put into the answer
         body = expert.body(ask, conversation, expert.no_system)
         passed = () if ask.previous is None else (404,)  # it no longer keeps that response, and nobody else does
-        first: Upstream | ExpertFailed
         try:
-            first = await self._forwarder.open(expert, ask.api.path, body, sent, passed=passed)
+            reply = await self._forwarder.open(expert, ask.api.path, body, sent, passed=passed)
         except ExpertFailed as failure:
-            first = failure
-        is_refusal = may_refuse_system(first.status, first.said)
-        folded = expert.body(ask, conversation, no_system=True) if is_refusal else body
-        if isinstance(first, ExpertFailed):
-            if folded == body:
-                raise first
-        elif folded == body:
-            return first
+            folded = _folded(expert, ask, conversation, body, failure)
+            if folded is None:
+                raise
         else:
-            first.close()
+            folded = _folded(expert, ask, conversation, body, reply)
+            if folded is None:
+                return reply
+            reply.close()
         # What the spec adds may be what the server refuses: once more, with that in the first message of the user.
         reply = await self._forwarder.open(expert, ask.api.path, folded, sent, passed=passed)
         if reply.status < 400:

@@ -19,7 +19,7 @@ from ir3de.specs_ir3de import ExpertSpec, is_remote
 from . import guided
 from .capabilities import Capabilities
 from .chats import bad_image
-from .errors import GatewayError, wrong
+from .errors import TOO_LONG, GatewayError, wrong
 from .forward import ExpertFailed, Headers
 from .generation import Piece, can_call_tools
 from .limits import Limits
@@ -277,7 +277,7 @@ def _checked(expert: LocalExpert, order: Order, limits: Limits) -> int:
         message = f"The conversation has {length:,} tokens for expert {expert.name!r}"
         message += f", and {asked:,} new ones are asked for" if asked else ""
         message += f"; its window holds {source.window:,}: shorten it{' or ask for less' if asked else ''}."
-        raise _cannot(order, message, code="context_length_exceeded")
+        raise _cannot(order, message, code=TOO_LONG)
     return asked if asked is not None else min(usual, source.window - length)
 
 

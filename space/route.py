@@ -170,10 +170,12 @@ def _listen(
     active, idle = gr.update(interactive=True), gr.update(interactive=False)  # the button Stop
 
     def show(text: str, *choice: Any) -> tuple[str, str]:
+        """The route, as the bars and the tokens."""
         *values, visitor = choice
         return shown(site, text, Controls(*values), visitor)
 
     def answer(text: str, length: int, *choice: Any) -> Iterator[tuple[Any, ...]]:
+        """The chosen expert's answer as it comes, with thumbs to judge it once it is there."""
         *values, visitor = choice
         records: list[Event | None] = []
         yield "", "", active, *thumbs.shown(None)
@@ -182,6 +184,7 @@ def _listen(
         yield gr.skip(), gr.skip(), idle, *thumbs.shown(records[-1] if records else None)
 
     def answer_both(text: str, length: int, *choice: Any) -> Iterator[tuple[Any, ...]]:
+        """The answers of the first two experts, each in its own pane as it comes."""
         *values, visitor = choice
         yield "", "", active, *thumbs.shown(None)
         for panes in compared(site, text, length, Controls(*values), visitor):
